@@ -1,0 +1,19 @@
+//! What Larder's clients and servers say to each other.
+//!
+//! Identities ([`ids`], [`name`]), attributes ([`attr`]), errors and their errno table ([`error`]), every bound
+//! ([`limits`]), the first request of a connection ([`handshake`]), the requests themselves ([`service`]), how they
+//! travel ([`transport`], [`payload`]), and the seam to the machine that both ends run on ([`runtime`]).
+//! `docs/protocol.md` explains the contract.
+
+pub mod attr;
+pub mod error;
+pub mod faults;
+pub mod handshake;
+pub mod ids;
+pub mod limits;
+pub mod name;
+pub mod payload;
+pub mod runtime;
+pub mod service;
+pub mod stats;
+pub mod transport;

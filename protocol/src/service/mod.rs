@@ -1,0 +1,45 @@
+//! What a client can ask of a server.
+//!
+//! The methods of [`Larder`] are sorted by how a request may be repeated, because that is what the two ends must
+//! agree on: a *query* changes nothing, a *write* or *commit* has the same effect twice as once, and a *mutation* is
+//! recognised by its [`OpId`](crate::ids::OpId) and runs once.
+
+pub mod file;
+pub mod kind;
+pub mod volume;
+
+use crate::attr::Credential;
+use crate::error::ErrorCode;
+use crate::handshake::{Hello, Refusal, Welcome};
+use crate::ids::{Fid, OpId};
+use crate::stats::ServerStats;
+use file::{Committed, Mutated, Op, Query, QueryReply, WriteRequest, Written};
+use volume::{VolumeReply, VolumeRequest};
+
+/// The service of a file server. `hello` must come first on each connection.
+#[tarpc::service]
+pub trait Larder {
+    /// Opens the connection; see [`crate::handshake`].
+    async fn hello(hello: Hello) -> Result<Welcome, Refusal>;
+
+    /// Asks for something and changes nothing.
+    async fn query(cred: Credential, query: Query) -> Result<QueryReply, ErrorCode>;
+
+    /// Changes something, exactly once under any number of retries with the same id.
+    async fn mutate(cred: Credential, id: OpId, op: Op) -> Result<Mutated, ErrorCode>;
+
+    /// Writes file data in place. Idempotent, but a client never has two overlapping writes in flight.
+    async fn write(cred: Credential, request: WriteRequest) -> Result<Written, ErrorCode>;
+
+    /// Makes a file's unstable writes durable.
+    async fn commit(cred: Credential, fid: Fid) -> Result<Committed, ErrorCode>;
+
+    /// Volumes by name.
+    async fn volume(cred: Credential, request: VolumeRequest) -> Result<VolumeReply, ErrorCode>;
+
+    /// The client leaves for good: its slots and orphans are freed.
+    async fn goodbye() -> Result<(), ErrorCode>;
+
+    /// Counters since the server's start. Answered before `hello` too.
+    async fn stats() -> ServerStats;
+}
