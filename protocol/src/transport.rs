@@ -148,9 +148,10 @@ fn options() -> impl Options {
 
 fn encode<T: Serialize>(message: &T, header: &mut BytesMut) -> io::Result<Vec<Bytes>> {
     let start = header.len();
-    // Without a limit: with one, bincode serialises twice (to learn the size), and would hand over each payload twice.
-    let (result, payloads) =
-        payload::collect(|| options().serialize_into(bytes::BufMut::writer(&mut *header), message));
+    // Not `serialize_into`, which walks the message twice to learn its size, and would collect each payload twice.
+    let (result, payloads) = payload::collect(|| {
+        message.serialize(&mut bincode::Serializer::new(bytes::BufMut::writer(&mut *header), options()))
+    });
     result.map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
     if header.len() - start > MAX_HEADER {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "the message is larger than a frame's header may be"));
