@@ -1,1 +1,40 @@
-//! Larder.
+//! Tests and measurements of Larder on real mounts.
+//!
+//! [`server`] and [`mount`] run the two binaries and take them down again, [`raw`] speaks the protocol without a
+//! mount, [`size`] says how much to do, [`race`] lets two threads race. The tests under `tests/` state one promise
+//! each; `docs/semantics.md` cites them by name.
+
+pub mod fuzzing;
+pub mod mount;
+pub mod process;
+pub mod race;
+pub mod raw;
+pub mod server;
+pub mod size;
+
+/// Makes a test of each of these functions (`fn(Mode)`) for each caching mode: `nfs::NAME` and `direct::NAME`.
+#[macro_export]
+macro_rules! in_both_modes {
+    ($($name:ident),* $(,)?) => {
+        mod nfs {
+            $(#[test] fn $name() { super::$name($crate::mount::Mode::Nfs); })*
+        }
+        mod direct {
+            $(#[test] fn $name() { super::$name($crate::mount::Mode::Direct); })*
+        }
+    };
+}
+
+/// Makes a test of each of these functions (`fn(&Mount)`) for each caching mode, `nfs::NAME` and `direct::NAME`, each
+/// on a server, a store and a mount of its own.
+#[macro_export]
+macro_rules! on_a_mount_of_each_mode {
+    ($($name:ident),* $(,)?) => {
+        mod nfs {
+            $(#[test] fn $name() { $crate::mount::with_mount($crate::mount::Mode::Nfs, super::$name); })*
+        }
+        mod direct {
+            $(#[test] fn $name() { $crate::mount::with_mount($crate::mount::Mode::Direct, super::$name); })*
+        }
+    };
+}

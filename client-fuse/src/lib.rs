@@ -1,1 +1,12 @@
-//! Larder.
+//! Larder's client.
+//!
+//! [`rpc`] keeps the connections to a server; [`vfs`] is the file system that every mode shares; [`mode`] holds the
+//! caching policies; [`core`] the pure state machines under both: they take the time as an argument and touch neither
+//! socket nor clock. None of these needs a mount, so tests drive them directly.
+
+pub mod cli;
+pub mod core;
+pub mod fuse;
+pub mod mode;
+pub mod rpc;
+pub mod vfs;

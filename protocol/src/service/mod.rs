@@ -17,7 +17,7 @@ use file::{Committed, Mutated, Op, Query, QueryReply, WriteRequest, Written};
 use volume::{VolumeReply, VolumeRequest};
 
 /// The service of a file server. `hello` must come first on each connection.
-#[tarpc::service]
+#[tarpc::service(derive = [Clone, serde::Serialize, serde::Deserialize])]
 pub trait Larder {
     /// Opens the connection; see [`crate::handshake`].
     async fn hello(hello: Hello) -> Result<Welcome, Refusal>;

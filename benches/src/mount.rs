@@ -1,0 +1,184 @@
+//! Mounts of a server, as child processes.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use rustix::fs::statfs;
+use rustix::mount::{UnmountFlags, unmount};
+
+use crate::process::{Process, binary, run, scratch};
+use crate::server::Server;
+
+/// `f_type` of a FUSE mount, from statfs(2).
+const FUSE_SUPER_MAGIC: i64 = 0x6573_5546;
+
+/// How long a mount may take to answer, or a client to end.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How a client caches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Attributes and blocks, polled.
+    Nfs,
+    /// Nothing.
+    Direct,
+}
+
+impl Mode {
+    /// Both modes.
+    pub const ALL: [Mode; 2] = [Mode::Nfs, Mode::Direct];
+
+    /// The mode's name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Mode::Nfs => "nfs",
+            Mode::Direct => "direct",
+        }
+    }
+}
+
+/// A mounted client.
+#[derive(Debug)]
+pub struct Mount {
+    client: Option<Process>,
+    mode: Mode,
+    path: PathBuf,
+}
+
+impl Mount {
+    /// Mounts the volume `root` of `server` at `DIR/NAME`. `options` are those of `-o`, empty for none.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub fn new(dir: &Path, name: &str, server: &Server, mode: Mode, options: &str) -> Result<Mount> {
+        let path = dir.join(name);
+        fs::create_dir_all(&path)?;
+        ensure!(Path::new("/dev/fuse").exists(), "/dev/fuse is missing: load the fuse module; mounts cannot be tested");
+        let mut command = Command::new(binary("larder")?);
+        command.args(["mount", "--foreground", "--mode", mode.name()]);
+        if !options.is_empty() {
+            command.args(["-o", options]);
+        }
+        command.arg(server.address()).arg(&path);
+        let mut client = Process::spawn(&mut command, dir, name)?;
+        client.wait_ready(PATIENCE, || is_mounted(&path).then_some(()))?;
+        Ok(Mount { client: Some(client), mode, path })
+    }
+
+    /// The mount point.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// How this mount caches.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// A path below the mount point.
+    pub fn at(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// The client's process id, while it is mounted.
+    pub fn id(&self) -> Option<u32> {
+        self.client.as_ref().map(Process::id)
+    }
+
+    /// The client's counters, as JSON.
+    ///
+    /// # Errors
+    /// If the client does not answer.
+    pub fn stats(&self) -> Result<serde_json::Value> {
+        let output = run(Command::new(binary("larder")?).arg("stats").arg(&self.path).arg("--json"))?;
+        serde_json::from_slice(&output.stdout).context("reading the client's stats")
+    }
+
+    /// Unmounts with `larder umount` and waits for the client's end.
+    ///
+    /// # Errors
+    /// If either fails.
+    pub fn close(mut self, force: bool) -> Result<()> {
+        self.unmount(force)
+    }
+
+    fn unmount(&mut self, force: bool) -> Result<()> {
+        let Some(mut client) = self.client.take() else { return Ok(()) };
+        let mut command = Command::new(binary("larder")?);
+        command.arg("umount").args(force.then_some("--force")).arg(&self.path);
+        if let Err(error) = run(&mut command) {
+            // What the failure leaves must not stay behind.
+            let _ = unmount(&self.path, UnmountFlags::DETACH);
+            return Err(error);
+        }
+        let status = client.wait(PATIENCE)?;
+        ensure!(force || status.success(), "the client ended with {status}:\n{}", client.log());
+        Ok(())
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        // By force: a test that failed may have left files open, or a server that is gone.
+        if let Err(error) = self.unmount(true) {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
+/// Whether a FUSE file system answers at `path`.
+fn is_mounted(path: &Path) -> bool {
+    statfs(path).is_ok_and(|info| i128::from(info.f_type) == i128::from(FUSE_SUPER_MAGIC))
+}
+
+/// A server and two mounts of it.
+#[derive(Debug)]
+pub struct Pair {
+    /// The first mount.
+    pub a: Mount,
+    /// The second one.
+    pub b: Mount,
+    /// Their server.
+    pub server: Server,
+    dir: tempfile::TempDir,
+}
+
+impl Pair {
+    /// Starts a server and mounts it twice with these options.
+    ///
+    /// # Errors
+    /// If either does not start.
+    pub fn new(mode: Mode, options: &str) -> Result<Pair> {
+        let dir = scratch()?;
+        let server = Server::start(dir.path(), "process")?;
+        let a = Mount::new(dir.path(), "a", &server, mode, options)?;
+        let b = Mount::new(dir.path(), "b", &server, mode, options)?;
+        Ok(Pair { a, b, server, dir })
+    }
+
+    /// A directory of this test's own, outside the mounts.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+}
+
+/// Runs `promise` on a fresh mount, then unmounts in good order and checks the store.
+///
+/// # Panics
+/// If anything fails.
+pub fn with_mount(mode: Mode, promise: impl FnOnce(&Mount)) {
+    let outcome = (|| {
+        let dir = scratch()?;
+        let mut server = Server::start(dir.path(), "process")?;
+        let mount = Mount::new(dir.path(), "mnt", &server, mode, "")?;
+        promise(&mount);
+        mount.close(false)?;
+        server.check()
+    })();
+    if let Err(error) = outcome {
+        panic!("{} mode: {error:#}", mode.name());
+    }
+}

@@ -1,0 +1,162 @@
+//! Child processes: where the binaries are, where their output goes, and an end within a bounded time.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// How often a condition is looked at while waiting for it.
+const POLL: Duration = Duration::from_millis(5);
+
+/// One of the project's binaries: in `LARDER_BIN_DIR`, or where cargo puts it beside the running test.
+///
+/// # Errors
+/// If it is not there, with what to do.
+pub fn binary(name: &str) -> Result<PathBuf> {
+    let dir = match std::env::var_os("LARDER_BIN_DIR") {
+        Some(dir) => PathBuf::from(dir),
+        None => {
+            let me = std::env::current_exe().context("finding the running test")?;
+            // target/PROFILE/deps/TEST or target/PROFILE/BINARY
+            let dir = me.parent().context("the running test has no directory")?;
+            if dir.ends_with("deps") { dir.parent().unwrap_or(dir).to_owned() } else { dir.to_owned() }
+        }
+    };
+    let path = dir.join(name);
+    if !path.exists() {
+        bail!(
+            "{} is missing; run `cargo build --workspace` for the same profile first, or set LARDER_BIN_DIR, or use \
+             ./scripts/test, which does both",
+            path.display()
+        );
+    }
+    Ok(path)
+}
+
+/// A directory for one test, removed with all it holds when dropped. `LARDER_TEST_TMP` says where.
+///
+/// # Errors
+/// If it cannot be made.
+pub fn scratch() -> Result<tempfile::TempDir> {
+    let base = std::env::var_os("LARDER_TEST_TMP").map_or_else(std::env::temp_dir, PathBuf::from);
+    let mut builder = tempfile::Builder::new();
+    builder.prefix("larder-test-");
+    builder.tempdir_in(&base).with_context(|| format!("making a directory in {}", base.display()))
+}
+
+/// A process that was started here, killed when dropped.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    what: String,
+    log: PathBuf,
+    pid_file: PathBuf,
+}
+
+impl Process {
+    /// Starts `command` with its output in `DIR/NAME.log` and its process id in `DIR/NAME.pid`, where
+    /// `scripts/test` finds it if this process dies before it can clean up.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn spawn(command: &mut Command, dir: &Path, name: &str) -> Result<Process> {
+        let log = dir.join(format!("{name}.log"));
+        let out = File::options().create(true).append(true).open(&log)?;
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(out.try_clone()?)
+            .stderr(out)
+            .spawn()
+            .with_context(|| format!("starting {command:?}"))?;
+        let pid_file = dir.join(format!("{name}.pid"));
+        fs::write(&pid_file, child.id().to_string())?;
+        Ok(Process { child, what: format!("{command:?}"), log, pid_file })
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it has written so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Waits until `ready` gives a value.
+    ///
+    /// # Errors
+    /// If the process ends before, or `limit` passes; with its log.
+    pub fn wait_ready<T>(&mut self, limit: Duration, mut ready: impl FnMut() -> Option<T>) -> Result<T> {
+        let start = Instant::now();
+        loop {
+            if let Some(value) = ready() {
+                return Ok(value);
+            }
+            if let Some(status) = self.child.try_wait()? {
+                bail!("{} ended with {status} before it was ready:\n{}", self.what, self.log());
+            }
+            if start.elapsed() > limit {
+                bail!("{} is not ready after {limit:?}:\n{}", self.what, self.log());
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Errors
+    /// If the process is gone.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = Pid::from_raw(self.child.id().try_into()?).context("a process id of 0")?;
+        kill_process(pid, signal).with_context(|| format!("signalling {}", self.what))
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// If it is still running after `limit`.
+    pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            if start.elapsed() > limit {
+                bail!("{} is still running after {limit:?}:\n{}", self.what, self.log());
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Already gone is as good.
+        let _ = self.child.kill();
+        // A process that waits for a mount that does not answer cannot be reaped until that mount is gone; whoever
+        // owns both unmounts first.
+        let _ = self.wait(Duration::from_secs(10));
+        let _ = fs::remove_file(&self.pid_file);
+    }
+}
+
+/// Runs a program to its end and returns its output.
+///
+/// # Errors
+/// If it cannot be started or does not succeed; with its output.
+pub fn run(command: &mut Command) -> Result<Output> {
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("starting {command:?}"))?;
+    if !output.status.success() {
+        bail!(
+            "{command:?}: {}\n{}{}",
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    Ok(output)
+}

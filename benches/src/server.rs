@@ -1,0 +1,134 @@
+//! A server with a store of its own, as a child process.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use larder_protocol::stats::ServerStats;
+use rustix::process::Signal;
+
+use crate::process::{Process, binary, run};
+
+/// How long a server may take to listen, or to end.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A running (or killed) server.
+#[derive(Debug)]
+pub struct Server {
+    process: Option<Process>,
+    dir: PathBuf,
+    store: PathBuf,
+    durability: &'static str,
+    port: u16,
+}
+
+impl Server {
+    /// Starts a server on a free port of the loopback, with its store in `DIR/store`. `durability` is `power` or
+    /// `process`.
+    ///
+    /// # Errors
+    /// If it does not start.
+    pub fn start(dir: &Path, durability: &'static str) -> Result<Server> {
+        Server::start_on(dir, dir.join("store"), durability)
+    }
+
+    /// As [`start`](Server::start), with the store elsewhere.
+    ///
+    /// # Errors
+    /// If it does not start.
+    pub fn start_on(dir: &Path, store: PathBuf, durability: &'static str) -> Result<Server> {
+        let mut server = Server { process: None, dir: dir.to_owned(), store, durability, port: 0 };
+        server.restart()?;
+        Ok(server)
+    }
+
+    /// Starts it again where it was, on the same port.
+    ///
+    /// # Errors
+    /// If it does not start.
+    pub fn restart(&mut self) -> Result<()> {
+        let port_file = self.dir.join("port");
+        if let Err(error) = fs::remove_file(&port_file) {
+            ensure!(error.kind() == std::io::ErrorKind::NotFound, "removing {}: {error}", port_file.display());
+        }
+        let mut command = Command::new(binary("larderd")?);
+        command.arg("serve").arg("--store").arg(&self.store);
+        command.arg("--listen").arg(format!("127.0.0.1:{}", self.port));
+        command.arg("--durability").arg(self.durability).arg("--port-file").arg(&port_file);
+        let mut process = Process::spawn(&mut command, &self.dir, "larderd")?;
+        // The file may be seen between its creation and its contents.
+        self.port = process.wait_ready(PATIENCE, || fs::read_to_string(&port_file).ok()?.trim().parse().ok())?;
+        self.process = Some(process);
+        Ok(())
+    }
+
+    /// Kills it at once, as a crash does. Does nothing if it is not running.
+    ///
+    /// # Errors
+    /// If it does not end.
+    pub fn kill(&mut self) -> Result<()> {
+        if let Some(mut process) = self.process.take() {
+            process.signal(Signal::KILL)?;
+            process.wait(PATIENCE)?;
+        }
+        Ok(())
+    }
+
+    /// Ends it in good order. Does nothing if it is not running.
+    ///
+    /// # Errors
+    /// If it does not end, or not well.
+    pub fn stop(&mut self) -> Result<()> {
+        if let Some(mut process) = self.process.take() {
+            process.signal(Signal::TERM)?;
+            let status = process.wait(PATIENCE)?;
+            ensure!(status.success(), "larderd ended with {status} on SIGTERM:\n{}", process.log());
+        }
+        Ok(())
+    }
+
+    /// `HOST:PORT`.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// The store's directory.
+    pub fn store(&self) -> &Path {
+        &self.store
+    }
+
+    /// The server's process id, if it runs.
+    pub fn id(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::id)
+    }
+
+    /// The server's counters.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub fn stats(&self) -> Result<ServerStats> {
+        let output = run(Command::new(binary("larder")?).arg("stats").arg(self.address()).arg("--json"))?;
+        serde_json::from_slice(&output.stdout).context("reading the server's stats")
+    }
+
+    /// Ends the server and runs `larderd check` on the store.
+    ///
+    /// # Errors
+    /// If the check has anything to complain about.
+    pub fn check(&mut self) -> Result<()> {
+        self.stop()?;
+        run(Command::new(binary("larderd")?).arg("check").arg("--store").arg(&self.store))?;
+        Ok(())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Err(error) = self.stop() {
+            // Not a panic: it would hide the one that may be under way.
+            eprintln!("{error:#}");
+        }
+    }
+}

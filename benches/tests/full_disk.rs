@@ -1,0 +1,89 @@
+//! A store on a disk that is full: errors where they belong, and a store that works again after.
+#![allow(clippy::unwrap_used, reason = "a failed call fails the test")]
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use larder_benches::in_both_modes;
+use larder_benches::mount::{Mode, Mount};
+use larder_benches::process::{run, scratch};
+use larder_benches::server::Server;
+use rustix::io::Errno;
+use rustix::mount::{UnmountFlags, unmount};
+
+in_both_modes![a_full_disk_refuses_and_then_works_again];
+
+/// A small ext4 file system in a file.
+struct Disk {
+    path: PathBuf,
+}
+
+impl Disk {
+    /// Makes and mounts one of this many MiB. The kernel lets go of the loop device with the mount.
+    fn new(dir: &Path, mib: u64) -> Disk {
+        let (image, path) = (dir.join("disk.img"), dir.join("disk"));
+        File::create(&image).unwrap().set_len(mib << 20).unwrap();
+        run(Command::new("mkfs.ext4").args(["-q", "-m", "0"]).arg(&image)).unwrap();
+        fs::create_dir(&path).unwrap();
+        run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&path)).unwrap();
+        Disk { path }
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        if let Err(error) = unmount(&self.path, UnmountFlags::empty()) {
+            eprintln!("unmounting {}: {error}", self.path.display());
+            let _ = unmount(&self.path, UnmountFlags::DETACH);
+        }
+    }
+}
+
+/// Fills the disk with large files, then small ones, until both are refused; every refusal must be ENOSPC.
+fn fill(mount: &Mount) -> usize {
+    let refused = |error: std::io::Error| {
+        assert_eq!(error.raw_os_error(), Some(Errno::NOSPC.raw_os_error()), "{error}");
+    };
+    let mut made = 0;
+    for size in [4 << 20, 1 << 16, 100] {
+        for i in 0..100_000 {
+            let written = File::create(mount.at(format!("fill-{size}-{i}")))
+                .and_then(|mut file| file.write_all(&vec![7; size]).and_then(|()| file.sync_all()));
+            match written {
+                Ok(()) => made += 1,
+                Err(error) => {
+                    refused(error);
+                    break;
+                }
+            }
+        }
+    }
+    made
+}
+
+fn a_full_disk_refuses_and_then_works_again(mode: Mode) {
+    let dir = scratch().unwrap();
+    let disk = Disk::new(dir.path(), 64);
+    let mut server = Server::start_on(dir.path(), disk.path.join("store"), "power").unwrap();
+    let mount = Mount::new(dir.path(), "mnt", &server, mode, "").unwrap();
+    fs::write(mount.at("before"), "kept").unwrap();
+    for round in 0..2 {
+        assert!(fill(&mount) > 5, "round {round}: the disk should hold a few files");
+        assert_eq!(fs::read_to_string(mount.at("before")).unwrap(), "kept", "reading goes on");
+        for entry in fs::read_dir(mount.path()).unwrap() {
+            let path = entry.unwrap().path();
+            if path.file_name().is_some_and(|name| name != "before") {
+                fs::remove_file(&path).unwrap_or_else(|error| panic!("removing makes room: {error}"));
+            }
+        }
+        fs::write(mount.at("before"), "kept").unwrap();
+    }
+    fs::write(mount.at("after"), vec![1; 8 << 20]).unwrap();
+    assert_eq!(fs::metadata(mount.at("after")).unwrap().len(), 8 << 20);
+    mount.close(false).unwrap();
+    server.check().unwrap();
+    drop(server);
+    drop(disk);
+}

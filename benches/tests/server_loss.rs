@@ -1,0 +1,168 @@
+//! What programs may rely on when the server goes away, in each mode.
+#![allow(clippy::unwrap_used, reason = "a failed call fails the test")]
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use larder_benches::in_both_modes;
+use larder_benches::mount::{Mode, Mount};
+use larder_benches::process::{run, scratch};
+use larder_benches::server::Server;
+use larder_benches::size::Size;
+use rustix::io::Errno;
+
+in_both_modes![
+    untar_and_git_gc_survive_a_server_that_is_killed_every_second,
+    what_was_synced_survives_the_server,
+    forced_unmount_works_without_a_server,
+    a_soft_mount_gives_up_with_etimedout,
+    client_stats_answer_without_a_server,
+];
+
+/// A tree of files of many sizes, in an archive beside it.
+fn source_tree(dir: &Path, files: usize) -> (PathBuf, PathBuf) {
+    let tree = dir.join("tree");
+    for i in 0..files {
+        let sub = tree.join(format!("dir-{}", i % 37));
+        fs::create_dir_all(&sub).unwrap();
+        let line = format!("{i} {}\n", "text ".repeat(i % 13));
+        fs::write(sub.join(format!("file-{i}")), line.repeat(1 + (i * i) % 900)).unwrap();
+    }
+    let archive = dir.join("tree.tar");
+    run(Command::new("tar").arg("-cf").arg(&archive).arg("-C").arg(dir).arg("tree")).unwrap();
+    (tree, archive)
+}
+
+fn git(dir: &Path, args: &[&str]) {
+    let mut command = Command::new("git");
+    command.args(["-c", "user.name=Larder", "-c", "user.email=larder@localhost", "-c", "safe.directory=*"]);
+    command.args(["-c", "gc.auto=0", "-C"]).arg(dir).args(args);
+    run(&mut command).unwrap();
+}
+
+fn untar_and_git_gc_survive_a_server_that_is_killed_every_second(mode: Mode) {
+    let dir = scratch().unwrap();
+    let (tree, archive) = source_tree(dir.path(), Size::get().pick(200, 1_000, 3_000));
+    let kills = Size::get().pick(2, 6, 20);
+    let mut server = Server::start(dir.path(), "process").unwrap();
+    let mount = Mount::new(dir.path(), "mnt", &server, mode, "hard").unwrap();
+    let enough = AtomicBool::new(false);
+    let mut replayed = 0;
+    std::thread::scope(|scope| {
+        let work = scope.spawn(|| {
+            // Round after round until the killing is over, so that it always meets a program at work.
+            for round in 0.. {
+                let at = mount.at(format!("round-{round}"));
+                fs::create_dir(&at).unwrap();
+                run(Command::new("tar").arg("-xf").arg(&archive).arg("-C").arg(&at)).unwrap();
+                run(Command::new("diff").arg("-r").arg(&tree).arg(at.join("tree"))).unwrap();
+                git(&at.join("tree"), &["init", "-q"]);
+                git(&at.join("tree"), &["add", "."]);
+                git(&at.join("tree"), &["commit", "-q", "-m", "all"]);
+                git(&at.join("tree"), &["gc", "-q"]);
+                git(&at.join("tree"), &["fsck", "--full"]);
+                run(Command::new("diff").args(["-r", "-x", ".git"]).arg(&tree).arg(at.join("tree"))).unwrap();
+                if enough.load(Ordering::SeqCst) {
+                    return round + 1;
+                }
+                fs::remove_dir_all(&at).unwrap();
+            }
+            unreachable!("an endless range")
+        });
+        for _ in 0..kills {
+            std::thread::sleep(Duration::from_secs(1));
+            if work.is_finished() {
+                break;
+            }
+            // The counter starts anew with each process, so it is read before each end.
+            replayed += server.stats().unwrap().replayed;
+            server.kill().unwrap();
+            server.restart().unwrap();
+        }
+        enough.store(true, Ordering::SeqCst);
+        let rounds = work.join().unwrap();
+        println!("{} mode: {kills} kills during {rounds} rounds, {replayed} replies from slots", mode.name());
+    });
+    println!("last server: {} replies from slots", server.stats().unwrap().replayed);
+    mount.close(false).unwrap();
+    server.check().unwrap();
+}
+
+fn what_was_synced_survives_the_server(mode: Mode) {
+    let dir = scratch().unwrap();
+    let mut server = Server::start(dir.path(), "power").unwrap();
+    let mount = Mount::new(dir.path(), "mnt", &server, mode, "hard").unwrap();
+    let bytes: Vec<u8> = (0..300_000_u32).flat_map(u32::to_le_bytes).collect();
+    let mut file = fs::File::create(mount.at("file")).unwrap();
+    // Unstable writes on both sides of a crash, then one sync over all.
+    file.write_all(&bytes[..700_000]).unwrap();
+    server.kill().unwrap();
+    server.restart().unwrap();
+    file.write_all(&bytes[700_000..]).unwrap();
+    file.sync_all().unwrap();
+    server.kill().unwrap();
+    server.restart().unwrap();
+    drop(file);
+    assert!(fs::read(mount.at("file")).unwrap() == bytes);
+    mount.close(false).unwrap();
+    // Once more through a mount that never saw it.
+    server.stop().unwrap();
+    server.restart().unwrap();
+    let mount = Mount::new(dir.path(), "second", &server, mode, "").unwrap();
+    assert!(fs::read(mount.at("file")).unwrap() == bytes);
+    mount.close(false).unwrap();
+    server.check().unwrap();
+}
+
+fn forced_unmount_works_without_a_server(mode: Mode) {
+    let dir = scratch().unwrap();
+    let mut server = Server::start(dir.path(), "process").unwrap();
+    let mount = Mount::new(dir.path(), "mnt", &server, mode, "hard").unwrap();
+    fs::write(mount.at("file"), vec![1; 3 << 20]).unwrap();
+    server.kill().unwrap();
+    let path = mount.at("other");
+    let mut blocked = Command::new("cat").arg(&path).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(blocked.try_wait().unwrap().is_none(), "a hard mount waits for its server");
+    let start = Instant::now();
+    mount.close(true).unwrap();
+    while blocked.try_wait().unwrap().is_none() {
+        assert!(start.elapsed() < Duration::from_secs(15), "the blocked program outlives the mount");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(!blocked.wait().unwrap().success());
+}
+
+fn a_soft_mount_gives_up_with_etimedout(mode: Mode) {
+    let dir = scratch().unwrap();
+    let mut server = Server::start(dir.path(), "process").unwrap();
+    // timeo counts tenths of a second, as in nfs(5).
+    let mount = Mount::new(dir.path(), "mnt", &server, mode, "soft,timeo=10,retrans=1").unwrap();
+    fs::write(mount.at("before"), "").unwrap();
+    server.kill().unwrap();
+    let start = Instant::now();
+    let error = fs::write(mount.at("during"), "").unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(Errno::TIMEDOUT.raw_os_error()), "{error}");
+    assert!(start.elapsed() < Duration::from_secs(20), "gave up only after {:?}", start.elapsed());
+    server.restart().unwrap();
+    // The first request after the server's return may still meet the pause between two attempts to connect.
+    let start = Instant::now();
+    while let Err(error) = fs::write(mount.at("after"), "back") {
+        assert!(start.elapsed() < Duration::from_secs(30), "still {error} after the server's return");
+    }
+    assert_eq!(fs::read_to_string(mount.at("after")).unwrap(), "back");
+}
+
+fn client_stats_answer_without_a_server(mode: Mode) {
+    let dir = scratch().unwrap();
+    let mut server = Server::start(dir.path(), "process").unwrap();
+    let mount = Mount::new(dir.path(), "mnt", &server, mode, "hard").unwrap();
+    fs::write(mount.at("file"), "counted").unwrap();
+    server.kill().unwrap();
+    let stats = mount.stats().unwrap();
+    assert!(stats["requests"]["create"]["count"].as_u64() >= Some(1), "{stats}");
+}

@@ -1,0 +1,225 @@
+//! What two clients of one server may rely on between them, in each mode.
+#![allow(clippy::unwrap_used, reason = "a failed call fails the test")]
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::time::{Duration, Instant};
+
+use larder_benches::in_both_modes;
+use larder_benches::mount::{Mode, Mount, Pair};
+use larder_benches::race::race;
+use larder_benches::size::Size;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
+
+in_both_modes![
+    what_one_writes_and_closes_the_other_sees_at_its_next_open,
+    attributes_are_never_older_than_acregmax,
+    names_are_never_older_than_acdirmax,
+    appends_of_two_clients_lose_and_tear_nothing,
+    a_file_that_another_client_removed_is_stale,
+    one_mkdir_wins,
+    one_link_wins,
+    one_exclusive_create_wins,
+    one_rename_of_a_name_wins,
+    one_rename_noreplace_to_a_name_wins,
+    one_unlink_wins,
+];
+
+fn what_one_writes_and_closes_the_other_sees_at_its_next_open(mode: Mode) {
+    let pair = Pair::new(mode, "").unwrap();
+    let rounds = Size::get().pick(50, 1_000, 1_000);
+    for round in 0..rounds {
+        let (writer, reader) = if round.is_multiple_of(2) { (&pair.a, &pair.b) } else { (&pair.b, &pair.a) };
+        // The same length in most rounds, so that neither size nor a coarse time can give the change away.
+        let text = format!("{round:06}{}", "x".repeat(if round.is_multiple_of(10) { round * 7 } else { 100 }));
+        fs::write(writer.at("shared"), &text).unwrap();
+        let seen = fs::read_to_string(reader.at("shared")).unwrap();
+        assert!(seen == text, "round {round}: an old version was read: {:?}", seen.get(..6));
+    }
+}
+
+/// Asks `look` from before until after the bound; every answer asked for later than `bound` after the change must
+/// be the new one.
+fn fresh_after(bound: Duration, changed: Instant, what: &str, mut look: impl FnMut() -> bool) {
+    let mut fresh_at = None;
+    loop {
+        let asked = Instant::now();
+        let fresh = look();
+        if fresh {
+            fresh_at.get_or_insert(asked - changed);
+        } else {
+            assert!(asked - changed <= bound, "{what}: still old {:?} after the change", asked - changed);
+            assert!(fresh_at.is_none(), "{what}: old again after it was seen {fresh_at:?} after the change");
+        }
+        if asked - changed > bound + Duration::from_millis(200) {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn attributes_are_never_older_than_acregmax(mode: Mode) {
+    let pair = Pair::new(mode, "acregmin=1,acregmax=2").unwrap();
+    let bound = if mode == Mode::Direct { Duration::ZERO } else { Duration::from_secs(2) };
+    fs::write(pair.a.at("file"), "").unwrap();
+    for round in 0..Size::get().pick(1, 3, 10) as u32 {
+        let bits = 0o600 + round % 8;
+        let look = || fs::metadata(pair.b.at("file")).unwrap().mode() & 0o777 == bits;
+        assert!(!look(), "not changed yet");
+        fs::set_permissions(pair.a.at("file"), Permissions::from_mode(0o100_000 | bits)).unwrap();
+        fresh_after(bound, Instant::now(), "a mode", look);
+    }
+}
+
+fn names_are_never_older_than_acdirmax(mode: Mode) {
+    let pair = Pair::new(mode, "acdirmin=1,acdirmax=2").unwrap();
+    let bound = if mode == Mode::Direct { Duration::ZERO } else { Duration::from_secs(2) };
+    for round in 0..Size::get().pick(1, 3, 10) {
+        let name = format!("name-{round}");
+        assert!(!pair.b.at(&name).exists(), "its absence is remembered from here on");
+        File::create_new(pair.a.at(&name)).unwrap();
+        fresh_after(bound, Instant::now(), "a new name", || pair.b.at(&name).exists());
+        fs::remove_file(pair.a.at(&name)).unwrap();
+        fresh_after(bound, Instant::now(), "a removed name", || !pair.b.at(&name).exists());
+    }
+}
+
+fn appends_of_two_clients_lose_and_tear_nothing(mode: Mode) {
+    let pair = Pair::new(mode, "").unwrap();
+    let lines = Size::get().pick(500, 3_000, 10_000);
+    fs::write(pair.a.at("log"), "").unwrap();
+    let line = |who: char, i: usize| {
+        // Some lines are longer than a page, so that a torn one would show.
+        let len = if i.is_multiple_of(50) { 9_000 } else { i % 200 };
+        format!("{who} {i} {}\n", who.to_string().repeat(len))
+    };
+    std::thread::scope(|scope| {
+        for (who, mount) in [('A', &pair.a), ('B', &pair.b)] {
+            scope.spawn(move || {
+                let mut log = OpenOptions::new().append(true).open(mount.at("log")).unwrap();
+                for i in 0..lines {
+                    // One write(2) for each line.
+                    assert_eq!(log.write(line(who, i).as_bytes()).unwrap(), line(who, i).len());
+                }
+            });
+        }
+    });
+    for mount in [&pair.a, &pair.b] {
+        let mut next = BTreeMap::from([('A', 0), ('B', 0)]);
+        for found in fs::read_to_string(mount.at("log")).unwrap().split_inclusive('\n') {
+            let who = found.chars().next().unwrap();
+            let i = next.get_mut(&who).unwrap_or_else(|| panic!("a torn line: {found:.40}"));
+            assert!(found == line(who, *i), "line {i} of {who} is lost, out of order or torn: {found:.40}");
+            *i += 1;
+        }
+        assert_eq!(next, BTreeMap::from([('A', lines), ('B', lines)]));
+    }
+}
+
+fn a_file_that_another_client_removed_is_stale(mode: Mode) {
+    let pair = Pair::new(mode, "").unwrap();
+    fs::write(pair.a.at("file"), "x".repeat(100_000)).unwrap();
+    let mut open = File::open(pair.b.at("file")).unwrap();
+    fs::remove_file(pair.a.at("file")).unwrap();
+    let mut buffer = Vec::new();
+    let error = open.read_to_end(&mut buffer).expect_err("the file is gone");
+    assert_eq!(error.raw_os_error(), Some(Errno::STALE.raw_os_error()));
+    assert_eq!(File::open(pair.b.at("file")).unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+/// Lets the two mounts race, and requires that exactly one succeeds and the other fails with `loser`.
+fn one_wins(
+    pair: &Pair,
+    loser: Errno,
+    mut prepare: impl FnMut(usize),
+    act: impl Fn(&Mount, char, usize) -> std::io::Result<()> + Sync,
+    mut inspect: impl FnMut(usize, char),
+) {
+    let rounds = Size::get().pick(100, 1_000, 10_000);
+    let mut wins = [0, 0];
+    race(
+        rounds,
+        &mut prepare,
+        |round| act(&pair.a, 'a', round),
+        |round| act(&pair.b, 'b', round),
+        |round, a, b| {
+            let (winner, lost) = match (a, b) {
+                (Ok(()), Err(error)) => ('a', error),
+                (Err(error), Ok(())) => ('b', error),
+                other => panic!("round {round}: {other:?}: not exactly one won"),
+            };
+            assert_eq!(lost.raw_os_error(), Some(loser.raw_os_error()), "round {round}: {lost}");
+            wins[usize::from(winner == 'b')] += 1;
+            inspect(round, winner);
+        },
+    );
+    println!("a won {} and b won {} of {rounds} rounds", wins[0], wins[1]);
+}
+
+fn one_mkdir_wins(mode: Mode) {
+    let pair = Pair::new(mode, "").unwrap();
+    let act = |mount: &Mount, _, round: usize| fs::create_dir(mount.at(format!("dir-{round}")));
+    one_wins(&pair, Errno::EXIST, |_| (), act, |_, _| ());
+}
+
+fn one_link_wins(mode: Mode) {
+    let pair = Pair::new(mode, "").unwrap();
+    fs::write(pair.a.at("from-a"), "a").unwrap();
+    fs::write(pair.a.at("from-b"), "b").unwrap();
+    let act = |mount: &Mount, who, round: usize| {
+        fs::hard_link(mount.at(format!("from-{who}")), mount.at(format!("link-{round}")))
+    };
+    let inspect = |round: usize, winner: char| {
+        assert_eq!(fs::read_to_string(pair.a.at(format!("link-{round}"))).unwrap(), winner.to_string());
+    };
+    one_wins(&pair, Errno::EXIST, |_| (), act, inspect);
+}
+
+fn one_exclusive_create_wins(mode: Mode) {
+    let pair = Pair::new(mode, "").unwrap();
+    let act = |mount: &Mount, who: char, round: usize| {
+        File::create_new(mount.at(format!("file-{round}")))?.write_all(who.to_string().as_bytes())
+    };
+    let inspect = |round: usize, winner: char| {
+        assert_eq!(fs::read_to_string(pair.a.at(format!("file-{round}"))).unwrap(), winner.to_string());
+    };
+    one_wins(&pair, Errno::EXIST, |_| (), act, inspect);
+}
+
+fn one_rename_of_a_name_wins(mode: Mode) {
+    let pair = Pair::new(mode, "").unwrap();
+    let prepare = |round: usize| fs::write(pair.a.at(format!("from-{round}")), "moved").unwrap();
+    let act = |mount: &Mount, who, round: usize| {
+        fs::rename(mount.at(format!("from-{round}")), mount.at(format!("{who}-{round}")))
+    };
+    let inspect = |round: usize, winner: char| {
+        assert_eq!(fs::read_to_string(pair.a.at(format!("{winner}-{round}"))).unwrap(), "moved");
+    };
+    one_wins(&pair, Errno::NOENT, prepare, act, inspect);
+}
+
+fn one_rename_noreplace_to_a_name_wins(mode: Mode) {
+    let pair = Pair::new(mode, "").unwrap();
+    let prepare = |round: usize| {
+        fs::write(pair.a.at(format!("a-{round}")), "a").unwrap();
+        fs::write(pair.b.at(format!("b-{round}")), "b").unwrap();
+    };
+    let act = |mount: &Mount, who, round: usize| {
+        let (from, to) = (mount.at(format!("{who}-{round}")), mount.at(format!("to-{round}")));
+        Ok(renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)?)
+    };
+    let inspect = |round: usize, winner: char| {
+        assert_eq!(fs::read_to_string(pair.a.at(format!("to-{round}"))).unwrap(), winner.to_string());
+    };
+    one_wins(&pair, Errno::EXIST, prepare, act, inspect);
+}
+
+fn one_unlink_wins(mode: Mode) {
+    let pair = Pair::new(mode, "").unwrap();
+    let prepare = |round: usize| fs::write(pair.a.at(format!("file-{round}")), "").unwrap();
+    let act = |mount: &Mount, _, round: usize| fs::remove_file(mount.at(format!("file-{round}")));
+    one_wins(&pair, Errno::NOENT, prepare, act, |_, _| ());
+}

@@ -1,0 +1,473 @@
+//! Data of one file on its way to the server: what to send, what to commit, what to send again.
+//!
+//! A byte goes from *dirty* (only here) to *in flight* (a write request has it) to *sent* (the server has it, not
+//! durably) and then leaves. Rules:
+//!
+//! 1. No two requests in flight overlap. Newer data over a request in flight stays dirty until that is answered.
+//! 2. Sent data is kept until a commit is answered with the verifier of its write. A commit vouches only for writes that
+//!    were answered before it was sent.
+//! 3. At any other verifier the data is dirty again and is sent again.
+//! 4. Data that the server refuses for good is dropped; the caller records the error.
+//! 5. A flush waits for the data that was there when it began, not for data written later (*epochs*), so a steady
+//!    writer cannot hold it for ever.
+//! 6. Dirty data is kept back to be coalesced until somebody flushes, it is old, or there is much of it.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use larder_protocol::ids::Verifier;
+use larder_protocol::runtime::BootTime;
+
+use super::extents::{Extents, Piece};
+
+/// How much to hold back.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// Bytes of one write request at most.
+    pub max_write: usize,
+    /// Write requests in flight at most.
+    pub window: usize,
+    /// More dirty bytes than this begin to be sent.
+    pub high: u64,
+    /// Down to this many.
+    pub low: u64,
+    /// More sent bytes than this are committed.
+    pub commit_at: u64,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config { max_write: 1 << 20, window: 8, high: 8 << 20, low: 4 << 20, commit_at: 32 << 20 }
+    }
+}
+
+/// A request to make.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Write, then report with [`WriteBehind::wrote`].
+    Write {
+        /// Names the request.
+        id: u64,
+        /// Where.
+        offset: u64,
+        /// What.
+        data: Bytes,
+        /// Whether it must be durable when answered.
+        stable: bool,
+    },
+    /// Commit, then report with [`WriteBehind::committed`].
+    Commit {
+        /// Names the request.
+        id: u64,
+    },
+}
+
+/// What is known here about a range to be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cover {
+    /// Nothing: the server has it.
+    None,
+    /// All of it.
+    Full(Bytes),
+    /// Some of it.
+    Partial,
+}
+
+#[derive(Debug)]
+struct Dirty {
+    data: BytesMut,
+    epoch: u64,
+    since: BootTime,
+}
+
+#[derive(Debug)]
+struct Sent {
+    data: Bytes,
+    epoch: u64,
+    since: BootTime,
+    verifier: Verifier,
+    stamp: u64,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    id: u64,
+    offset: u64,
+    data: Bytes,
+    epoch: u64,
+    since: BootTime,
+    wanted: bool,
+}
+
+#[derive(Debug)]
+struct Committing {
+    id: u64,
+    stamp: u64,
+    owed: Option<u64>,
+}
+
+impl Piece for Dirty {
+    fn len(&self) -> usize {
+        self.data.len()
+    }
+
+    fn split_off(&mut self, at: usize) -> Self {
+        Dirty { data: self.data.split_off(at), ..*self }
+    }
+}
+
+impl Piece for Sent {
+    fn len(&self) -> usize {
+        self.data.len()
+    }
+
+    fn split_off(&mut self, at: usize) -> Self {
+        Sent { data: self.data.split_off(at), ..*self }
+    }
+}
+
+impl InFlight {
+    fn end(&self) -> u64 {
+        self.offset + self.data.len() as u64
+    }
+}
+
+/// One file's data on its way.
+#[derive(Debug)]
+pub struct WriteBehind {
+    config: Config,
+    dirty: Extents<Dirty>,
+    in_flight: Vec<InFlight>,
+    sent: Extents<Sent>,
+    committing: Option<Committing>,
+    /// The epoch of a flush that must commit although the data it waits for was overwritten meanwhile.
+    owed: Option<u64>,
+    epoch: u64,
+    send_goal: u64,
+    commit_goal: u64,
+    commit_now: bool,
+    streaming: bool,
+    paused: u32,
+    last_id: u64,
+    stamp: u64,
+}
+
+impl WriteBehind {
+    /// Nothing on its way.
+    pub fn new(config: Config) -> WriteBehind {
+        WriteBehind {
+            config,
+            dirty: Extents::default(),
+            in_flight: Vec::new(),
+            sent: Extents::default(),
+            committing: None,
+            owed: None,
+            epoch: 1,
+            send_goal: 0,
+            commit_goal: 0,
+            commit_now: false,
+            streaming: false,
+            paused: 0,
+            last_id: 0,
+            stamp: 0,
+        }
+    }
+
+    /// Takes data to be sent later.
+    pub fn write(&mut self, offset: u64, data: Bytes, now: BootTime) {
+        if data.is_empty() {
+            return;
+        }
+        let end = offset + data.len() as u64;
+        self.overwrite_sent(offset, end);
+        if let Some((start, chunk)) = self.dirty.at_mut(offset)
+            && start + chunk.data.len() as u64 >= end
+        {
+            let at = (offset - start) as usize;
+            chunk.data[at..at + data.len()].copy_from_slice(&data);
+            return;
+        }
+        let (mut epoch, mut since) = (self.epoch, now);
+        // Data under it that a flush waits for makes the new data part of what that flush waits for (rule 5).
+        for (_, old) in self.dirty.carve(offset, end) {
+            epoch = epoch.min(old.epoch);
+            since = since.min(old.since);
+        }
+        match self.dirty.remove_ending_at(offset) {
+            Some((start, mut chunk)) if chunk.data.len() + data.len() <= self.config.max_write => {
+                chunk.data.extend_from_slice(&data);
+                chunk.epoch = chunk.epoch.min(epoch);
+                chunk.since = chunk.since.min(since);
+                self.dirty.insert(start, chunk);
+            }
+            other => {
+                if let Some((start, chunk)) = other {
+                    self.dirty.insert(start, chunk);
+                }
+                self.dirty.insert(offset, Dirty { data: BytesMut::from(data), epoch, since });
+            }
+        }
+        self.streaming |= self.dirty.weight() > self.config.high;
+    }
+
+    /// Puts data in flight at once, for a mode that buffers nothing. `None` if it has to wait, because older data of
+    /// the range is still on its way (rule 1) or sending is paused.
+    pub fn write_through(&mut self, offset: u64, data: &Bytes, now: BootTime) -> Option<Action> {
+        let end = offset + data.len() as u64;
+        if self.paused > 0 || self.dirty.overlaps(offset, end) || self.in_flight_overlaps(offset, end) {
+            return None;
+        }
+        self.overwrite_sent(offset, end);
+        let (id, epoch) = (self.new_id(), self.epoch);
+        self.in_flight.push(InFlight { id, offset, data: data.clone(), epoch, since: now, wanted: true });
+        Some(Action::Write { id, offset, data: data.clone(), stable: false })
+    }
+
+    /// Wants everything that is here now sent, and with `durable` committed too. Wait until
+    /// [`WriteBehind::reached`] says so of the epoch returned.
+    pub fn flush(&mut self, durable: bool) -> u64 {
+        let epoch = self.epoch;
+        self.epoch += 1;
+        self.send_goal = epoch;
+        if durable {
+            self.commit_goal = epoch;
+        }
+        epoch
+    }
+
+    /// Whether a flush is done.
+    pub fn reached(&self, epoch: u64, durable: bool) -> bool {
+        let on_its_way = self.in_flight.iter().any(|piece| piece.epoch <= epoch)
+            || self.dirty.iter().any(|(_, chunk)| chunk.epoch <= epoch);
+        !on_its_way && !(durable && self.uncommitted(epoch))
+    }
+
+    /// Wants what is sent committed, without waiting for what is not.
+    pub fn commit_soon(&mut self) {
+        self.commit_now = true;
+    }
+
+    /// Sends nothing until [`WriteBehind::resume`].
+    pub fn pause(&mut self) {
+        self.paused += 1;
+    }
+
+    /// Takes back one [`WriteBehind::pause`].
+    pub fn resume(&mut self) {
+        self.paused = self.paused.saturating_sub(1);
+    }
+
+    /// Forgets all data: the file is gone, or was truncated to nothing.
+    pub fn discard(&mut self) {
+        self.dirty.clear();
+        self.sent.clear();
+        self.owed = None;
+        self.streaming = false;
+        for piece in &mut self.in_flight {
+            piece.wanted = false;
+        }
+    }
+
+    /// The next request to make, if any is due. Call it until it returns `None`.
+    pub fn next_action(&mut self) -> Option<Action> {
+        if self.paused > 0 {
+            return None;
+        }
+        self.next_commit().or_else(|| self.next_write())
+    }
+
+    fn next_commit(&mut self) -> Option<Action> {
+        if self.sent.is_empty() && self.owed.is_none() {
+            self.commit_now = false;
+            return None;
+        }
+        let flushed = self.uncommitted(self.commit_goal) && self.reached(self.commit_goal, false);
+        let due = flushed || self.commit_now || self.sent.weight() > self.config.commit_at;
+        if self.committing.is_some() || !due {
+            return None;
+        }
+        self.commit_now = false;
+        let id = self.new_id();
+        self.committing = Some(Committing { id, stamp: self.stamp, owed: self.owed.take() });
+        Some(Action::Commit { id })
+    }
+
+    fn next_write(&mut self) -> Option<Action> {
+        if self.in_flight.len() >= self.config.window {
+            return None;
+        }
+        let (goal, max) = (self.send_goal, self.config.max_write);
+        self.streaming &= self.dirty.weight() > self.config.low;
+        let free =
+            |(start, chunk): &(u64, &Dirty)| !self.in_flight_overlaps(*start, start + chunk.data.len().min(max) as u64);
+        let mut due = self.dirty.iter().find(|(start, chunk)| chunk.epoch <= goal && free(&(*start, *chunk)));
+        if due.is_none() && self.streaming {
+            let full = |(start, chunk): &(u64, &Dirty)| chunk.data.len() >= max && free(&(*start, *chunk));
+            due = self.dirty.iter().find(full).or_else(|| self.dirty.iter().find(free));
+        }
+        let (offset, _) = due?;
+        let mut chunk = self.dirty.remove(offset)?;
+        if chunk.data.len() > max {
+            let rest = chunk.split_off(max);
+            self.dirty.insert(offset + max as u64, rest);
+        }
+        loop {
+            let end = offset + chunk.data.len() as u64;
+            let joins = |next: &Dirty| chunk.data.len() + next.data.len() <= max;
+            match self.dirty.at(end) {
+                Some((start, next)) if start == end && joins(next) => {
+                    if self.in_flight_overlaps(end, end + next.data.len() as u64) {
+                        break;
+                    }
+                }
+                _ => break,
+            }
+            let Some(next) = self.dirty.remove(end) else { break };
+            chunk.data.extend_from_slice(&next.data);
+            chunk.epoch = chunk.epoch.min(next.epoch);
+            chunk.since = chunk.since.min(next.since);
+        }
+        let Dirty { data, epoch, since } = chunk;
+        // A flush of a single request needs no commit if that request is stable.
+        let stable = epoch <= self.commit_goal
+            && self.in_flight.is_empty()
+            && self.reached(self.commit_goal, true)
+            && self.committing.is_none();
+        let (id, data) = (self.new_id(), data.freeze());
+        self.in_flight.push(InFlight { id, offset, data: data.clone(), epoch, since, wanted: true });
+        Some(Action::Write { id, offset, data, stable })
+    }
+
+    /// A write was answered: with its stability and verifier, or with `None` if it was refused for good (rule 4).
+    pub fn wrote(&mut self, id: u64, outcome: Option<(bool, Verifier)>) {
+        let Some(place) = self.in_flight.iter().position(|piece| piece.id == id) else { return };
+        let piece = self.in_flight.swap_remove(place);
+        let Some((stable, verifier)) = outcome else { return };
+        let lost = self.sent.extract(|sent| sent.verifier != verifier);
+        self.send_again(lost);
+        if stable || !piece.wanted {
+            return;
+        }
+        self.stamp += 1;
+        let (start, end, epoch) = (piece.offset, piece.end(), piece.epoch);
+        let sent = Sent { data: piece.data, epoch, since: piece.since, verifier, stamp: self.stamp };
+        self.sent.insert(start, sent);
+        let overwritten: Vec<(u64, u64)> = self
+            .dirty
+            .iter()
+            .map(|(at, chunk)| (at.max(start), (at + chunk.data.len() as u64).min(end)))
+            .filter(|(from, to)| from < to)
+            .collect();
+        for (from, to) in overwritten {
+            self.overwrite_sent(from, to);
+        }
+    }
+
+    /// A commit was answered: with its verifier, or with `None` if it was refused for good (rule 4).
+    pub fn committed(&mut self, id: u64, outcome: Option<Verifier>) {
+        let Some(commit) = self.committing.take_if(|commit| commit.id == id) else { return };
+        let mut covered = self.sent.extract(|sent| sent.stamp <= commit.stamp);
+        if let Some(verifier) = outcome {
+            covered.retain(|(_, sent)| sent.verifier != verifier);
+            self.send_again(covered);
+        }
+    }
+
+    fn send_again(&mut self, lost: Vec<(u64, Sent)>) {
+        for (start, sent) in lost {
+            self.send_goal = self.send_goal.max(sent.epoch);
+            let dirty = Dirty { data: BytesMut::from(sent.data), epoch: sent.epoch, since: sent.since };
+            self.dirty.insert(start, dirty);
+        }
+    }
+
+    fn overwrite_sent(&mut self, start: u64, end: u64) {
+        for (_, old) in self.sent.carve(start, end) {
+            if old.epoch <= self.commit_goal {
+                self.owed = Some(self.owed.map_or(old.epoch, |owed| owed.min(old.epoch)));
+            }
+        }
+    }
+
+    fn uncommitted(&self, epoch: u64) -> bool {
+        let owed = |owed: Option<u64>| owed.is_some_and(|owed| owed <= epoch);
+        owed(self.owed)
+            || self.committing.as_ref().is_some_and(|commit| owed(commit.owed))
+            || self.sent.iter().any(|(_, sent)| sent.epoch <= epoch)
+    }
+
+    fn in_flight_overlaps(&self, start: u64, end: u64) -> bool {
+        self.in_flight.iter().any(|piece| piece.offset < end && start < piece.end())
+    }
+
+    fn new_id(&mut self) -> u64 {
+        self.last_id += 1;
+        self.last_id
+    }
+
+    /// What is known here of `start..end`.
+    pub fn read(&self, start: u64, end: u64) -> Cover {
+        if !self.dirty.overlaps(start, end) && !self.in_flight_overlaps(start, end) {
+            return Cover::None;
+        }
+        let mut out = BytesMut::with_capacity((end - start) as usize);
+        let mut at = start;
+        while at < end {
+            let (from, data, limit) = match self.dirty.at(at) {
+                Some((from, chunk)) => (from, &chunk.data[..], end),
+                None => match self.in_flight.iter().find(|piece| piece.offset <= at && at < piece.end()) {
+                    Some(piece) => {
+                        (piece.offset, &piece.data[..], self.dirty.next_start(at).map_or(end, |n| n.min(end)))
+                    }
+                    None => return Cover::Partial,
+                },
+            };
+            let stop = (from + data.len() as u64).min(limit);
+            out.extend_from_slice(&data[(at - from) as usize..(stop - from) as usize]);
+            at = stop;
+        }
+        Cover::Full(out.freeze())
+    }
+
+    /// Where data that the server does not have yet ends.
+    pub fn end(&self) -> Option<u64> {
+        self.dirty.end().into_iter().chain(self.in_flight.iter().map(InFlight::end)).max()
+    }
+
+    /// Whether there is data that the server does not have yet.
+    pub fn has_unsent(&self) -> bool {
+        !self.dirty.is_empty() || !self.in_flight.is_empty()
+    }
+
+    /// Whether there is data that the server has and has not committed.
+    pub fn has_uncommitted(&self) -> bool {
+        !self.sent.is_empty() || self.owed.is_some() || self.committing.is_some()
+    }
+
+    /// Whether nothing is on its way.
+    pub fn is_idle(&self) -> bool {
+        !self.has_unsent() && !self.has_uncommitted()
+    }
+
+    /// Whether no request is in flight.
+    pub fn is_quiet(&self) -> bool {
+        self.in_flight.is_empty() && self.committing.is_none()
+    }
+
+    /// Memory held, about, in bytes.
+    pub fn weight(&self) -> u64 {
+        self.dirty.weight()
+            + self.sent.weight()
+            + self.in_flight.iter().map(|piece| piece.data.len() as u64).sum::<u64>()
+    }
+
+    /// Whether anything has been here for `age`.
+    pub fn has_older(&self, now: BootTime, age: Duration) -> bool {
+        let old = |since: BootTime| now.saturating_sub(since) >= age;
+        self.dirty.iter().any(|(_, chunk)| old(chunk.since)) || self.sent.iter().any(|(_, sent)| old(sent.since))
+    }
+}
+
+#[cfg(test)]
+#[path = "write_behind_tests.rs"]
+mod tests;

@@ -1,0 +1,336 @@
+//! One channel: a connection that is opened again, one generation higher, whenever it was lost.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use larder_protocol::handshake::{Hello, MAX_VERSION, MIN_VERSION, Refusal, Welcome};
+use larder_protocol::ids::ClientId;
+use larder_protocol::limits::MAX_DEADLINE;
+use larder_protocol::runtime::SharedRuntime;
+use larder_protocol::service::{LarderRequest, LarderResponse};
+use larder_protocol::stats::Recorder;
+use parking_lot::Mutex;
+use tarpc::client::{Channel as Pipe, RpcError};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::connector::Connector;
+use super::slot_queue::SlotQueue;
+use super::{Cause, ConnectError};
+
+/// The first wait before trying to connect again; each further one is twice as long.
+const BACKOFF_MIN: Duration = Duration::from_millis(10);
+/// The longest.
+const BACKOFF_MAX: Duration = Duration::from_secs(2);
+
+/// What all channels of a client share.
+pub struct Shared {
+    /// Clock, randomness, tasks.
+    pub runtime: SharedRuntime,
+    /// Opens connections.
+    pub connector: Arc<dyn Connector>,
+    /// This client's identity.
+    pub client: ClientId,
+    /// How long to wait for an answer.
+    pub timeo: Duration,
+    /// Replay slots; they know the incarnation too.
+    pub slots: Arc<SlotQueue>,
+    /// Ends everything.
+    pub aborted: CancellationToken,
+    /// Counts requests.
+    pub recorder: Recorder,
+    /// Connections opened after the first of each channel.
+    pub reconnects: AtomicU64,
+    /// Server processes seen after the first.
+    pub server_restarts: AtomicU64,
+    /// Told when a new server process was seen.
+    pub new_epoch: Notify,
+    link: Mutex<LinkState>,
+}
+
+#[derive(Debug, Default)]
+struct LinkState {
+    /// Whether the loss of the server was logged and its return not yet.
+    lost: bool,
+    welcome: Option<Welcome>,
+}
+
+impl Shared {
+    /// For a client that has no connection yet.
+    pub fn new(runtime: SharedRuntime, connector: Arc<dyn Connector>, timeo: Duration) -> Shared {
+        let client = ClientId((u128::from(runtime.random()) << 64) | u128::from(runtime.random()));
+        Shared {
+            runtime,
+            connector,
+            client,
+            timeo: timeo.clamp(Duration::from_millis(1), MAX_DEADLINE),
+            slots: SlotQueue::new(1),
+            aborted: CancellationToken::new(),
+            recorder: Recorder::default(),
+            reconnects: AtomicU64::new(0),
+            server_restarts: AtomicU64::new(0),
+            new_epoch: Notify::new(),
+            link: Mutex::new(LinkState::default()),
+        }
+    }
+
+    /// What the server said of itself last.
+    pub fn welcome(&self) -> Option<Welcome> {
+        self.link.lock().welcome.clone()
+    }
+
+    /// Logs that the server is gone, once.
+    fn lost(&self, why: &str) {
+        let news = !std::mem::replace(&mut self.link.lock().lost, true);
+        if news && !self.aborted.is_cancelled() {
+            tracing::warn!("the server {} does not answer ({why}); trying again", self.connector.server());
+        }
+    }
+
+    fn welcomed(&self, welcome: &Welcome) {
+        let (back, restarted) = {
+            let mut link = self.link.lock();
+            let restarted = link.welcome.as_ref().is_some_and(|old| old.epoch != welcome.epoch);
+            link.welcome = Some(welcome.clone());
+            (std::mem::take(&mut link.lost), restarted)
+        };
+        self.slots.set_limit(welcome.slots);
+        if back {
+            tracing::info!("the server {} answers again", self.connector.server());
+        }
+        if restarted {
+            tracing::info!("the server {} has been restarted", self.connector.server());
+            self.server_restarts.fetch_add(1, Ordering::Relaxed);
+            self.new_epoch.notify_one();
+        }
+    }
+}
+
+/// A connection on which `hello` was answered.
+pub struct Connection {
+    pipe: Pipe<LarderRequest, LarderResponse>,
+    dead: CancellationToken,
+}
+
+impl Connection {
+    /// Sends a request and waits for its answer at most for `timeout`.
+    ///
+    /// # Errors
+    /// Why there is no answer; the connection is then to be given up with [`Connection::kill`].
+    pub async fn call(&self, request: LarderRequest, timeout: Duration) -> Result<LarderResponse, RpcError> {
+        let mut context = tarpc::context::current();
+        context.deadline = Instant::now() + timeout.min(MAX_DEADLINE);
+        tokio::select! {
+            biased;
+            reply = self.pipe.call(context, request) => reply,
+            () = self.dead.cancelled() => Err(RpcError::Shutdown),
+        }
+    }
+
+    /// Uses this connection no more.
+    pub fn kill(&self) {
+        self.dead.cancel();
+    }
+
+    /// Whether it is of no use any more.
+    pub fn is_dead(&self) -> bool {
+        self.dead.is_cancelled()
+    }
+}
+
+enum State {
+    Idle,
+    Connecting,
+    Up(Arc<Connection>),
+}
+
+/// One channel.
+pub struct Channel {
+    shared: Arc<Shared>,
+    number: u32,
+    generation: AtomicU64,
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+impl Channel {
+    /// Not connected yet.
+    pub fn new(shared: Arc<Shared>, number: u32) -> Arc<Channel> {
+        let state = Mutex::new(State::Idle);
+        Arc::new(Channel { shared, number, generation: AtomicU64::new(0), state, changed: Notify::new() })
+    }
+
+    /// Whether there is a connection now.
+    pub fn is_up(&self) -> bool {
+        matches!(&*self.state.lock(), State::Up(connection) if !connection.is_dead())
+    }
+
+    /// Gives up the connection, if there is one.
+    pub fn kill(&self) {
+        if let State::Up(connection) = &*self.state.lock() {
+            connection.kill();
+        }
+    }
+
+    /// The connection, opening one if need be, for as long as it takes. The caller bounds the wait.
+    ///
+    /// # Errors
+    /// `Aborted` when the mount is being taken down.
+    pub async fn connection(self: &Arc<Channel>) -> Result<Arc<Connection>, Cause> {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            // Registered before the state is read, so that no change is missed.
+            changed.as_mut().enable();
+            if self.shared.aborted.is_cancelled() {
+                return Err(Cause::Aborted);
+            }
+            {
+                let mut state = self.state.lock();
+                match &*state {
+                    State::Up(connection) if !connection.is_dead() => return Ok(connection.clone()),
+                    State::Connecting => {}
+                    State::Up(_) | State::Idle => {
+                        *state = State::Connecting;
+                        self.shared.runtime.spawn(Box::pin(self.clone().reconnect()));
+                    }
+                }
+            }
+            tokio::select! {
+                () = changed => {}
+                () = self.shared.aborted.cancelled() => return Err(Cause::Aborted),
+            }
+        }
+    }
+
+    /// Opens the first connection, trying once.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn connect_first(self: &Arc<Channel>) -> Result<Welcome, ConnectError> {
+        let (connection, welcome) = self.connect_once().await?;
+        self.up(connection);
+        Ok(welcome)
+    }
+
+    fn up(&self, connection: Arc<Connection>) {
+        *self.state.lock() = State::Up(connection);
+        self.changed.notify_waiters();
+    }
+
+    async fn reconnect(self: Arc<Channel>) {
+        let mut backoff = BACKOFF_MIN;
+        loop {
+            let attempt = tokio::select! {
+                attempt = self.connect_once() => attempt,
+                () = self.shared.aborted.cancelled() => break,
+            };
+            match attempt {
+                Ok((connection, _)) => {
+                    self.up(connection);
+                    return;
+                }
+                // A higher generation is all it takes; the next attempt has one.
+                Err(ConnectError::Refused(Refusal::Fenced)) => {}
+                Err(error) => self.shared.lost(&error.to_string()),
+            }
+            // Between half and all of the time, so that clients of a restarted server do not come all at once.
+            let jitter = 500 + self.shared.runtime.random() % 501;
+            let wait = backoff.mul_f64(jitter as f64 / 1000.0);
+            tokio::select! {
+                () = self.shared.runtime.sleep(wait) => {}
+                () = self.shared.aborted.cancelled() => break,
+            }
+            backoff = (backoff * 2).min(BACKOFF_MAX);
+        }
+        *self.state.lock() = State::Idle;
+        self.changed.notify_waiters();
+    }
+
+    async fn connect_once(self: &Arc<Channel>) -> Result<(Arc<Connection>, Welcome), ConnectError> {
+        let shared = &self.shared;
+        let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
+        let transport = tokio::select! {
+            transport = shared.connector.connect(self.number) => {
+                transport.map_err(|error| ConnectError::Network(error.to_string()))?
+            }
+            () = shared.runtime.sleep(shared.timeo) => {
+                return Err(ConnectError::Network("no connection in time".to_owned()));
+            }
+        };
+        let tarpc::client::NewClient { client: pipe, dispatch } =
+            tarpc::client::new(tarpc::client::Config::default(), transport);
+        let connection = Arc::new(Connection { pipe, dead: CancellationToken::new() });
+        self.watch(dispatch, connection.dead.clone());
+        let hello = Hello {
+            min_version: MIN_VERSION,
+            max_version: MAX_VERSION,
+            client: shared.client,
+            incarnation: shared.slots.incarnation(),
+            channel: self.number,
+            generation,
+            software: concat!("larder ", env!("CARGO_PKG_VERSION")).to_owned(),
+        };
+        let sent = shared.runtime.boottime();
+        let reply = connection.call(LarderRequest::Hello { hello }, shared.timeo).await;
+        let took = shared.runtime.boottime().saturating_sub(sent);
+        let ok = matches!(&reply, Ok(LarderResponse::Hello(Ok(_))));
+        shared.recorder.record(larder_protocol::service::kind::Kind::Hello, took, ok);
+        let refused = match reply {
+            Ok(LarderResponse::Hello(Ok(welcome))) => {
+                if generation > 1 {
+                    shared.reconnects.fetch_add(1, Ordering::Relaxed);
+                }
+                shared.welcomed(&welcome);
+                return Ok((connection, welcome));
+            }
+            Ok(LarderResponse::Hello(Err(refusal))) => ConnectError::Refused(refusal),
+            Ok(_) => ConnectError::Network("the server answered something else than was asked".to_owned()),
+            Err(error) => ConnectError::Network(chain(&error)),
+        };
+        connection.kill();
+        Err(refused)
+    }
+
+    /// Runs a connection until it ends or is given up. The control channel is then opened again at once, so that a
+    /// server that was restarted is noticed although nothing is asked of it.
+    fn watch(
+        self: &Arc<Channel>,
+        dispatch: impl Future<Output = Result<(), impl std::error::Error>> + Send + 'static,
+        dead: CancellationToken,
+    ) {
+        let channel = Arc::downgrade(self);
+        let aborted = self.shared.aborted.clone();
+        self.shared.runtime.spawn(Box::pin(async move {
+            let why = tokio::select! {
+                ended = dispatch => match ended {
+                    Ok(()) => "it closed the connection".to_owned(),
+                    Err(error) => chain(&error),
+                },
+                () = dead.cancelled() => "no answer in time".to_owned(),
+                () = aborted.cancelled() => "the mount is shutting down".to_owned(),
+            };
+            dead.cancel();
+            let Some(channel) = channel.upgrade() else { return };
+            let was_up = matches!(&*channel.state.lock(), State::Up(up) if up.is_dead());
+            if was_up && !aborted.is_cancelled() && channel.number == 0 {
+                channel.shared.lost(&why);
+                // Only to have it opened; whoever needs it waits for it too.
+                let _ = channel.connection().await;
+            }
+        }));
+    }
+}
+
+/// An error with all its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        cause = inner.source();
+    }
+    text
+}

@@ -1,0 +1,414 @@
+//! Sending requests and repeating them until they are answered.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use larder_protocol::attr::Credential;
+use larder_protocol::error::ErrorCode;
+use larder_protocol::handshake::Welcome;
+use larder_protocol::ids::{Fid, OpId};
+use larder_protocol::runtime::BootTime;
+use larder_protocol::service::file::{Committed, Mutated, Op, Query, QueryReply, WriteRequest, Written};
+use larder_protocol::service::kind::Kind;
+use larder_protocol::service::volume::{VolumeReply, VolumeRequest};
+use larder_protocol::service::{LarderRequest, LarderResponse};
+
+use super::channel::{Channel, Shared};
+use super::slot_queue::SlotGuard;
+use super::{Cause, ConnectError, Failure};
+
+/// Channels for data, beside the one for small requests.
+const DATA_CHANNELS: u32 = 2;
+/// The first wait before asking a server again that said it is not ready.
+const NOT_READY_MIN: Duration = Duration::from_millis(10);
+/// The longest.
+const NOT_READY_MAX: Duration = Duration::from_secs(1);
+/// How long to wait for the answer to a goodbye.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// How long a request may take.
+#[derive(Clone, Copy, Debug)]
+pub enum Patience {
+    /// For ever: the mount is `hard`.
+    Hard,
+    /// This long: the mount is `soft`.
+    Soft(Duration),
+}
+
+/// A server, as requests see it.
+pub struct Client {
+    shared: Arc<Shared>,
+    patience: Patience,
+    channels: Vec<Arc<Channel>>,
+    next_read: AtomicU32,
+    retries: AtomicU64,
+    bytes_read: AtomicU64,
+    bytes_written: AtomicU64,
+}
+
+/// How often one request went out.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tries {
+    sent: u32,
+    /// How many of these were not answered, so that each may have been executed.
+    open: u32,
+}
+
+impl Client {
+    /// Not connected yet.
+    pub fn new(shared: Shared, patience: Patience) -> Arc<Client> {
+        let shared = Arc::new(shared);
+        let channels = (0..=DATA_CHANNELS).map(|number| Channel::new(shared.clone(), number)).collect();
+        Arc::new(Client {
+            shared,
+            patience,
+            channels,
+            next_read: AtomicU32::new(0),
+            retries: AtomicU64::new(0),
+            bytes_read: AtomicU64::new(0),
+            bytes_written: AtomicU64::new(0),
+        })
+    }
+
+    /// Opens the control channel, trying once.
+    ///
+    /// # Errors
+    /// Why it cannot be.
+    pub async fn connect(&self) -> Result<Welcome, ConnectError> {
+        self.channels[0].connect_first().await
+    }
+
+    /// What the channels share: counters, clock, the end of the mount.
+    pub fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// Whether the control channel has a connection now.
+    pub fn is_connected(&self) -> bool {
+        self.channels[0].is_up()
+    }
+
+    /// Requests that were sent more than once.
+    pub fn retries(&self) -> u64 {
+        self.retries.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of file data received.
+    pub fn bytes_read(&self) -> u64 {
+        self.bytes_read.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of file data that the server has taken.
+    pub fn bytes_written(&self) -> u64 {
+        self.bytes_written.load(Ordering::Relaxed)
+    }
+
+    /// Asks for something and changes nothing.
+    ///
+    /// # Errors
+    /// The server's, or that there is no answer.
+    pub async fn query(&self, cred: &Credential, query: Query) -> Result<QueryReply, Failure> {
+        let channel = match &query {
+            // Reads have no order, so they use the data channels in turn.
+            Query::Read { .. } => 1 + self.next_read.fetch_add(1, Ordering::Relaxed) % DATA_CHANNELS,
+            _ => 0,
+        };
+        let kind = query.kind();
+        let request = LarderRequest::Query { cred: cred.clone(), query };
+        let reply = self.repeat(channel, kind, request).await?;
+        let LarderResponse::Query(reply) = reply else { return Err(unexpected(kind)) };
+        let reply = reply.map_err(Failure::Refused)?;
+        if let QueryReply::Data { data, .. } = &reply {
+            self.bytes_read.fetch_add(data.len() as u64, Ordering::Relaxed);
+        }
+        Ok(reply)
+    }
+
+    /// Writes in place. All writes of a file use one channel, so that a later write is sent only after the channel
+    /// that may still carry an earlier one is fenced.
+    ///
+    /// # Errors
+    /// The server's, or that there is no answer.
+    pub async fn write(&self, cred: &Credential, request: WriteRequest) -> Result<Written, Failure> {
+        let (channel, len) = (file_channel(request.fid), request.data.len() as u64);
+        let request = LarderRequest::Write { cred: cred.clone(), request };
+        let reply = self.repeat(channel, Kind::Write, request).await?;
+        let LarderResponse::Write(reply) = reply else { return Err(unexpected(Kind::Write)) };
+        let reply = reply.map_err(Failure::Refused)?;
+        self.bytes_written.fetch_add(len, Ordering::Relaxed);
+        Ok(reply)
+    }
+
+    /// Makes a file's unstable writes durable.
+    ///
+    /// # Errors
+    /// The server's, or that there is no answer.
+    pub async fn commit(&self, cred: &Credential, fid: Fid) -> Result<Committed, Failure> {
+        let request = LarderRequest::Commit { cred: cred.clone(), fid };
+        match self.repeat(file_channel(fid), Kind::Commit, request).await? {
+            LarderResponse::Commit(reply) => reply.map_err(Failure::Refused),
+            _ => Err(unexpected(Kind::Commit)),
+        }
+    }
+
+    /// Asks about volumes.
+    ///
+    /// # Errors
+    /// The server's, or that there is no answer.
+    pub async fn volume(&self, cred: &Credential, request: VolumeRequest) -> Result<VolumeReply, Failure> {
+        let request = LarderRequest::Volume { cred: cred.clone(), request };
+        match self.repeat(0, Kind::Volume, request).await? {
+            LarderResponse::Volume(reply) => reply.map_err(Failure::Refused),
+            _ => Err(unexpected(Kind::Volume)),
+        }
+    }
+
+    /// Changes something, exactly once.
+    ///
+    /// # Errors
+    /// The server's, or that there is no answer. After `MaybeExecuted` the operation goes on being sent in the
+    /// background until it is answered, because its slot is of no use before.
+    pub async fn mutate(self: &Arc<Client>, cred: &Credential, op: Op) -> Result<Mutated, Failure> {
+        let (kind, started) = (op.kind(), self.shared.runtime.boottime());
+        let appended = if let Op::Append { data, .. } = &op { data.len() as u64 } else { 0 };
+        let result = self.mutate_until(cred, op, self.give_up_at(started)).await;
+        self.record(kind, started, result.is_ok());
+        if result.is_ok() {
+            self.bytes_written.fetch_add(appended, Ordering::Relaxed);
+        }
+        result
+    }
+
+    async fn mutate_until(
+        self: &Arc<Client>,
+        cred: &Credential,
+        op: Op,
+        limit: Option<BootTime>,
+    ) -> Result<Mutated, Failure> {
+        loop {
+            let slot = self.bounded(limit, self.shared.slots.acquire()).await.map_err(Failure::NotSent)?;
+            let incarnation = slot.place().incarnation;
+            let mut pending = Pending::new(self.clone(), slot, cred, op.clone());
+            match pending.run(limit).await? {
+                Ok(mutated) => return Ok(mutated),
+                Err(ErrorCode::UnknownClient | ErrorCode::Fenced) => {
+                    // The server has forgotten this life of the client, and with it the recorded results.
+                    if self.shared.slots.renew(incarnation) {
+                        tracing::warn!("the server has forgotten this client; starting a new incarnation");
+                        self.channels.iter().for_each(|channel| channel.kill());
+                    }
+                    if pending.tries.open > 0 {
+                        // An earlier sending may have been executed, and nobody can tell any more.
+                        return Err(Failure::Refused(ErrorCode::Io));
+                    }
+                }
+                Err(code) => return Err(Failure::Refused(code)),
+            }
+        }
+    }
+
+    /// Says goodbye: the server frees what it keeps for this client. Tries once.
+    pub async fn goodbye(&self) {
+        let started = self.shared.runtime.boottime();
+        let limit = Some(started + GOODBYE);
+        let mut tries = Tries::default();
+        let reply = self.exchange(0, &LarderRequest::Goodbye {}, limit, &mut tries, None).await;
+        self.record(Kind::Goodbye, started, reply.is_ok());
+    }
+
+    async fn repeat(&self, channel: u32, kind: Kind, request: LarderRequest) -> Result<LarderResponse, Failure> {
+        let started = self.shared.runtime.boottime();
+        let mut tries = Tries::default();
+        let result = self.exchange(channel, &request, self.give_up_at(started), &mut tries, None).await;
+        let ok = result.as_ref().is_ok_and(|reply| error_of(reply).is_none());
+        self.record(kind, started, ok);
+        result
+    }
+
+    /// Sends a request until it is answered. `of_life` names the incarnation that the request belongs to: once that is
+    /// over, `Fenced` and `UnknownClient` are answers and no reason to try again.
+    async fn exchange(
+        &self,
+        channel: u32,
+        request: &LarderRequest,
+        limit: Option<BootTime>,
+        tries: &mut Tries,
+        of_life: Option<u64>,
+    ) -> Result<LarderResponse, Failure> {
+        let channel = &self.channels[channel as usize];
+        let mut not_ready = NOT_READY_MIN;
+        let mut strange = 0;
+        loop {
+            let gave_up = |cause, tries: &Tries| {
+                if tries.open == 0 { Failure::NotSent(cause) } else { Failure::MaybeExecuted(cause) }
+            };
+            let connection = match self.bounded(limit, channel.connection()).await {
+                Ok(Ok(connection)) => connection,
+                Ok(Err(cause)) | Err(cause) => return Err(gave_up(cause, tries)),
+            };
+            tries.sent += 1;
+            tries.open += 1;
+            if tries.sent > 1 {
+                self.retries.fetch_add(1, Ordering::Relaxed);
+            }
+            let call = connection.call(again(request), self.shared.timeo);
+            let reply = match self.bounded(limit, call).await {
+                Ok(reply) => reply,
+                Err(cause) => return Err(gave_up(cause, tries)),
+            };
+            match reply {
+                Ok(reply) => match error_of(&reply) {
+                    Some(ErrorCode::Unavailable) => {
+                        tries.open -= 1;
+                        self.bounded(limit, self.shared.runtime.sleep(not_ready))
+                            .await
+                            .map_err(|cause| gave_up(cause, tries))?;
+                        not_ready = (not_ready * 2).min(NOT_READY_MAX);
+                    }
+                    Some(ErrorCode::Fenced | ErrorCode::UnknownClient) => {
+                        tries.open -= 1;
+                        strange += 1;
+                        let life_over = of_life.is_some_and(|life| life != self.shared.slots.incarnation());
+                        // Once may be a connection whose `hello` the server lost with its memory.
+                        if life_over || (of_life.is_some() && strange > 1) {
+                            return Ok(reply);
+                        }
+                        connection.kill();
+                    }
+                    _ => return Ok(reply),
+                },
+                Err(_) => connection.kill(),
+            }
+        }
+    }
+
+    fn give_up_at(&self, started: BootTime) -> Option<BootTime> {
+        match self.patience {
+            Patience::Hard => None,
+            Patience::Soft(time) => Some(started + time),
+        }
+    }
+
+    /// Waits for `what` until the limit, or until the mount is taken down.
+    async fn bounded<T>(&self, limit: Option<BootTime>, what: impl Future<Output = T>) -> Result<T, Cause> {
+        let time_over = async {
+            match limit {
+                Some(limit) => {
+                    let left = limit.saturating_sub(self.shared.runtime.boottime());
+                    self.shared.runtime.sleep(left).await;
+                }
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            result = what => Ok(result),
+            () = self.shared.aborted.cancelled() => Err(Cause::Aborted),
+            () = time_over => Err(Cause::TimedOut),
+        }
+    }
+
+    fn record(&self, kind: Kind, started: BootTime, ok: bool) {
+        let took = self.shared.runtime.boottime().saturating_sub(started);
+        self.shared.recorder.record(kind, took, ok);
+    }
+}
+
+/// The channel of a file's writes.
+fn file_channel(fid: Fid) -> u32 {
+    1 + (fid.vnode % u64::from(DATA_CHANNELS)) as u32
+}
+
+fn unexpected(kind: Kind) -> Failure {
+    tracing::error!("the server answered a {kind} request with something else; it may be of another version");
+    Failure::Refused(ErrorCode::Io)
+}
+
+/// The same request once more; payloads are shared.
+fn again(request: &LarderRequest) -> LarderRequest {
+    match request {
+        LarderRequest::Hello { hello } => LarderRequest::Hello { hello: hello.clone() },
+        LarderRequest::Query { cred, query } => LarderRequest::Query { cred: cred.clone(), query: query.clone() },
+        LarderRequest::Mutate { cred, id, op } => LarderRequest::Mutate { cred: cred.clone(), id: *id, op: op.clone() },
+        LarderRequest::Write { cred, request } => LarderRequest::Write { cred: cred.clone(), request: request.clone() },
+        LarderRequest::Commit { cred, fid } => LarderRequest::Commit { cred: cred.clone(), fid: *fid },
+        LarderRequest::Volume { cred, request } => {
+            LarderRequest::Volume { cred: cred.clone(), request: request.clone() }
+        }
+        LarderRequest::Goodbye {} => LarderRequest::Goodbye {},
+        LarderRequest::Stats {} => LarderRequest::Stats {},
+    }
+}
+
+fn error_of(reply: &LarderResponse) -> Option<ErrorCode> {
+    match reply {
+        LarderResponse::Query(reply) => reply.as_ref().err().copied(),
+        LarderResponse::Mutate(reply) => reply.as_ref().err().copied(),
+        LarderResponse::Write(reply) => reply.as_ref().err().copied(),
+        LarderResponse::Commit(reply) => reply.as_ref().err().copied(),
+        LarderResponse::Volume(reply) => reply.as_ref().err().copied(),
+        LarderResponse::Goodbye(reply) => reply.as_ref().err().copied(),
+        LarderResponse::Hello(_) | LarderResponse::Stats(_) => None,
+    }
+}
+
+/// A mutation under way. If its future is dropped after it was sent and before it was answered, it goes on in the
+/// background, because its slot cannot be used before.
+struct Pending {
+    client: Arc<Client>,
+    slot: Option<SlotGuard>,
+    channel: u32,
+    request: LarderRequest,
+    life: u64,
+    tries: Tries,
+    answered: bool,
+}
+
+impl Pending {
+    fn new(client: Arc<Client>, slot: SlotGuard, cred: &Credential, op: Op) -> Pending {
+        let place = slot.place();
+        let id =
+            OpId { client: client.shared.client, incarnation: place.incarnation, slot: place.slot, seq: place.seq };
+        // What carries data or takes long must not hold up a lookup.
+        let channel = match &op {
+            Op::Append { fid, .. } | Op::Allocate { fid, .. } | Op::CopyRange { to: fid, .. } => file_channel(*fid),
+            _ => 0,
+        };
+        Pending {
+            client,
+            slot: Some(slot),
+            channel,
+            request: LarderRequest::Mutate { cred: cred.clone(), id, op },
+            life: place.incarnation,
+            tries: Tries::default(),
+            answered: false,
+        }
+    }
+
+    async fn run(&mut self, limit: Option<BootTime>) -> Result<Result<Mutated, ErrorCode>, Failure> {
+        let client = self.client.clone();
+        let reply = client.exchange(self.channel, &self.request, limit, &mut self.tries, Some(self.life)).await?;
+        self.answered = true;
+        match reply {
+            LarderResponse::Mutate(result) => Ok(result),
+            _ => Err(unexpected(Kind::Create)),
+        }
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if self.answered || self.tries.open == 0 || self.client.shared.aborted.is_cancelled() {
+            return;
+        }
+        let slot = self.slot.take();
+        let (client, channel, life, mut tries) = (self.client.clone(), self.channel, self.life, self.tries);
+        // `Drop` cannot move the request out; a mutation is small, and its payload is shared.
+        let request = again(&self.request);
+        self.client.shared.runtime.spawn(Box::pin(async move {
+            let _ = client.exchange(channel, &request, None, &mut tries, Some(life)).await;
+            drop(slot);
+        }));
+    }
+}

@@ -1,0 +1,58 @@
+//! What goes on without being asked: sending old data, letting go of orphans, looking after data when the server was
+//! restarted.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use larder_protocol::attr::Credential;
+use larder_protocol::limits::MAX_FORGET;
+use larder_protocol::service::file::Op;
+
+use super::Vfs;
+
+/// How often there is a look at the age of data, while there is any. Orphans are let go in batches of this length too.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Starts the task. It ends with the mount.
+pub(super) fn start(vfs: &Arc<Vfs>) {
+    let (weak, runtime, wake) = (Arc::downgrade(vfs), vfs.runtime.clone(), vfs.wake.clone());
+    let client = vfs.client.clone();
+    let task = async move {
+        let shared = client.shared();
+        loop {
+            let Some(vfs) = weak.upgrade() else { return };
+            let idle = !vfs.unsent.any() && !vfs.removals.has_forgets();
+            drop(vfs);
+            let restarted = tokio::select! {
+                () = shared.aborted.cancelled() => return,
+                () = shared.new_epoch.notified() => true,
+                () = wake.notified(), if idle => false,
+                () = runtime.sleep(TICK), if !idle => false,
+            };
+            let Some(vfs) = weak.upgrade() else { return };
+            if restarted {
+                vfs.check_sent();
+            } else if !idle {
+                vfs.send_old();
+                vfs.let_go().await;
+            }
+        }
+    };
+    vfs.runtime.spawn(Box::pin(task));
+}
+
+impl Vfs {
+    /// Tells the server which orphans it need not keep. What fails is freed when the client leaves.
+    async fn let_go(&self) {
+        loop {
+            let fids = self.removals.take_forgets(MAX_FORGET);
+            if fids.is_empty() {
+                return;
+            }
+            if let Err(error) = self.client.mutate(&Credential::root(), Op::Forget { fids }).await {
+                tracing::debug!("orphans could not be let go: {error:?}");
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! An open file's data on its way to the server, and who waits for it.
+
+use std::sync::Arc;
+
+use larder_protocol::attr::{Credential, Timestamp};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::Error;
+use crate::core::write_behind::{Config, WriteBehind};
+
+/// The data of one file.
+pub(super) struct FileState {
+    /// What changes.
+    pub flow: Mutex<Flow>,
+    /// Told when a request was answered or data was added.
+    pub changed: Notify,
+    /// Told when the sending task may have something new to send.
+    pub work: Notify,
+    /// Held by operations that need the file's data at the server and no write in flight.
+    pub exclusive: tokio::sync::Mutex<()>,
+}
+
+/// What changes about a file's data.
+pub(super) struct Flow {
+    /// The data.
+    pub data: WriteBehind,
+    /// On whose behalf it is sent: the last writer's.
+    pub cred: Arc<Credential>,
+    /// Whether a task is sending.
+    pub sending: bool,
+    /// The part of the mount's budget that this file has been charged.
+    pub charged: u64,
+    /// Counts failed requests; a handle that has seen fewer has an error to report.
+    pub failures: u64,
+    /// The last failure.
+    pub error: Option<Error>,
+    /// When the data that is still here was last written to.
+    pub touched: Option<Timestamp>,
+}
+
+impl FileState {
+    /// No data yet.
+    pub(super) fn new(config: Config, cred: Arc<Credential>) -> FileState {
+        FileState {
+            flow: Mutex::new(Flow {
+                data: WriteBehind::new(config),
+                cred,
+                sending: false,
+                charged: 0,
+                failures: 0,
+                error: None,
+                touched: None,
+            }),
+            changed: Notify::new(),
+            work: Notify::new(),
+            exclusive: tokio::sync::Mutex::new(()),
+        }
+    }
+
+    /// Whether nothing is on its way.
+    pub(super) fn is_idle(&self) -> bool {
+        let flow = self.flow.lock();
+        flow.data.is_idle() && !flow.sending
+    }
+
+    #[cfg(test)]
+    pub(super) fn for_tests() -> FileState {
+        FileState::new(Config::default(), Arc::new(Credential::root()))
+    }
+}
+
+impl Flow {
+    /// Notes a failure for every handle to report.
+    pub(super) fn fail(&mut self, error: Error) {
+        self.failures += 1;
+        self.error = Some(error);
+    }
+}

@@ -1,0 +1,235 @@
+//! The data of open files.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use futures::stream::{FuturesOrdered, StreamExt};
+use larder_protocol::error::ErrorCode;
+use larder_protocol::payload::Payload;
+use larder_protocol::runtime::RuntimeExt;
+use larder_protocol::service::file::{Op, OpReply, Query, QueryReply};
+
+use super::handle::FileHandle;
+use super::{Error, Vfs, unexpected};
+use crate::core::attr_cache::Miss;
+use crate::core::write_behind::Cover;
+use crate::mode::Writes;
+
+/// Read requests in flight for one read.
+const READ_WINDOW: usize = 8;
+
+impl Vfs {
+    /// Reads. Less than asked means the end of the file.
+    ///
+    /// # Errors
+    /// The server's, or that there is no answer.
+    pub async fn read(&self, handle: u64, offset: u64, size: u32) -> Result<Bytes, Error> {
+        let handle = self.handles.file(handle)?;
+        if !handle.readable {
+            return Err(Error::BadHandle);
+        }
+        let Ok(end) = Vfs::end_of(offset, size.into()) else { return Ok(Bytes::new()) };
+        loop {
+            let cover = {
+                let size = self.view(&handle.node).attr.size;
+                let flow = handle.file.flow.lock();
+                let end = end.min(size.max(flow.data.end().unwrap_or(0)));
+                if offset < end { flow.data.read(offset, end) } else { Cover::None }
+            };
+            match cover {
+                Cover::Full(data) => {
+                    self.counters.hit();
+                    return Ok(data);
+                }
+                Cover::Partial => {
+                    self.counters.miss(Miss::Dirty);
+                    self.flush_data(&handle.node, &handle.file, false).await?;
+                }
+                Cover::None => return self.read_from_server(&handle, offset, size).await,
+            }
+        }
+    }
+
+    async fn read_from_server(&self, handle: &FileHandle, offset: u64, size: u32) -> Result<Bytes, Error> {
+        let pieces = size.div_ceil(self.max_read);
+        let piece = |n: u32| {
+            let start = n * self.max_read;
+            self.read_piece(handle, offset + u64::from(start), self.max_read.min(size - start))
+        };
+        if pieces <= 1 {
+            return piece(0).await;
+        }
+        let mut under_way = FuturesOrdered::new();
+        let mut next = 0;
+        let mut out = BytesMut::with_capacity(size as usize);
+        loop {
+            while next < pieces && under_way.len() < READ_WINDOW {
+                under_way.push_back(piece(next));
+                next += 1;
+            }
+            let Some(data) = under_way.next().await else { break };
+            let data = data?;
+            out.extend_from_slice(&data);
+            // What lies behind a short piece lies behind the end of the file.
+            if out.len() % self.max_read as usize != 0 || data.is_empty() {
+                break;
+            }
+        }
+        Ok(out.freeze())
+    }
+
+    async fn read_piece(&self, handle: &FileHandle, offset: u64, len: u32) -> Result<Bytes, Error> {
+        let sent = self.stamp();
+        let query = Query::Read { fid: handle.node.fid, offset, len, touch: !self.options.noatime && !self.options.ro };
+        match self.client.query(&handle.cred, query).await? {
+            QueryReply::Data { data, attr } => {
+                self.learn(&handle.node, attr, sent);
+                Ok(data.0)
+            }
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Writes, and returns how many bytes.
+    ///
+    /// # Errors
+    /// The server's, or that there is no answer. Failures of writes that were buffered are reported by
+    /// [`Vfs::flush`] and [`Vfs::fsync`].
+    pub async fn write(&self, handle: u64, offset: u64, data: Bytes) -> Result<u32, Error> {
+        let handle = self.handles.file(handle)?;
+        if !handle.writable {
+            return Err(Error::BadHandle);
+        }
+        let len = u32::try_from(data.len()).map_err(|_| Error::Refused(ErrorCode::Invalid))?;
+        if len == 0 {
+            return Ok(0);
+        }
+        match handle.plan.writes {
+            Writes::Buffered => {
+                Vfs::end_of(offset, len.into())?;
+                self.write_buffered(&handle, offset, data).await?;
+            }
+            Writes::Through => {
+                Vfs::end_of(offset, len.into())?;
+                return self.in_pieces(data, |at, piece| self.write_through(&handle, offset + at, piece)).await;
+            }
+            Writes::Appended => {
+                let _exclusive = self.exclusive(&handle.node, &handle.file).await?;
+                return self.in_pieces(data, |_, piece| self.append(&handle, piece)).await;
+            }
+        }
+        Ok(len)
+    }
+
+    /// Rule 4.
+    async fn write_buffered(&self, handle: &FileHandle, offset: u64, data: Bytes) -> Result<(), Error> {
+        let (node, file) = (&handle.node, &handle.file);
+        loop {
+            {
+                let mut flow = file.flow.lock();
+                if flow.cred == handle.cred || flow.data.is_idle() {
+                    flow.cred = handle.cred.clone();
+                    flow.touched = Some(self.runtime.wall());
+                    flow.data.write(offset, data, self.runtime.boottime());
+                    break;
+                }
+            }
+            // Each write goes out under the credential it came with.
+            self.flush_data(node, file, true).await?;
+        }
+        self.settle(node, file);
+        self.kick(node, file);
+        self.wait_for_room().await
+    }
+
+    async fn write_through(&self, handle: &FileHandle, offset: u64, data: Bytes) -> Result<(), Error> {
+        let (node, file) = (&handle.node, &handle.file);
+        let action = loop {
+            let changed = file.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            {
+                let mut flow = file.flow.lock();
+                flow.cred = handle.cred.clone();
+                if let Some(action) = flow.data.write_through(offset, &data, self.runtime.boottime()) {
+                    break action;
+                }
+                // What is in the way may be waiting to be coalesced.
+                flow.data.flush(false);
+            }
+            self.kick(node, file);
+            self.until_abort(changed).await?;
+        };
+        self.settle(node, file);
+        let (vfs, node, file) = (self.weak.upgrade().ok_or(Error::Aborted)?, node.clone(), file.clone());
+        // Once it is in flight it must be taken to its end, even if the caller gives up.
+        let task = {
+            let (vfs, node, file) = (vfs, node.clone(), file.clone());
+            async move { vfs.carry_out(&node, &file, action).await }
+        };
+        self.runtime.detached(task).await.unwrap_or(Err(Error::Aborted))?;
+        self.kick(&node, &file);
+        self.wait_for_room().await
+    }
+
+    /// Rule 5.
+    async fn append(&self, handle: &FileHandle, data: Bytes) -> Result<(), Error> {
+        let sent = self.stamp();
+        let op = Op::Append { fid: handle.node.fid, data: Payload(data) };
+        match self.client.mutate(&handle.cred, op).await?.reply {
+            OpReply::Appended { attr, .. } => {
+                self.learn_own(&handle.node, &attr, sent);
+                Ok(())
+            }
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Does something for each piece of `data` that fits into a request, in order. If a later one fails, the result is
+    /// how many bytes went well before.
+    async fn in_pieces<F: Future<Output = Result<(), Error>>>(
+        &self,
+        mut data: Bytes,
+        each: impl Fn(u64, Bytes) -> F,
+    ) -> Result<u32, Error> {
+        let mut done = 0;
+        while !data.is_empty() {
+            let piece = data.split_to(data.len().min(self.max_write as usize));
+            let len = piece.len() as u32;
+            match each(done.into(), piece).await {
+                Ok(()) => done += len,
+                Err(_) if done > 0 => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(done)
+    }
+
+    /// A program closes one of its descriptors.
+    ///
+    /// # Errors
+    /// What went wrong with earlier writes, once for each handle.
+    pub async fn flush(&self, handle: u64) -> Result<(), Error> {
+        let handle = self.handles.file(handle)?;
+        if handle.writable && handle.plan.flush_on_close {
+            self.flush_data(&handle.node, &handle.file, true).await?;
+        }
+        handle.report()
+    }
+
+    /// Makes durable what has been written. The server keeps data and size together, so `datasync` changes nothing.
+    ///
+    /// # Errors
+    /// What went wrong with earlier writes, once for each handle.
+    pub async fn fsync(&self, handle: u64, _datasync: bool) -> Result<(), Error> {
+        let handle = self.handles.file(handle)?;
+        self.flush_data(&handle.node, &handle.file, true).await?;
+        handle.report()
+    }
+
+    /// The open file of a handle that may be written.
+    pub(super) fn writable(&self, handle: u64) -> Result<Arc<FileHandle>, Error> {
+        let handle = self.handles.file(handle)?;
+        if handle.writable { Ok(handle) } else { Err(Error::BadHandle) }
+    }
+}

@@ -1,0 +1,247 @@
+//! The file system that every mode shares: nodes, handles, credentials, and what each operation does.
+//!
+//! Works without a mount: the arguments and results are those of the FUSE protocol, not its types. What a mode decides
+//! is in its [`CachePolicy`]; the rules cited in comments are those of `mode/nfs.rs`.
+//!
+//! Every wait ends when the mount is aborted. No lock of `parking_lot` is held across an await.
+
+mod attrs;
+mod background;
+mod credentials;
+mod dirs;
+mod error;
+mod file_state;
+mod files;
+mod handle;
+mod names;
+mod node;
+mod notifier;
+mod opens;
+mod sending;
+mod space;
+mod stats;
+mod types;
+mod xattrs;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use larder_protocol::attr::Credential;
+use larder_protocol::error::ErrorCode;
+use larder_protocol::runtime::SharedRuntime;
+use larder_protocol::service::volume::{VolumeReply, VolumeRequest};
+use tokio::sync::Notify;
+
+pub use error::{AttachError, Error};
+pub use node::ROOT;
+pub use stats::ClientStats;
+pub use types::{Attributes, DirItem, DirName, Entry, Kernel, LookupCache, LookupResult, Mode, MountOptions, Opened};
+
+use crate::core::attr_cache::Stamp;
+use crate::mode::CachePolicy;
+use crate::rpc::channel::Shared;
+use crate::rpc::{Client, ConnectError, Connector, Patience};
+use credentials::Credentials;
+use handle::HandleTable;
+use node::NodeTable;
+use notifier::Notifier;
+use sending::Unsent;
+use stats::Counters;
+
+/// How long [`Vfs::shutdown`] waits for data to reach the server.
+const SHUTDOWN_FLUSH: Duration = Duration::from_secs(30);
+
+/// A mounted volume.
+pub struct Vfs {
+    weak: Weak<Vfs>,
+    runtime: SharedRuntime,
+    client: Arc<Client>,
+    options: MountOptions,
+    policy: Box<dyn CachePolicy>,
+    max_read: u32,
+    max_write: u32,
+    ticks: AtomicU64,
+    nodes: NodeTable,
+    handles: HandleTable,
+    credentials: Credentials,
+    counters: Counters,
+    unsent: Unsent,
+    removals: names::Removals,
+    notifier: Notifier,
+    wake: Arc<Notify>,
+}
+
+impl Vfs {
+    /// Connects to a server and attaches a volume. Tries once: a mount that cannot begin says why.
+    ///
+    /// # Errors
+    /// What stands in the way, for the user to read.
+    pub async fn attach(
+        runtime: SharedRuntime,
+        connector: Arc<dyn Connector>,
+        volume: &str,
+        options: MountOptions,
+    ) -> Result<Arc<Vfs>, AttachError> {
+        let server = connector.server();
+        let patience = if options.soft {
+            Patience::Soft(options.timeo.saturating_mul(options.retrans.saturating_add(1)))
+        } else {
+            Patience::Hard
+        };
+        let client = Client::new(Shared::new(runtime.clone(), connector, options.timeo), patience);
+        let attached = Vfs::attach_with(&runtime, &client, &server, volume, options).await;
+        if attached.is_err() {
+            client.shared().aborted.cancel();
+        }
+        attached
+    }
+
+    async fn attach_with(
+        runtime: &SharedRuntime,
+        client: &Arc<Client>,
+        server: &str,
+        volume: &str,
+        options: MountOptions,
+    ) -> Result<Arc<Vfs>, AttachError> {
+        let welcome = client.connect().await.map_err(|error| match error {
+            ConnectError::Network(cause) => AttachError::Unreachable { server: server.to_owned(), cause },
+            ConnectError::Refused(refusal) => {
+                AttachError::Refused { server: server.to_owned(), cause: refusal.to_string() }
+            }
+        })?;
+        let sent = Stamp { at: runtime.boottime(), tick: 1 };
+        let request = VolumeRequest::Attach { name: volume.to_owned() };
+        let failed =
+            |cause: String| AttachError::Failed { server: server.to_owned(), volume: volume.to_owned(), cause };
+        let root_cred = Credential::root();
+        // The mount's own patience may be endless, but whoever types `mount` is waiting.
+        let VolumeReply::Attached { root, .. } = tokio::select! {
+            reply = client.volume(&root_cred, request) => reply.map_err(|failure| match Error::from(failure) {
+                Error::Refused(ErrorCode::NoSuchVolume | ErrorCode::NotFound) => {
+                    AttachError::NoSuchVolume { server: server.to_owned(), volume: volume.to_owned() }
+                }
+                error => failed(error.to_string()),
+            })?,
+            () = runtime.sleep(options.timeo) => return Err(failed("no answer in time".to_owned())),
+        };
+        let now = Stamp { at: runtime.boottime(), tick: 2 };
+        let policy = crate::mode::policy(&options);
+        let limits = policy.attr_limits(root.kind);
+        let vfs = Arc::new_cyclic(|weak| Vfs {
+            weak: weak.clone(),
+            runtime: runtime.clone(),
+            client: client.clone(),
+            max_read: options.rsize.min(welcome.max_read).max(1),
+            max_write: options.wsize.min(welcome.max_write).max(1),
+            options,
+            policy,
+            ticks: AtomicU64::new(2),
+            nodes: NodeTable::new(root, sent, now, limits),
+            handles: HandleTable::default(),
+            credentials: Credentials::default(),
+            counters: Counters::default(),
+            unsent: Unsent::default(),
+            removals: names::Removals::default(),
+            notifier: Notifier::default(),
+            wake: Arc::new(Notify::new()),
+        });
+        background::start(&vfs);
+        Ok(vfs)
+    }
+
+    /// How the volume is mounted.
+    pub fn options(&self) -> &MountOptions {
+        &self.options
+    }
+
+    /// Bytes of the largest write request.
+    pub fn max_write(&self) -> u32 {
+        self.max_write
+    }
+
+    /// Bytes of the largest read request.
+    pub fn max_read(&self) -> u32 {
+        self.max_read
+    }
+
+    /// Whose request it is that the kernel brings from this thread, with its supplementary groups.
+    pub fn credential(&self, uid: u32, gid: u32, pid: u32) -> Credential {
+        self.credentials.of(uid, gid, pid, self.runtime.boottime())
+    }
+
+    /// Whom to tell that cached pages are no longer good. Starts a thread for it.
+    ///
+    /// # Errors
+    /// That of the system, if there is no thread to be had.
+    pub fn set_kernel(&self, kernel: Arc<dyn Kernel>) -> std::io::Result<()> {
+        self.notifier.start(kernel)
+    }
+
+    /// Sends and commits all data that programs have written. Errors are reported where they belong: at the next
+    /// flush or fsync of each file.
+    pub async fn sync_all(&self) {
+        for (node, file) in self.unsent.all() {
+            // Only the end of the mount ends the wait early, and then nobody is left to be told.
+            let _ = self.flush_data(&node, &file, true).await;
+        }
+    }
+
+    /// Ends the mount: sends what is unsent, for a bounded time, says goodbye, and ends every wait.
+    pub async fn shutdown(&self) {
+        tokio::select! {
+            () = self.sync_all() => {}
+            () = self.runtime.sleep(SHUTDOWN_FLUSH) => {}
+        }
+        let left = self.unsent.bytes();
+        if left > 0 {
+            tracing::error!("the mount ends with {left} bytes that did not reach the server");
+        }
+        self.client.goodbye().await;
+        self.abort();
+    }
+
+    /// Ends every wait at once, with [`Error::Aborted`]. What is unsent is lost.
+    pub fn abort(&self) {
+        self.client.shared().aborted.cancel();
+        self.notifier.stop();
+    }
+
+    /// Now, as the next event.
+    fn stamp(&self) -> Stamp {
+        Stamp { at: self.runtime.boottime(), tick: self.ticks.fetch_add(1, Ordering::Relaxed) + 1 }
+    }
+
+    /// Waits, but not past the end of the mount.
+    async fn until_abort<T>(&self, what: impl Future<Output = T>) -> Result<T, Error> {
+        tokio::select! {
+            biased;
+            result = what => Ok(result),
+            () = self.client.shared().aborted.cancelled() => Err(Error::Aborted),
+        }
+    }
+
+    /// # Errors
+    /// `ReadOnly` on a mount with `ro`.
+    fn may_change(&self) -> Result<(), Error> {
+        if self.options.ro { Err(ErrorCode::ReadOnly.into()) } else { Ok(()) }
+    }
+
+    fn node(&self, number: u64) -> Result<Arc<node::Node>, Error> {
+        self.nodes.get(number).ok_or(Error::Refused(ErrorCode::Stale))
+    }
+}
+
+impl Drop for Vfs {
+    fn drop(&mut self) {
+        self.abort();
+        // The background task sleeps on it.
+        self.wake.notify_one();
+    }
+}
+
+/// The answer to a request was not of the kind that belongs to it.
+fn unexpected() -> Error {
+    tracing::error!("the server answered something else than was asked; it may be of another version");
+    Error::Refused(ErrorCode::Io)
+}

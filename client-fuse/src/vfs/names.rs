@@ -1,0 +1,287 @@
+//! Names: looking them up, making and removing them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use larder_protocol::attr::{Attr, Credential, FileType, MODE_MASK};
+use larder_protocol::error::ErrorCode;
+use larder_protocol::ids::Fid;
+use larder_protocol::limits::MAX_SYMLINK;
+use larder_protocol::name::Name;
+use larder_protocol::service::file::{Op, OpReply, Query, QueryReply, RenameHow};
+use parking_lot::Mutex;
+
+use super::node::Node;
+use super::{Entry, Error, LookupResult, Vfs, unexpected};
+use crate::core::attr_cache::Stamp;
+
+/// Removing names of files that may be open here.
+///
+/// The server is asked to keep a file whose last name goes only if it is open on this client, but a request names
+/// the name and not the file: so any open file counts. An open that begins while a removal that asked for nothing is
+/// under way waits for it, lest it open a file that is then gone.
+#[derive(Default)]
+pub(super) struct Removals {
+    /// Held shared by removals that keep nothing, and taken exclusively for a moment by opens.
+    gate: tokio::sync::RwLock<()>,
+    /// Files open or being opened.
+    open: AtomicU64,
+    /// Objects that the server need not keep any more.
+    forgets: Mutex<Vec<Fid>>,
+}
+
+impl Removals {
+    /// A file is being opened.
+    pub(super) async fn opening(&self) {
+        self.open.fetch_add(1, Ordering::SeqCst);
+        drop(self.gate.write().await);
+    }
+
+    /// A file was closed, or not opened after all.
+    pub(super) fn closed(&self) {
+        self.open.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// What is to be told to the server, up to `max`.
+    pub(super) fn take_forgets(&self, max: usize) -> Vec<Fid> {
+        let mut forgets = self.forgets.lock();
+        let n = forgets.len().min(max);
+        forgets.drain(..n).collect()
+    }
+
+    /// Whether there is anything to tell.
+    pub(super) fn has_forgets(&self) -> bool {
+        !self.forgets.lock().is_empty()
+    }
+}
+
+impl Vfs {
+    /// Looks a name up.
+    ///
+    /// # Errors
+    /// The server's, or that there is no answer. A name that is not there is no error.
+    pub async fn lookup(&self, cred: &Credential, parent: u64, name: &[u8]) -> Result<LookupResult, Error> {
+        let dir = self.node(parent)?;
+        let sent = self.stamp();
+        let query = match name {
+            // The kernel asks for these when it turns file handles of its own into paths.
+            b"." => Query::Getattr { fid: dir.fid },
+            b".." => Query::Parent { dir: dir.fid },
+            name => Query::Lookup { dir: dir.fid, name: Name::new(name)? },
+        };
+        match self.client.query(cred, query).await? {
+            QueryReply::Entry { attr, dir: dir_attr } => {
+                self.learn(&dir, dir_attr, sent);
+                Ok(match attr {
+                    Some(attr) => LookupResult::Found(self.entry(attr, &dir, sent)),
+                    None => LookupResult::Missing { ttl: self.policy.negative_ttl(self.dir_ttl(&dir)) },
+                })
+            }
+            QueryReply::Attr(attr) => Ok(LookupResult::Found(self.entry(attr, &dir, sent))),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// The kernel takes back lookups of a node.
+    pub fn forget(&self, node: u64, nlookup: u64) {
+        self.nodes.forget(node, nlookup);
+    }
+
+    /// A symbolic link's target.
+    ///
+    /// # Errors
+    /// The server's, or that there is no answer.
+    pub async fn readlink(&self, cred: &Credential, node: u64) -> Result<Bytes, Error> {
+        let node = self.node(node)?;
+        match self.client.query(cred, Query::Readlink { fid: node.fid }).await? {
+            QueryReply::Target(target) => Ok(target),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Makes a name and returns what it names.
+    pub(super) async fn make(&self, cred: &Credential, dir: &Node, op: Op) -> Result<(Entry, bool), Error> {
+        let sent = self.stamp();
+        match self.client.mutate(cred, op).await?.reply {
+            OpReply::Entry { attr, dir: dir_change, created } => {
+                self.learn_own(dir, &dir_change, sent);
+                Ok((self.entry(attr, dir, sent), created))
+            }
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Makes a fifo, socket, device or empty file. `mode` has the type.
+    ///
+    /// # Errors
+    /// The server's, or that there is no answer.
+    pub async fn mknod(
+        &self,
+        cred: &Credential,
+        parent: u64,
+        name: &[u8],
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+    ) -> Result<Entry, Error> {
+        self.may_change()?;
+        let dir = self.node(parent)?;
+        // A mode without a type means a regular file, as in mknod(2).
+        let kind = if mode & !MODE_MASK == 0 { Some(FileType::Regular) } else { FileType::from_mode(mode) };
+        let kind = kind.ok_or(ErrorCode::Invalid)?;
+        let rdev = if matches!(kind, FileType::CharDevice | FileType::BlockDevice) { rdev } else { 0 };
+        let op = Op::Mknod { dir: dir.fid, name: Name::new(name)?, kind, mode: mode & MODE_MASK, umask, rdev };
+        Ok(self.make(cred, &dir, op).await?.0)
+    }
+
+    /// Makes a directory.
+    ///
+    /// # Errors
+    /// The server's, or that there is no answer.
+    pub async fn mkdir(
+        &self,
+        cred: &Credential,
+        parent: u64,
+        name: &[u8],
+        mode: u32,
+        umask: u32,
+    ) -> Result<Entry, Error> {
+        self.may_change()?;
+        let dir = self.node(parent)?;
+        let op = Op::Mkdir { dir: dir.fid, name: Name::new(name)?, mode: mode & MODE_MASK, umask };
+        Ok(self.make(cred, &dir, op).await?.0)
+    }
+
+    /// Makes a symbolic link.
+    ///
+    /// # Errors
+    /// The server's, or that there is no answer.
+    pub async fn symlink(&self, cred: &Credential, parent: u64, name: &[u8], target: &[u8]) -> Result<Entry, Error> {
+        self.may_change()?;
+        if target.len() > MAX_SYMLINK {
+            return Err(ErrorCode::NameTooLong.into());
+        }
+        let dir = self.node(parent)?;
+        let op = Op::Symlink { dir: dir.fid, name: Name::new(name)?, target: Bytes::copy_from_slice(target) };
+        Ok(self.make(cred, &dir, op).await?.0)
+    }
+
+    /// Gives an object another name.
+    ///
+    /// # Errors
+    /// The server's, or that there is no answer.
+    pub async fn link(&self, cred: &Credential, node: u64, parent: u64, name: &[u8]) -> Result<Entry, Error> {
+        self.may_change()?;
+        let (node, dir) = (self.node(node)?, self.node(parent)?);
+        let op = Op::Link { fid: node.fid, dir: dir.fid, name: Name::new(name)? };
+        Ok(self.make(cred, &dir, op).await?.0)
+    }
+
+    /// Removes a name that is not a directory's. A file that is open here stays readable and writable.
+    ///
+    /// # Errors
+    /// The server's, or that there is no answer.
+    pub async fn unlink(&self, cred: &Credential, parent: u64, name: &[u8]) -> Result<(), Error> {
+        self.may_change()?;
+        let (dir, name) = (self.node(parent)?, Name::new(name)?);
+        let (_gate, keep) = self.removing().await?;
+        self.remove(cred, &dir, Op::Remove { dir: dir.fid, name, keep }, keep).await
+    }
+
+    /// Removes an empty directory.
+    ///
+    /// # Errors
+    /// The server's, or that there is no answer.
+    pub async fn rmdir(&self, cred: &Credential, parent: u64, name: &[u8]) -> Result<(), Error> {
+        self.may_change()?;
+        let dir = self.node(parent)?;
+        let op = Op::Rmdir { dir: dir.fid, name: Name::new(name)? };
+        self.remove(cred, &dir, op, false).await
+    }
+
+    async fn remove(&self, cred: &Credential, dir: &Node, op: Op, keep: bool) -> Result<(), Error> {
+        let sent = self.stamp();
+        match self.client.mutate(cred, op).await?.reply {
+            OpReply::Removed { dir: change, object } => {
+                self.learn_own(dir, &change, sent);
+                self.lost_a_name(object, sent, keep);
+                Ok(())
+            }
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Moves a name.
+    ///
+    /// # Errors
+    /// The server's, or that there is no answer.
+    pub async fn rename(
+        &self,
+        cred: &Credential,
+        parent: u64,
+        name: &[u8],
+        new_parent: u64,
+        new_name: &[u8],
+        how: RenameHow,
+    ) -> Result<(), Error> {
+        self.may_change()?;
+        let (from, to) = (self.node(parent)?, self.node(new_parent)?);
+        let (from_name, to_name) = (Name::new(name)?, Name::new(new_name)?);
+        let (_gate, keep) = match how {
+            RenameHow::Replace => self.removing().await?,
+            RenameHow::NoReplace | RenameHow::Exchange => (None, false),
+        };
+        let op = Op::Rename { from_dir: from.fid, from_name, to_dir: to.fid, to_name, how, keep };
+        let sent = self.stamp();
+        match self.client.mutate(cred, op).await?.reply {
+            OpReply::Renamed { from_dir, to_dir, object, other } => {
+                self.learn_own(&from, &from_dir, sent);
+                if !Arc::ptr_eq(&from, &to) {
+                    self.learn_own(&to, &to_dir, sent);
+                }
+                if let Some(node) = self.nodes.by_fid(object.fid) {
+                    node.parent.store(to.number, Ordering::Relaxed);
+                    self.learn(&node, object, sent);
+                }
+                if let Some(other) = other {
+                    self.lost_a_name(other, sent, keep);
+                }
+                Ok(())
+            }
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Whether a removal asks the server to keep the file, and what it holds while it is under way.
+    async fn removing(&self) -> Result<(Option<tokio::sync::RwLockReadGuard<'_, ()>>, bool), Error> {
+        let gate = self.until_abort(self.removals.gate.read()).await?;
+        let keep = self.removals.open.load(Ordering::SeqCst) > 0 || self.unsent.any();
+        Ok((if keep { None } else { Some(gate) }, keep))
+    }
+
+    /// A name of this object is gone; these are its attributes after that.
+    fn lost_a_name(&self, object: Attr, sent: Stamp, keep: bool) {
+        let (fid, gone, kind) = (object.fid, object.nlink == 0, object.kind);
+        if let Some(node) = self.nodes.by_fid(fid) {
+            self.learn(&node, object, sent);
+        }
+        if keep && gone && kind != FileType::Directory && !self.nodes.keep(fid) {
+            self.forget_orphan(fid);
+        }
+    }
+
+    /// The server need not keep this object any more. It is told a little later, with others.
+    pub(super) fn forget_orphan(&self, fid: Fid) {
+        self.removals.forgets.lock().push(fid);
+        self.wake.notify_one();
+    }
+
+    /// Forgets what a create has truncated.
+    pub(super) fn truncated_elsewhere(&self, node: &Arc<Node>) {
+        if let Some(file) = node.file() {
+            file.flow.lock().data.discard();
+            self.settle(node, &file);
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! Telling the kernel, from a thread of its own: a notification may block until a request is answered, so a task that
+//! answers requests must not make it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::Kernel;
+
+/// What is to be told, each node once.
+#[derive(Default)]
+pub(super) struct Notifier {
+    queue: Arc<Queue>,
+}
+
+#[derive(Default)]
+struct Queue {
+    pending: Mutex<Pending>,
+    filled: Condvar,
+}
+
+#[derive(Default)]
+struct Pending {
+    data: BTreeSet<u64>,
+    running: bool,
+    ended: bool,
+}
+
+impl Notifier {
+    /// Starts the thread. A second kernel is not listened to.
+    pub(super) fn start(&self, kernel: Arc<dyn Kernel>) -> std::io::Result<()> {
+        if std::mem::replace(&mut self.queue.pending.lock().running, true) {
+            return Ok(());
+        }
+        let queue = self.queue.clone();
+        std::thread::Builder::new().name("larder-notify".to_owned()).spawn(move || queue.run(&*kernel))?;
+        Ok(())
+    }
+
+    /// A file's pages are no longer good.
+    pub(super) fn inval_data(&self, node: u64) {
+        let mut pending = self.queue.pending.lock();
+        if pending.running && pending.data.insert(node) {
+            self.queue.filled.notify_one();
+        }
+    }
+
+    /// Ends the thread after what it is doing.
+    pub(super) fn stop(&self) {
+        self.queue.pending.lock().ended = true;
+        self.queue.filled.notify_all();
+    }
+}
+
+impl Queue {
+    fn run(&self, kernel: &dyn Kernel) {
+        loop {
+            let node = {
+                let mut pending = self.pending.lock();
+                loop {
+                    if pending.ended {
+                        return;
+                    }
+                    if let Some(node) = pending.data.pop_first() {
+                        break node;
+                    }
+                    self.filled.wait(&mut pending);
+                }
+            };
+            kernel.inval_data(node);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::*;
+
+    struct Told(Mutex<mpsc::Sender<u64>>);
+
+    impl Kernel for Told {
+        fn inval_data(&self, node: u64) {
+            self.0.lock().send(node).expect("the test listens");
+        }
+    }
+
+    #[test]
+    fn the_kernel_is_told_from_another_thread_until_the_end() {
+        let notifier = Notifier::default();
+        notifier.inval_data(1);
+        let (tell, told) = mpsc::channel();
+        notifier.start(Arc::new(Told(Mutex::new(tell)))).unwrap();
+        notifier.inval_data(7);
+        assert_eq!(told.recv_timeout(Duration::from_secs(5)), Ok(7), "what came before there was a kernel is moot");
+        notifier.stop();
+        assert!(told.recv_timeout(Duration::from_secs(5)).is_err(), "the thread and its sender are gone");
+    }
+}

@@ -1,0 +1,247 @@
+//! Opening and closing files.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use larder_protocol::attr::{Credential, FileType, MAY_READ, MAY_WRITE, MODE_MASK, SetAttr};
+use larder_protocol::error::ErrorCode;
+use larder_protocol::name::Name;
+use larder_protocol::service::file::{CreateHow, Op};
+
+use super::file_state::FileState;
+use super::handle::FileHandle;
+use super::node::Node;
+use super::{Entry, Error, Opened, Vfs};
+use crate::core::attr_cache::{Applied, Miss};
+use crate::core::page_cache::Pages;
+use crate::core::write_behind::Config;
+use crate::mode::OpenPlan;
+
+/// How often an open asks again when replies overtake each other.
+const REVALIDATIONS: u32 = 4;
+
+/// Which ways of access open(2) flags ask for.
+fn access(flags: i32) -> (bool, bool) {
+    match flags & libc::O_ACCMODE {
+        libc::O_RDONLY => (true, false),
+        libc::O_WRONLY => (false, true),
+        _ => (true, true),
+    }
+}
+
+impl Vfs {
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// The server's, or that there is no answer.
+    pub async fn open(&self, cred: &Credential, node: u64, flags: i32) -> Result<Opened, Error> {
+        let node = self.node(node)?;
+        let (_, writable) = access(flags);
+        let truncate = flags & libc::O_TRUNC != 0;
+        if writable || truncate {
+            self.may_change()?;
+        }
+        match node.kind {
+            FileType::Regular => {}
+            FileType::Directory => return Err(ErrorCode::IsDirectory.into()),
+            _ => return Err(ErrorCode::Invalid.into()),
+        }
+        let plan = self.policy.open(flags);
+        let opening = self.begin_open(&node, cred).await?;
+        if truncate {
+            let set = SetAttr { size: Some(0), ..SetAttr::default() };
+            self.set_attributes(cred, &node, set, false).await?;
+        } else {
+            self.revalidate(cred, &node, &plan).await?;
+        }
+        Ok(opening.finish(flags, plan))
+    }
+
+    /// Makes a file, or takes the one that is there, and opens it.
+    ///
+    /// # Errors
+    /// The server's, or that there is no answer.
+    pub async fn create(
+        &self,
+        cred: &Credential,
+        parent: u64,
+        name: &[u8],
+        mode: u32,
+        umask: u32,
+        flags: i32,
+    ) -> Result<(Entry, Opened), Error> {
+        self.may_change()?;
+        let (dir, name) = (self.node(parent)?, Name::new(name)?);
+        let truncate = flags & libc::O_TRUNC != 0;
+        let how = if flags & libc::O_EXCL != 0 {
+            CreateHow::Exclusive
+        } else {
+            let (read, write) = access(flags);
+            let access = if read { MAY_READ } else { 0 } | if write { MAY_WRITE } else { 0 };
+            CreateHow::Open { access, truncate }
+        };
+        // Counts as open before it is sent, lest a removal that is sent later takes the file away.
+        self.until_abort(self.removals.opening()).await?;
+        let counted = Counted(self);
+        let op = Op::Create { dir: dir.fid, name, mode: mode & MODE_MASK, umask, how };
+        let (entry, created) = self.make(cred, &dir, op).await?;
+        if entry.attr.kind != FileType::Regular {
+            self.forget(entry.node, 1);
+            return Err(if entry.attr.kind == FileType::Directory {
+                ErrorCode::IsDirectory
+            } else {
+                ErrorCode::Invalid
+            }
+            .into());
+        }
+        let node = self.node(entry.node)?;
+        if truncate && !created {
+            self.truncated_elsewhere(&node);
+        }
+        let opening = self.pin(&node, cred, counted);
+        Ok((entry, opening.finish(flags, self.policy.open(flags))))
+    }
+
+    async fn begin_open<'a>(&'a self, node: &Arc<Node>, cred: &Credential) -> Result<Opening<'a>, Error> {
+        self.until_abort(self.removals.opening()).await?;
+        Ok(self.pin(node, cred, Counted(self)))
+    }
+
+    fn pin<'a>(&'a self, node: &Arc<Node>, cred: &Credential, counted: Counted<'a>) -> Opening<'a> {
+        let cred = Arc::new(cred.clone());
+        let config = Config { max_write: self.max_write as usize, ..Config::default() };
+        let file = self.nodes.pin(node, || FileState::new(config, cred.clone()));
+        Opening { counted: Some(counted), node: node.clone(), file, cred }
+    }
+
+    /// Rule 2: the attributes that an open goes by were asked for after it began.
+    async fn revalidate(&self, cred: &Credential, node: &Node, plan: &OpenPlan) -> Result<(), Error> {
+        let began = self.stamp();
+        if !plan.revalidate {
+            match self.cached(node) {
+                Ok(_) => {
+                    self.counters.hit();
+                    return Ok(());
+                }
+                Err(miss) => self.counters.miss(miss),
+            }
+        } else {
+            self.counters.miss(Miss::Opened);
+        }
+        for _ in 0..REVALIDATIONS {
+            let applied = self.fetch_attr(cred, node).await?;
+            if applied != Applied::Unclear || node.state.lock().attrs.sent_after(began) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the kernel's pages are still good, and notes what they will be good at from now on.
+    fn keep_pages(&self, node: &Node) -> bool {
+        let mut state = node.state.lock();
+        let change = state.attrs.attr().change;
+        let pages = state.pages.get_or_insert_with(|| Box::new(Pages::default()));
+        let (good, known) = (pages.good_at(change), pages.known());
+        if good {
+            self.counters.hit();
+        } else {
+            if known {
+                self.counters.miss(Miss::Changed);
+            }
+            pages.filled(change);
+        }
+        good
+    }
+
+    /// Closes a file. What is still unsent goes on in the background.
+    pub async fn release(&self, handle: u64) {
+        let Some(handle) = self.handles.remove_file(handle) else { return };
+        self.close(&handle.node, &handle.file);
+    }
+
+    fn close(&self, node: &Arc<Node>, file: &Arc<FileState>) {
+        self.removals.closed();
+        let unpinned = self.nodes.unpin(node);
+        if unpinned.orphan {
+            // Nobody can read it any more.
+            file.flow.lock().data.discard();
+            self.forget_orphan(node.fid);
+        } else {
+            let mut flow = file.flow.lock();
+            if flow.data.has_unsent() {
+                flow.data.flush(true);
+            } else if flow.data.has_uncommitted() {
+                flow.data.commit_soon();
+            }
+        }
+        self.settle(node, file);
+        self.kick(node, file);
+    }
+}
+
+/// A place in the count of open files, given back when dropped.
+struct Counted<'a>(&'a Vfs);
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.removals.closed();
+    }
+}
+
+/// A file that is being opened; closed again if it comes to nothing.
+struct Opening<'a> {
+    counted: Option<Counted<'a>>,
+    node: Arc<Node>,
+    file: Arc<FileState>,
+    cred: Arc<Credential>,
+}
+
+impl Opening<'_> {
+    fn finish(mut self, flags: i32, plan: OpenPlan) -> Opened {
+        let Some(counted) = self.counted.take() else { unreachable!("only `finish` takes it, and consumes `self`") };
+        let vfs = counted.0;
+        // From here on the handle counts.
+        std::mem::forget(counted);
+        let keep_cache = vfs.keep_pages(&self.node);
+        let (readable, writable) = access(flags);
+        let handle = vfs.handles.add_file(FileHandle {
+            node: self.node.clone(),
+            file: self.file.clone(),
+            cred: self.cred.clone(),
+            plan,
+            readable,
+            writable,
+            seen_failures: AtomicU64::new(self.file.flow.lock().failures),
+        });
+        Opened { handle, keep_cache, direct_io: plan.direct_io, noflush: !writable }
+    }
+}
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        if let Some(counted) = self.counted.take() {
+            let vfs = counted.0;
+            std::mem::forget(counted);
+            vfs.close(&self.node, &self.file);
+        }
+    }
+}
+
+impl FileHandle {
+    /// The failure that this handle has not reported yet, which it now has.
+    ///
+    /// # Errors
+    /// That failure.
+    pub(super) fn report(&self) -> Result<(), Error> {
+        let (failures, error) = {
+            let flow = self.file.flow.lock();
+            (flow.failures, flow.error)
+        };
+        let seen = self.seen_failures.swap(failures, Ordering::Relaxed);
+        match error {
+            Some(error) if seen < failures => Err(error),
+            _ => Ok(()),
+        }
+    }
+}

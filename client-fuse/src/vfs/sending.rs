@@ -1,0 +1,313 @@
+//! Carrying data to the server: what [`WriteBehind`](crate::core::write_behind) decides is done here.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use larder_protocol::error::ErrorCode;
+use larder_protocol::payload::Payload;
+use larder_protocol::service::file::WriteRequest;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::file_state::{FileState, Flow};
+use super::node::Node;
+use super::{Error, Vfs};
+use crate::core::write_behind::Action;
+
+/// Bytes that programs may have written in all files and that are not yet durable; then they wait.
+const BUDGET: u64 = 64 << 20;
+/// Data is sent when it is this old (rule 4).
+const MAX_AGE: Duration = Duration::from_secs(30);
+
+/// The files with data on its way.
+#[derive(Default)]
+pub(super) struct Unsent {
+    files: Mutex<BTreeMap<(u64, u64), (Arc<Node>, Arc<FileState>)>>,
+    bytes: AtomicU64,
+    freed: Notify,
+}
+
+impl Unsent {
+    /// Bytes on their way in all files, about.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether any file has data on its way.
+    pub(super) fn any(&self) -> bool {
+        !self.files.lock().is_empty()
+    }
+
+    /// All files with data on its way.
+    pub(super) fn all(&self) -> Vec<(Arc<Node>, Arc<FileState>)> {
+        self.files.lock().values().cloned().collect()
+    }
+}
+
+impl Vfs {
+    /// Brings the books up to date after a file's data has changed: the budget, the list of files with data, and what
+    /// can be freed. Wakes whoever waits for the file.
+    pub(super) fn settle(&self, node: &Arc<Node>, file: &Arc<FileState>) {
+        let idle = {
+            let mut flow = file.flow.lock();
+            let (weight, idle) = (flow.data.weight(), flow.data.is_idle());
+            let before = std::mem::replace(&mut flow.charged, weight);
+            // The lists follow the data under its lock, so that they cannot end up the wrong way round.
+            if weight > before {
+                self.unsent.bytes.fetch_add(weight - before, Ordering::Relaxed);
+            } else {
+                self.unsent.bytes.fetch_sub(before - weight, Ordering::Relaxed);
+            }
+            let key = (node.number, node.fid.generation);
+            let mut files = self.unsent.files.lock();
+            if idle {
+                files.remove(&key);
+            } else {
+                if files.is_empty() {
+                    self.wake.notify_one();
+                }
+                files.entry(key).or_insert_with(|| (node.clone(), file.clone()));
+            }
+            if !flow.data.has_unsent() {
+                flow.touched = None;
+            }
+            idle
+        };
+        file.changed.notify_waiters();
+        self.unsent.freed.notify_waiters();
+        if idle && !node.is_open() {
+            self.nodes.tidy(node);
+        }
+    }
+
+    /// Starts sending what is due, if nobody is at it.
+    pub(super) fn kick(&self, node: &Arc<Node>, file: &Arc<FileState>) {
+        let first = {
+            let mut flow = file.flow.lock();
+            if flow.sending {
+                None
+            } else {
+                let action = flow.data.next_action();
+                flow.sending = action.is_some();
+                action
+            }
+        };
+        match (first, self.weak.upgrade()) {
+            (Some(first), Some(vfs)) => {
+                let (node, file) = (node.clone(), file.clone());
+                self.runtime.spawn(Box::pin(async move { vfs.send(node, file, first).await }));
+            }
+            _ => file.work.notify_one(),
+        }
+    }
+
+    /// Sends what is due until nothing is.
+    async fn send(self: Arc<Vfs>, node: Arc<Node>, file: Arc<FileState>, first: Action) {
+        let mut under_way = FuturesUnordered::new();
+        under_way.push(self.carry_out(&node, &file, first));
+        loop {
+            loop {
+                let action = {
+                    let mut flow = file.flow.lock();
+                    let action = flow.data.next_action();
+                    flow.sending = action.is_some() || !under_way.is_empty();
+                    action
+                };
+                match action {
+                    Some(action) => under_way.push(self.carry_out(&node, &file, action)),
+                    None => break,
+                }
+            }
+            if under_way.is_empty() {
+                break;
+            }
+            tokio::select! {
+                Some(result) = under_way.next() => {
+                    if let Err(error) = result {
+                        tracing::warn!("data written to {} was lost: {error}", node.fid);
+                        file.flow.lock().fail(error);
+                        self.settle(&node, &file);
+                    }
+                }
+                () = file.work.notified() => {}
+            }
+        }
+        self.settle(&node, &file);
+    }
+
+    /// Makes one request and takes in its answer.
+    ///
+    /// # Errors
+    /// The server's, or that there is no answer; the data of the request is given up.
+    pub(super) async fn carry_out(&self, node: &Arc<Node>, file: &Arc<FileState>, action: Action) -> Result<(), Error> {
+        let cred = file.flow.lock().cred.clone();
+        let sent = self.stamp();
+        let result = match action {
+            Action::Write { id, offset, data, stable } => {
+                let request = WriteRequest { fid: node.fid, offset, data: Payload(data), stable };
+                match self.client.write(&cred, request).await {
+                    Ok(written) => {
+                        // First the attributes, then the data: in between nobody may see the file shrink.
+                        self.learn_own(node, &written.attr, sent);
+                        file.flow.lock().data.wrote(id, Some((written.stable, written.verifier)));
+                        Ok(())
+                    }
+                    Err(failure) => {
+                        file.flow.lock().data.wrote(id, None);
+                        Err(failure.into())
+                    }
+                }
+            }
+            Action::Commit { id } => match self.client.commit(&cred, node.fid).await {
+                Ok(committed) => {
+                    self.learn(node, committed.attr, sent);
+                    file.flow.lock().data.committed(id, Some(committed.verifier));
+                    Ok(())
+                }
+                Err(failure) => {
+                    file.flow.lock().data.committed(id, None);
+                    Err(failure.into())
+                }
+            },
+        };
+        if result.is_err() {
+            // What the kernel has in its pages never got to the server.
+            let mut state = node.state.lock();
+            state.attrs.drop_validity();
+            if let Some(pages) = state.pages.as_deref_mut() {
+                pages.forget();
+            }
+        }
+        self.settle(node, file);
+        result
+    }
+
+    /// Waits until a file's data is as `until` wants it.
+    ///
+    /// # Errors
+    /// `Aborted` at the end of the mount.
+    pub(super) async fn wait_for(&self, file: &FileState, until: impl Fn(&Flow) -> bool) -> Result<(), Error> {
+        loop {
+            let changed = file.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if until(&file.flow.lock()) {
+                return Ok(());
+            }
+            self.until_abort(changed).await?;
+        }
+    }
+
+    /// Sends what has been written to a file so far, and commits it if `durable`. Failures are on the file's record.
+    ///
+    /// # Errors
+    /// `Aborted` at the end of the mount.
+    pub(super) async fn flush_data(&self, node: &Arc<Node>, file: &Arc<FileState>, durable: bool) -> Result<(), Error> {
+        let epoch = {
+            let mut flow = file.flow.lock();
+            if flow.data.is_idle() || !(durable || flow.data.has_unsent()) {
+                return Ok(());
+            }
+            flow.data.flush(durable)
+        };
+        self.kick(node, file);
+        self.wait_for(file, |flow| flow.data.reached(epoch, durable)).await
+    }
+
+    /// Sends and commits a file's data and lets no write be in flight until the result is dropped: for operations that
+    /// have an order with writes.
+    ///
+    /// # Errors
+    /// `Aborted` at the end of the mount.
+    pub(super) async fn exclusive<'a>(
+        &'a self,
+        node: &'a Arc<Node>,
+        file: &'a Arc<FileState>,
+    ) -> Result<Exclusive<'a>, Error> {
+        let turn = self.until_abort(file.exclusive.lock()).await?;
+        self.flush_data(node, file, true).await?;
+        file.flow.lock().data.pause();
+        let exclusive = Exclusive { vfs: self, node, file, _turn: turn };
+        self.wait_for(file, |flow| flow.data.is_quiet()).await?;
+        Ok(exclusive)
+    }
+
+    /// Waits until there is room for more data, sending what there is.
+    ///
+    /// # Errors
+    /// `Aborted` at the end of the mount.
+    pub(super) async fn wait_for_room(&self) -> Result<(), Error> {
+        loop {
+            let freed = self.unsent.freed.notified();
+            tokio::pin!(freed);
+            freed.as_mut().enable();
+            if self.unsent.bytes() <= BUDGET {
+                return Ok(());
+            }
+            for (node, file) in self.unsent.all() {
+                {
+                    let mut flow = file.flow.lock();
+                    flow.data.flush(false);
+                    flow.data.commit_soon();
+                }
+                self.kick(&node, &file);
+            }
+            self.until_abort(freed).await?;
+        }
+    }
+
+    /// Sends what is old (rule 4).
+    pub(super) fn send_old(&self) {
+        let now = self.runtime.boottime();
+        for (node, file) in self.unsent.all() {
+            let old = {
+                let mut flow = file.flow.lock();
+                let old = flow.data.has_older(now, MAX_AGE);
+                if old {
+                    flow.data.flush(true);
+                }
+                old
+            };
+            if old {
+                self.kick(&node, &file);
+            }
+        }
+    }
+
+    /// The server was restarted: a commit tells whether it still has what it was sent.
+    pub(super) fn check_sent(&self) {
+        for (node, file) in self.unsent.all() {
+            file.flow.lock().data.commit_soon();
+            self.kick(&node, &file);
+        }
+    }
+
+    /// # Errors
+    /// `FileTooLarge` if the range goes past the largest file.
+    pub(super) fn end_of(offset: u64, len: u64) -> Result<u64, Error> {
+        match offset.checked_add(len) {
+            Some(end) if end <= larder_protocol::limits::MAX_FILE_SIZE => Ok(end),
+            _ => Err(ErrorCode::FileTooLarge.into()),
+        }
+    }
+}
+
+/// No write of the file is in flight while this lives.
+pub(super) struct Exclusive<'a> {
+    vfs: &'a Vfs,
+    node: &'a Arc<Node>,
+    file: &'a Arc<FileState>,
+    _turn: tokio::sync::MutexGuard<'a, ()>,
+}
+
+impl Drop for Exclusive<'_> {
+    fn drop(&mut self) {
+        self.file.flow.lock().data.resume();
+        self.file.changed.notify_waiters();
+        self.vfs.kick(self.node, self.file);
+    }
+}

@@ -1,0 +1,138 @@
+//! Space: reserving and freeing it, finding it, copying within it, and how much there is.
+
+use larder_protocol::attr::{Credential, VolumeSpace};
+use larder_protocol::error::ErrorCode;
+use larder_protocol::service::file::{AllocateHow, Op, OpReply, Query, QueryReply, SeekWhat};
+
+use super::{Error, Vfs, unexpected};
+
+/// What fallocate(2) is asked to do.
+fn allocate_how(mode: i32) -> Option<AllocateHow> {
+    const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    const ZERO_KEEP: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+    Some(match mode {
+        0 => AllocateHow::Reserve,
+        libc::FALLOC_FL_KEEP_SIZE => AllocateHow::ReserveKeepSize,
+        PUNCH => AllocateHow::Punch,
+        libc::FALLOC_FL_ZERO_RANGE => AllocateHow::Zero,
+        ZERO_KEEP => AllocateHow::ZeroKeepSize,
+        _ => return None,
+    })
+}
+
+impl Vfs {
+    /// Reserves, frees or zeroes a part of a file (fallocate(2)).
+    ///
+    /// # Errors
+    /// `NotSupported` for other modes; the server's, or that there is no answer.
+    pub async fn fallocate(&self, handle: u64, offset: u64, len: u64, mode: i32) -> Result<(), Error> {
+        let handle = self.writable(handle)?;
+        let how = allocate_how(mode).ok_or(ErrorCode::NotSupported)?;
+        if len == 0 {
+            return Err(ErrorCode::Invalid.into());
+        }
+        Vfs::end_of(offset, len)?;
+        let _exclusive = self.exclusive(&handle.node, &handle.file).await?;
+        let sent = self.stamp();
+        let op = Op::Allocate { fid: handle.node.fid, offset, len, how };
+        match self.client.mutate(&handle.cred, op).await?.reply {
+            OpReply::Attr(change) => {
+                self.learn_own(&handle.node, &change, sent);
+                Ok(())
+            }
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// The next data or hole (lseek(2)).
+    ///
+    /// # Errors
+    /// `NoSuchRange` if there is none; the server's, or that there is no answer.
+    pub async fn lseek(&self, handle: u64, offset: u64, what: SeekWhat) -> Result<u64, Error> {
+        let handle = self.handles.file(handle)?;
+        self.flush_data(&handle.node, &handle.file, false).await?;
+        match self.client.query(&handle.cred, Query::Seek { fid: handle.node.fid, offset, what }).await? {
+            QueryReply::Offset(offset) => Ok(offset),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Copies at the server, and returns how many bytes, which may be fewer than asked.
+    ///
+    /// # Errors
+    /// `CrossVolume` between volumes; the server's, or that there is no answer.
+    pub async fn copy_file_range(
+        &self,
+        handle_in: u64,
+        offset_in: u64,
+        handle_out: u64,
+        offset_out: u64,
+        len: u64,
+    ) -> Result<u64, Error> {
+        let (from, to) = (self.handles.file(handle_in)?, self.writable(handle_out)?);
+        if !from.readable {
+            return Err(Error::BadHandle);
+        }
+        if from.node.fid.volume != to.node.fid.volume {
+            return Err(ErrorCode::CrossVolume.into());
+        }
+        if len == 0 {
+            return Ok(0);
+        }
+        Vfs::end_of(offset_out, len)?;
+        // The source only needs its data to be there; taking both exclusively could deadlock with a copy back.
+        self.flush_data(&from.node, &from.file, false).await?;
+        let _exclusive = self.exclusive(&to.node, &to.file).await?;
+        let sent = self.stamp();
+        let op =
+            Op::CopyRange { from: from.node.fid, from_offset: offset_in, to: to.node.fid, to_offset: offset_out, len };
+        match self.client.mutate(&to.cred, op).await?.reply {
+            OpReply::Copied { len, attr } => {
+                self.learn_own(&to.node, &attr, sent);
+                Ok(len)
+            }
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// How full the volume is.
+    ///
+    /// # Errors
+    /// The server's, or that there is no answer.
+    pub async fn statfs(&self, cred: &Credential, node: u64) -> Result<VolumeSpace, Error> {
+        let node = self.node(node)?;
+        match self.client.query(cred, Query::Statfs { fid: node.fid }).await? {
+            QueryReply::Space(space) => Ok(space),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Whether the caller has all permissions in `mask`.
+    ///
+    /// # Errors
+    /// `AccessDenied` if not; the server's, or that there is no answer.
+    pub async fn access(&self, cred: &Credential, node: u64, mask: u32) -> Result<(), Error> {
+        let node = self.node(node)?;
+        let sent = self.stamp();
+        match self.client.query(cred, Query::Access { fid: node.fid, mask }).await? {
+            QueryReply::Access { granted, attr } => {
+                self.learn(&node, attr, sent);
+                if granted & mask == mask { Ok(()) } else { Err(ErrorCode::AccessDenied.into()) }
+            }
+            _ => Err(unexpected()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_known_modes_of_fallocate_pass() {
+        assert_eq!(allocate_how(0), Some(AllocateHow::Reserve));
+        assert_eq!(allocate_how(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE), Some(AllocateHow::Punch));
+        assert_eq!(allocate_how(libc::FALLOC_FL_PUNCH_HOLE), None);
+        assert_eq!(allocate_how(libc::FALLOC_FL_COLLAPSE_RANGE), None);
+    }
+}

@@ -1,0 +1,217 @@
+//! What the file system takes and gives.
+
+use std::time::Duration;
+
+use larder_protocol::attr::{Attr, FileType};
+use larder_protocol::name::Name;
+
+/// How a mount caches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Attributes and blocks, with close-to-open consistency.
+    Nfs,
+    /// Nothing.
+    Direct,
+}
+
+impl Mode {
+    /// The name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Mode::Nfs => "nfs",
+            Mode::Direct => "direct",
+        }
+    }
+}
+
+/// Which answers to lookups the kernel may keep (`lookupcache` of nfs(5)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LookupCache {
+    /// Names that exist and names that do not.
+    All,
+    /// Names that exist.
+    Positive,
+    /// None.
+    None,
+}
+
+/// How a volume is mounted; names and meanings as in nfs(5).
+#[derive(Clone, Debug)]
+pub struct MountOptions {
+    /// How to cache.
+    pub mode: Mode,
+    /// How long a file's attributes are used at least.
+    pub acregmin: Duration,
+    /// How long a file's attributes are used at most.
+    pub acregmax: Duration,
+    /// How long a directory's attributes are used at least.
+    pub acdirmin: Duration,
+    /// How long a directory's attributes are used at most.
+    pub acdirmax: Duration,
+    /// Whether `open` may go by cached attributes.
+    pub nocto: bool,
+    /// Whether requests fail when the server does not answer, instead of waiting for it.
+    pub soft: bool,
+    /// How long to wait for an answer before the connection counts as dead.
+    pub timeo: Duration,
+    /// How often a `soft` mount tries again before a request fails.
+    pub retrans: u32,
+    /// Whether nothing may be changed.
+    pub ro: bool,
+    /// Whether reading leaves access times alone.
+    pub noatime: bool,
+    /// The largest read, in bytes.
+    pub rsize: u32,
+    /// The largest write, in bytes.
+    pub wsize: u32,
+    /// Which names the kernel may keep.
+    pub lookupcache: LookupCache,
+}
+
+impl Default for MountOptions {
+    fn default() -> MountOptions {
+        MountOptions {
+            mode: Mode::Nfs,
+            acregmin: Duration::from_secs(3),
+            acregmax: Duration::from_secs(60),
+            acdirmin: Duration::from_secs(30),
+            acdirmax: Duration::from_secs(60),
+            nocto: false,
+            soft: false,
+            timeo: Duration::from_secs(60),
+            retrans: 2,
+            ro: false,
+            noatime: false,
+            rsize: 1 << 20,
+            wsize: 1 << 20,
+            lookupcache: LookupCache::Positive,
+        }
+    }
+}
+
+impl MountOptions {
+    /// The options as nfs(5) would list them, for statistics. `nolock` is always there: locks do not reach other
+    /// clients.
+    pub fn list(&self) -> Vec<String> {
+        let secs = |name: &str, value: Duration| format!("{name}={}", value.as_secs_f64());
+        let mut list = vec![format!("mode={}", self.mode.name()), if self.ro { "ro" } else { "rw" }.to_owned()];
+        if self.mode == Mode::Nfs {
+            list.push(secs("acregmin", self.acregmin));
+            list.push(secs("acregmax", self.acregmax));
+            list.push(secs("acdirmin", self.acdirmin));
+            list.push(secs("acdirmax", self.acdirmax));
+            list.push(if self.nocto { "nocto" } else { "cto" }.to_owned());
+            let names = match self.lookupcache {
+                LookupCache::All => "all",
+                LookupCache::Positive => "positive",
+                LookupCache::None => "none",
+            };
+            list.push(format!("lookupcache={names}"));
+        }
+        list.push(if self.soft { "soft" } else { "hard" }.to_owned());
+        list.push(secs("timeo", self.timeo));
+        list.push(format!("retrans={}", self.retrans));
+        list.push(format!("rsize={}", self.rsize));
+        list.push(format!("wsize={}", self.wsize));
+        if self.noatime {
+            list.push("noatime".to_owned());
+        }
+        list.push("nolock".to_owned());
+        list
+    }
+}
+
+/// An object found under a name. Counts as one lookup, which [`forget`](super::Vfs::forget) takes back.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Its number, also the `st_ino` to show; the mount's root is 1.
+    pub node: u64,
+    /// Tells apart objects that had the same number at different times.
+    pub generation: u64,
+    /// Its attributes.
+    pub attr: Attr,
+    /// How long the attributes may be used.
+    pub attr_ttl: Duration,
+    /// How long the name may be used.
+    pub entry_ttl: Duration,
+}
+
+/// The answer to a lookup.
+#[derive(Clone, Debug)]
+pub enum LookupResult {
+    /// The name exists.
+    Found(Entry),
+    /// It does not.
+    Missing {
+        /// How long that may be used.
+        ttl: Duration,
+    },
+}
+
+/// An object's attributes.
+#[derive(Clone, Debug)]
+pub struct Attributes {
+    /// The object's number, also the `st_ino` to show.
+    pub node: u64,
+    /// The attributes.
+    pub attr: Attr,
+    /// How long they may be used.
+    pub ttl: Duration,
+}
+
+/// An open file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opened {
+    /// Names the handle in later calls.
+    pub handle: u64,
+    /// Whether pages that the kernel has of this file are still good.
+    pub keep_cache: bool,
+    /// Whether reads and writes must come here instead of going through the kernel's pages.
+    pub direct_io: bool,
+    /// Whether closing needs no `flush`.
+    pub noflush: bool,
+}
+
+/// An entry of a directory listing.
+#[derive(Clone, Debug)]
+pub struct DirItem {
+    /// The object's number.
+    pub node: u64,
+    /// The position behind this entry.
+    pub offset: u64,
+    /// What it is.
+    pub kind: FileType,
+    /// Its name; `.` and `..` come first.
+    pub name: DirName,
+    /// With `plus`: the object as a lookup would return it. It counts as a lookup if the receiver took the item, but
+    /// not for `.` and `..`.
+    pub entry: Option<Entry>,
+}
+
+/// A name in a listing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DirName {
+    /// `.`
+    Current,
+    /// `..`
+    Parent,
+    /// Any other.
+    Entry(Name),
+}
+
+impl DirName {
+    /// The bytes to show.
+    pub fn as_bytes(&self) -> &[u8] {
+        match self {
+            DirName::Current => b".",
+            DirName::Parent => b"..",
+            DirName::Entry(name) => name.as_bytes(),
+        }
+    }
+}
+
+/// What the file system tells the kernel on its own. Called from a thread that serves no requests, so it may block.
+pub trait Kernel: Send + Sync + 'static {
+    /// Drops the kernel's pages of a file.
+    fn inval_data(&self, node: u64);
+}

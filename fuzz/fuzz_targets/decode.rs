@@ -1,0 +1,5 @@
+//! Whatever bytes arrive on a connection.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| larder_benches::fuzzing::decode(bytes));

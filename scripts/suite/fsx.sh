@@ -1,0 +1,37 @@
+#!/bin/bash
+# fsx, all 14 operations, three seeds: fsx.sh nfs|direct. FSX_SEEDS repeats a run.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/../lib/suite.sh"
+
+operations=$(pick 1000 10000 100000)
+read -ra seeds <<<"${FSX_SEEDS:-$RANDOM$RANDOM $RANDOM$RANDOM $RANDOM$RANDOM}"
+
+cat >"$WORK/fsx.toml" <<EOF
+[weights]
+close_open = 1.0
+invalidate = 1.0
+mapread = 1.0
+mapwrite = 1.0
+read = 1.0
+write = 1.0
+truncate = 1.0
+fsync = 1.0
+fdatasync = 1.0
+posix_fallocate = 1.0
+punch_hole = 1.0
+sendfile = 1.0
+posix_fadvise = 1.0
+copy_file_range = 1.0
+EOF
+
+exercise() {
+    mkdir -p "$WORK/artifacts"
+    fsx -f "$WORK/fsx.toml" -S "$1" -N "$operations" -P "$WORK/artifacts" "$MNT/fsx-$1"
+    rm "$MNT/fsx-$1"
+}
+
+start_world
+for seed in "${seeds[@]}"; do
+    check "fsx, $operations operations, FSX_SEEDS=$seed" exercise "$seed"
+done
+finish

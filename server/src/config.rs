@@ -1,0 +1,176 @@
+//! How a server is told what to do: a TOML file, under what the command line says.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use serde::Deserialize;
+
+use crate::cli::ServeArgs;
+use crate::service::credential::RootSquash;
+use crate::volume::Durability;
+
+/// Where a server listens unless told otherwise.
+pub const DEFAULT_LISTEN: &str = "127.0.0.1:7425";
+
+/// What an acknowledgement promises.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum DurabilityLevel {
+    /// It survives a power cut.
+    #[default]
+    Power,
+    /// It survives the end of the server's process, but not a power cut; synced every 50 ms.
+    Process,
+}
+
+impl From<DurabilityLevel> for Durability {
+    fn from(level: DurabilityLevel) -> Durability {
+        match level {
+            DurabilityLevel::Power => Durability::Power,
+            DurabilityLevel::Process => Durability::Process,
+        }
+    }
+}
+
+/// The keys of a configuration file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct File {
+    store: Option<PathBuf>,
+    listen: Option<Vec<String>>,
+    durability: Option<DurabilityLevel>,
+    insecure: Option<bool>,
+    root_squash: Option<RootSquash>,
+    log: Option<String>,
+    port_file: Option<PathBuf>,
+}
+
+/// What a server is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServeConfig {
+    /// The store's directory.
+    pub store: PathBuf,
+    /// Addresses to listen on.
+    pub listen: Vec<SocketAddr>,
+    /// What an acknowledgement promises.
+    pub durability: DurabilityLevel,
+    /// Whether to listen on addresses that other hosts can reach.
+    pub insecure: bool,
+    /// What becomes of the clients' superusers.
+    pub root_squash: RootSquash,
+    /// What to log, as a filter of `tracing`.
+    pub log: Option<String>,
+    /// Where to write the addresses that were opened.
+    pub port_file: Option<PathBuf>,
+}
+
+impl ServeConfig {
+    /// What the command line says, and where it is silent, the file that it names, and then the defaults.
+    ///
+    /// # Errors
+    /// The file cannot be read, or has a key or value that means nothing; no store is named; an address has no
+    /// meaning.
+    pub fn resolve(args: ServeArgs) -> anyhow::Result<ServeConfig> {
+        let file = match &args.config {
+            Some(path) => read(path)?,
+            None => File::default(),
+        };
+        let Some(store) = args.store.or(file.store) else {
+            bail!("no store is named: give --store DIR, or `store = \"DIR\"` in the configuration file");
+        };
+        let mut listen = args.listen;
+        if listen.is_empty() {
+            listen = file.listen.unwrap_or_else(|| vec![DEFAULT_LISTEN.to_owned()]);
+        }
+        if listen.is_empty() {
+            bail!("`listen` names no address; leave it out for {DEFAULT_LISTEN}");
+        }
+        let listen = listen.iter().map(|text| address(text)).collect::<anyhow::Result<Vec<_>>>()?;
+        Ok(ServeConfig {
+            store,
+            listen,
+            durability: args.durability.or(file.durability).unwrap_or_default(),
+            insecure: args.insecure || file.insecure.unwrap_or(false),
+            root_squash: args.root_squash.or(file.root_squash).unwrap_or_default(),
+            log: args.log.or(file.log),
+            port_file: args.port_file.or(file.port_file),
+        })
+    }
+}
+
+fn read(path: &Path) -> anyhow::Result<File> {
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("cannot read the configuration file {}", path.display()))?;
+    toml::from_str(&text).with_context(|| format!("the configuration file {} is wrong", path.display()))
+}
+
+fn address(text: &str) -> anyhow::Result<SocketAddr> {
+    let found = text.to_socket_addrs();
+    let mut found = found.with_context(|| format!("`{text}` is no address to listen on; write ADDRESS:PORT"))?;
+    found.next().with_context(|| format!("`{text}` has no address"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn resolve(args: &[&str]) -> anyhow::Result<ServeConfig> {
+        let cli = Cli::try_parse_from(["larderd", "serve"].iter().chain(args))?;
+        let Command::Serve(args) = cli.command else { panic!("not serve") };
+        ServeConfig::resolve(args)
+    }
+
+    fn file(text: &str) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&file, text).unwrap();
+        file
+    }
+
+    #[test]
+    fn defaults_are_safe() {
+        let config = resolve(&["--store", "/s"]).unwrap();
+        assert_eq!(config.listen, [DEFAULT_LISTEN.parse().unwrap()]);
+        assert_eq!(config.durability, DurabilityLevel::Power);
+        assert_eq!(config.root_squash, RootSquash::Auto);
+        assert!(!config.insecure);
+    }
+
+    #[test]
+    fn the_command_line_wins_over_the_file() {
+        let file = file(
+            "store = '/file'\nlisten = ['127.0.0.1:1', '[::1]:2']\ndurability = 'process'\n\
+             root-squash = 'on'\nlog = 'debug'\nport-file = '/p'\ninsecure = true\n",
+        );
+        let path = file.path().to_str().unwrap();
+        let from_file = resolve(&["--config", path]).unwrap();
+        assert_eq!(from_file.store, Path::new("/file"));
+        assert_eq!(from_file.listen.len(), 2);
+        assert_eq!(from_file.durability, DurabilityLevel::Process);
+        assert_eq!(from_file.root_squash, RootSquash::On);
+        assert!(from_file.insecure);
+        let args = ["--config", path, "--store", "/line", "--listen", "127.0.0.1:9", "--durability", "power"];
+        let both = resolve(&args).unwrap();
+        assert_eq!(both.store, Path::new("/line"));
+        assert_eq!(both.listen, ["127.0.0.1:9".parse().unwrap()]);
+        assert_eq!(both.durability, DurabilityLevel::Power);
+        assert_eq!(both.root_squash, RootSquash::On, "what the line does not say stays");
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let error = |text: &str| {
+            let file = file(text);
+            format!("{:#}", resolve(&["--config", file.path().to_str().unwrap()]).unwrap_err())
+        };
+        assert!(error("store = '/s'\nlisten-on = 'x'").contains("listen-on"));
+        assert!(error("store = '/s'\ndurability = 'maybe'").contains("maybe"));
+        assert!(error("durability = 'power'").contains("--store"));
+        assert!(error("store = '/s'\nlisten = ['nowhere']").contains("nowhere"));
+        let missing = format!("{:#}", resolve(&["--config", "/nonexistent.toml"]).unwrap_err());
+        assert!(missing.contains("/nonexistent.toml"), "{missing}");
+    }
+}

@@ -1,0 +1,4 @@
+//! Decisions without machinery: no clock, executor, socket or file. What has to be known comes in as an argument.
+
+pub mod fence;
+pub mod replay;

@@ -1,0 +1,7 @@
+//! `larderd`: Larder's file server.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    larder_server::cli::run()
+}

@@ -1,0 +1,119 @@
+//! What can be said of a request without looking into a volume: its bounds, and which volume it goes to.
+
+use larder_protocol::error::ErrorCode;
+use larder_protocol::ids::{OpId, VolumeId};
+use larder_protocol::limits::{MAX_FORGET, MAX_PAYLOAD};
+use larder_protocol::service::file::{Op, Query, WriteRequest};
+
+use crate::core::fence::Identity;
+
+/// The volume of a query.
+///
+/// # Errors
+/// `Invalid` for a read past the limit: cut short, its answer would mean the end of the file.
+pub fn query(query: &Query) -> Result<VolumeId, ErrorCode> {
+    match query {
+        Query::Read { len, .. } if *len as usize > MAX_PAYLOAD => Err(ErrorCode::Invalid),
+        _ => Ok(query.fid().volume),
+    }
+}
+
+/// The volume of a mutation.
+///
+/// # Errors
+/// `CrossVolume` if it names objects of several; `TooBig` for data past the limit; `Invalid` for a `forget` of
+/// nothing, too much, or objects of several volumes.
+pub fn op(op: &Op) -> Result<VolumeId, ErrorCode> {
+    let volume = op.fid().ok_or(ErrorCode::Invalid)?.volume;
+    match op {
+        Op::Link { fid, .. } if fid.volume != volume => Err(ErrorCode::CrossVolume),
+        Op::Rename { to_dir, .. } if to_dir.volume != volume => Err(ErrorCode::CrossVolume),
+        Op::CopyRange { from, .. } if from.volume != volume => Err(ErrorCode::CrossVolume),
+        Op::Forget { fids } if fids.len() > MAX_FORGET => Err(ErrorCode::Invalid),
+        Op::Forget { fids } if fids.iter().any(|fid| fid.volume != volume) => Err(ErrorCode::Invalid),
+        Op::Append { data, .. } if data.len() > MAX_PAYLOAD => Err(ErrorCode::TooBig),
+        _ => Ok(volume),
+    }
+}
+
+/// The volume of a write.
+///
+/// # Errors
+/// `TooBig` for data past the limit.
+pub fn write(request: &WriteRequest) -> Result<VolumeId, ErrorCode> {
+    if request.data.len() > MAX_PAYLOAD { Err(ErrorCode::TooBig) } else { Ok(request.fid.volume) }
+}
+
+/// Whether an operation's id belongs to who sends it.
+///
+/// # Errors
+/// `Fenced` for an older life of the same client, `Invalid` for anybody else.
+pub fn id(identity: Identity, id: OpId) -> Result<(), ErrorCode> {
+    if id.client == identity.client && id.incarnation == identity.incarnation {
+        Ok(())
+    } else if id.client == identity.client && id.incarnation < identity.incarnation {
+        Err(ErrorCode::Fenced)
+    } else {
+        Err(ErrorCode::Invalid)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use larder_protocol::ids::{ClientId, Fid};
+    use larder_protocol::name::Name;
+    use larder_protocol::payload::Payload;
+    use larder_protocol::service::file::RenameHow;
+
+    use super::*;
+
+    fn fid(volume: u32) -> Fid {
+        Fid { volume: VolumeId(volume), vnode: 1, generation: 1 }
+    }
+
+    #[test]
+    fn an_operation_stays_in_one_volume() {
+        let name = Name::new(b"a").unwrap();
+        let rename = |to: u32| Op::Rename {
+            from_dir: fid(1),
+            from_name: name.clone(),
+            to_dir: fid(to),
+            to_name: name.clone(),
+            how: RenameHow::Replace,
+            keep: false,
+        };
+        assert_eq!(op(&rename(1)), Ok(VolumeId(1)));
+        assert_eq!(op(&rename(2)), Err(ErrorCode::CrossVolume));
+        let link = Op::Link { fid: fid(2), dir: fid(1), name: name.clone() };
+        assert_eq!(op(&link), Err(ErrorCode::CrossVolume));
+        let copy = Op::CopyRange { from: fid(2), from_offset: 0, to: fid(1), to_offset: 0, len: 1 };
+        assert_eq!(op(&copy), Err(ErrorCode::CrossVolume));
+        for fids in [vec![], vec![fid(1), fid(2)], vec![fid(1); MAX_FORGET + 1]] {
+            assert_eq!(op(&Op::Forget { fids }), Err(ErrorCode::Invalid));
+        }
+        assert_eq!(op(&Op::Forget { fids: vec![fid(3); MAX_FORGET] }), Ok(VolumeId(3)));
+    }
+
+    #[test]
+    fn data_past_the_limit_is_refused() {
+        let data = |len: usize| Payload(vec![0; len].into());
+        assert_eq!(op(&Op::Append { fid: fid(1), data: data(MAX_PAYLOAD) }), Ok(VolumeId(1)));
+        assert_eq!(op(&Op::Append { fid: fid(1), data: data(MAX_PAYLOAD + 1) }), Err(ErrorCode::TooBig));
+        let request = |len| WriteRequest { fid: fid(1), offset: 0, data: data(len), stable: false };
+        assert_eq!(write(&request(MAX_PAYLOAD)), Ok(VolumeId(1)));
+        assert_eq!(write(&request(MAX_PAYLOAD + 1)), Err(ErrorCode::TooBig));
+        let read = |len| Query::Read { fid: fid(1), offset: 0, len, touch: false };
+        assert_eq!(query(&read(MAX_PAYLOAD as u32)), Ok(VolumeId(1)));
+        assert_eq!(query(&read(MAX_PAYLOAD as u32 + 1)), Err(ErrorCode::Invalid));
+    }
+
+    #[test]
+    fn nobody_uses_another_ones_slots() {
+        let identity = Identity { client: ClientId(1), incarnation: 5, channel: 0, generation: 1 };
+        let with = |client, incarnation| OpId { client: ClientId(client), incarnation, slot: 0, seq: 1 };
+        assert_eq!(id(identity, with(1, 5)), Ok(()));
+        assert_eq!(id(identity, with(1, 4)), Err(ErrorCode::Fenced));
+        assert_eq!(id(identity, with(1, 6)), Err(ErrorCode::Invalid));
+        assert_eq!(id(identity, with(2, 5)), Err(ErrorCode::Invalid));
+    }
+}

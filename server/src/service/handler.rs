@@ -1,0 +1,221 @@
+//! Answering requests: who may ask, which volume answers, and what must not be cut.
+
+use std::sync::Arc;
+
+use larder_protocol::attr::Credential;
+use larder_protocol::error::ErrorCode;
+use larder_protocol::handshake::{Hello, LeaseTerms, Refusal, Welcome, agree};
+use larder_protocol::ids::{Fid, OpId};
+use larder_protocol::limits::{MAX_PAYLOAD, MAX_SLOTS, MAX_VOLUME_NAME};
+use larder_protocol::runtime::RuntimeExt;
+use larder_protocol::service::file::{Committed, Mutated, Op, Query, QueryReply, WriteRequest, Written};
+use larder_protocol::service::kind::Kind;
+use larder_protocol::service::volume::{VolumeReply, VolumeRequest};
+use larder_protocol::service::{LarderRequest, LarderResponse};
+use tracing::{debug, error, warn};
+
+use super::{SOFTWARE, Server, check};
+use crate::core::fence::Identity;
+use crate::net::connection::{Call, Handler};
+use crate::net::sessions::{Permit, Session};
+
+/// Bytes of a client's name for itself.
+const MAX_SOFTWARE: usize = 256;
+
+impl Handler for Server {
+    async fn handle(self: Arc<Self>, call: Call) -> LarderResponse {
+        let Call { session, request, permit } = call;
+        let session = &*session;
+        match request {
+            LarderRequest::Hello { hello } => {
+                LarderResponse::Hello(self.timed(Kind::Hello, self.hello(session, hello, permit)).await)
+            }
+            LarderRequest::Query { cred, query } => {
+                LarderResponse::Query(self.timed(query.kind(), self.query(session, cred, query)).await)
+            }
+            LarderRequest::Mutate { cred, id, op } => {
+                LarderResponse::Mutate(self.timed(op.kind(), self.mutate(session, cred, id, op, permit)).await)
+            }
+            LarderRequest::Write { cred, request } => {
+                LarderResponse::Write(self.timed(Kind::Write, self.write(session, cred, request, permit)).await)
+            }
+            LarderRequest::Commit { cred, fid } => {
+                LarderResponse::Commit(self.timed(Kind::Commit, self.commit(session, cred, fid, permit)).await)
+            }
+            LarderRequest::Volume { cred, request } => {
+                LarderResponse::Volume(self.timed(Kind::Volume, self.volume(session, cred, request)).await)
+            }
+            LarderRequest::Goodbye {} => {
+                LarderResponse::Goodbye(self.timed(Kind::Goodbye, self.goodbye(session, permit)).await)
+            }
+            LarderRequest::Stats {} => LarderResponse::Stats(self.stats()),
+        }
+    }
+}
+
+impl Server {
+    async fn timed<T, E>(&self, kind: Kind, answer: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+        let start = self.runtime().boottime();
+        let result = answer.await;
+        self.counters.answered(kind, self.runtime().boottime().saturating_sub(start), result.is_ok());
+        result
+    }
+
+    /// For whom the connection speaks.
+    fn admit(&self, session: &Session) -> Result<Identity, ErrorCode> {
+        let refused = if session.is_fenced() { ErrorCode::Fenced } else { ErrorCode::UnknownClient };
+        match session.identity() {
+            Some(identity) if !session.is_fenced() => Ok(identity),
+            _ => {
+                self.counters.refused();
+                Err(refused)
+            }
+        }
+    }
+
+    /// Carries out what must be done whole, whatever becomes of the request. Its connection does not count as at
+    /// rest before.
+    async fn whole<T: Send + 'static>(
+        &self,
+        permit: Permit,
+        work: impl Future<Output = Result<T, ErrorCode>> + Send + 'static,
+    ) -> Result<T, ErrorCode> {
+        let done = self.runtime().detached(async move {
+            let result = work.await;
+            drop(permit);
+            result
+        });
+        done.await.unwrap_or_else(|| {
+            error!("defect: a task that carried out a request panicked");
+            Err(ErrorCode::Internal)
+        })
+    }
+
+    async fn hello(&self, session: &Session, hello: Hello, permit: Permit) -> Result<Welcome, Refusal> {
+        if self.shared.ending.is_cancelled() {
+            return Err(Refusal::Unavailable);
+        }
+        if hello.software.len() > MAX_SOFTWARE {
+            return Err(Refusal::Malformed(format!("a software name of more than {MAX_SOFTWARE} bytes")));
+        }
+        let version = agree(hello.min_version, hello.max_version)?;
+        let greeted = self.shared.sessions.hello(session, &hello).await?;
+        let Identity { client, incarnation, channel, generation } = greeted.identity;
+        debug!(peer = %session.peer(), %client, incarnation, channel, generation, software = hello.software, "hello");
+        if greeted.unsettled {
+            let (volumes, sessions) = (self.volumes.clone(), self.shared.sessions.clone());
+            let settling = self.whole(permit, async move {
+                for volume in volumes.opened() {
+                    volume.client_gone(client, Some(incarnation)).await?;
+                }
+                sessions.settled(greeted.identity);
+                Ok(())
+            });
+            if let Err(code) = settling.await {
+                // They cost space, no more; the next connection tries again, and they expire.
+                warn!(%client, "cannot free what older lives of the client left: {code}");
+            }
+        }
+        Ok(Welcome {
+            version,
+            epoch: self.epoch,
+            software: SOFTWARE.to_owned(),
+            slots: MAX_SLOTS,
+            max_read: MAX_PAYLOAD as u32,
+            max_write: MAX_PAYLOAD as u32,
+            lease: LeaseTerms::default(),
+        })
+    }
+
+    async fn query(&self, session: &Session, cred: Credential, query: Query) -> Result<QueryReply, ErrorCode> {
+        self.admit(session)?;
+        let volume = self.volumes.get(check::query(&query)?).await?;
+        let cred = self.settings.root_squash.apply(session.peer(), cred);
+        let reply = volume.query(&cred, query).await?;
+        if let QueryReply::Data { data, .. } = &reply {
+            self.counters.sent(data.len());
+        }
+        Ok(reply)
+    }
+
+    async fn mutate(
+        &self,
+        session: &Session,
+        cred: Credential,
+        id: OpId,
+        op: Op,
+        permit: Permit,
+    ) -> Result<Mutated, ErrorCode> {
+        check::id(self.admit(session)?, id)?;
+        let volume = self.volumes.get(check::op(&op)?).await?;
+        let cred = self.settings.root_squash.apply(session.peer(), cred);
+        let appended = if let Op::Append { data, .. } = &op { data.len() } else { 0 };
+        let mutated = self.whole(permit, async move { volume.mutate(&cred, id, op).await }).await?;
+        self.counters.received(appended);
+        Ok(mutated)
+    }
+
+    async fn write(
+        &self,
+        session: &Session,
+        cred: Credential,
+        request: WriteRequest,
+        permit: Permit,
+    ) -> Result<Written, ErrorCode> {
+        self.admit(session)?;
+        let volume = self.volumes.get(check::write(&request)?).await?;
+        let cred = self.settings.root_squash.apply(session.peer(), cred);
+        let len = request.data.len();
+        let written = self.whole(permit, async move { volume.write(&cred, request).await }).await?;
+        self.counters.received(len);
+        Ok(written)
+    }
+
+    async fn commit(
+        &self,
+        session: &Session,
+        cred: Credential,
+        fid: Fid,
+        permit: Permit,
+    ) -> Result<Committed, ErrorCode> {
+        self.admit(session)?;
+        let volume = self.volumes.get(fid.volume).await?;
+        let cred = self.settings.root_squash.apply(session.peer(), cred);
+        self.whole(permit, async move { volume.commit(&cred, fid).await }).await
+    }
+
+    async fn volume(
+        &self,
+        session: &Session,
+        cred: Credential,
+        request: VolumeRequest,
+    ) -> Result<VolumeReply, ErrorCode> {
+        self.admit(session)?;
+        let VolumeRequest::Attach { name } = request;
+        if name.len() > MAX_VOLUME_NAME {
+            return Err(ErrorCode::NameTooLong);
+        }
+        let volume = self.volumes.named(&name).await?;
+        let cred = self.settings.root_squash.apply(session.peer(), cred);
+        match volume.query(&cred, Query::Getattr { fid: volume.root() }).await? {
+            QueryReply::Attr(root) => Ok(VolumeReply::Attached { volume: volume.id(), root }),
+            other => {
+                error!("defect: a volume answered a getattr with {other:?}");
+                Err(ErrorCode::Internal)
+            }
+        }
+    }
+
+    async fn goodbye(&self, session: &Session, permit: Permit) -> Result<(), ErrorCode> {
+        let client = self.admit(session)?.client;
+        self.shared.sessions.goodbye(session).await;
+        let volumes = self.volumes.clone();
+        self.whole(permit, async move {
+            for volume in volumes.opened() {
+                volume.client_gone(client, None).await?;
+            }
+            Ok(())
+        })
+        .await
+    }
+}

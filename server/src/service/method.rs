@@ -1,0 +1,62 @@
+//! Which method a request calls, and how that method says no.
+
+use std::io;
+
+use larder_protocol::error::ErrorCode;
+use larder_protocol::handshake::Refusal;
+use larder_protocol::service::{LarderRequest, LarderResponse};
+use tarpc::ServerError;
+
+/// A method of the service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// `hello`
+    Hello,
+    /// `query`
+    Query,
+    /// `mutate`
+    Mutate,
+    /// `write`
+    Write,
+    /// `commit`
+    Commit,
+    /// `volume`
+    Volume,
+    /// `goodbye`
+    Goodbye,
+    /// `stats`
+    Stats,
+}
+
+impl Method {
+    /// The method that a request calls.
+    pub fn of(request: &LarderRequest) -> Method {
+        match request {
+            LarderRequest::Hello { .. } => Method::Hello,
+            LarderRequest::Query { .. } => Method::Query,
+            LarderRequest::Mutate { .. } => Method::Mutate,
+            LarderRequest::Write { .. } => Method::Write,
+            LarderRequest::Commit { .. } => Method::Commit,
+            LarderRequest::Volume { .. } => Method::Volume,
+            LarderRequest::Goodbye { .. } => Method::Goodbye,
+            LarderRequest::Stats { .. } => Method::Stats,
+        }
+    }
+
+    /// The answer that says no.
+    ///
+    /// # Errors
+    /// The method has no way to say no, so there is no answer.
+    pub fn failed(self, code: ErrorCode) -> Result<LarderResponse, ServerError> {
+        Ok(match self {
+            Method::Hello => LarderResponse::Hello(Err(Refusal::Unavailable)),
+            Method::Query => LarderResponse::Query(Err(code)),
+            Method::Mutate => LarderResponse::Mutate(Err(code)),
+            Method::Write => LarderResponse::Write(Err(code)),
+            Method::Commit => LarderResponse::Commit(Err(code)),
+            Method::Volume => LarderResponse::Volume(Err(code)),
+            Method::Goodbye => LarderResponse::Goodbye(Err(code)),
+            Method::Stats => return Err(ServerError::new(io::ErrorKind::Other, code.to_string())),
+        })
+    }
+}

@@ -1,0 +1,219 @@
+//! The server: its volumes, its connections, and what it answers.
+
+pub mod check;
+pub mod credential;
+pub mod handler;
+pub mod method;
+pub mod volumes;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::bail;
+use futures::{Sink, Stream};
+use larder_protocol::error::ErrorCode;
+use larder_protocol::ids::{Epoch, VolumeId};
+use larder_protocol::runtime::{BootTime, SharedRuntime};
+use larder_protocol::service::{LarderRequest, LarderResponse};
+use larder_protocol::stats::ServerStats;
+use tarpc::{ClientMessage, Response};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::warn;
+
+use self::credential::RootSquash;
+use self::volumes::Volumes;
+use crate::net::connection::{self, Shared};
+use crate::net::sessions::{Peer, Sessions};
+use crate::stats::Counters;
+use crate::store::Store;
+use crate::volume::{Durability, Volume};
+
+/// Name and version of this software, as the other side logs it.
+pub const SOFTWARE: &str = concat!("larderd ", env!("CARGO_PKG_VERSION"));
+
+/// How often clients that have been silent for too long are looked for.
+const EXPIRY_INTERVAL: Duration = Duration::from_secs(3600);
+
+/// How a server behaves.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Settings {
+    /// What becomes of the clients' superusers.
+    pub root_squash: RootSquash,
+}
+
+/// What a server serves, and how.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// The store's directory.
+    pub store: PathBuf,
+    /// What an acknowledgement promises.
+    pub durability: Durability,
+    /// The rest.
+    pub settings: Settings,
+}
+
+/// A server without its sockets.
+pub struct Server {
+    epoch: Epoch,
+    volumes: Arc<Volumes>,
+    settings: Settings,
+    counters: Counters,
+    shared: Shared,
+    tasks: TaskTracker,
+    started: BootTime,
+}
+
+impl Server {
+    /// Opens a store, which is created if the directory is empty, and its volume `root`.
+    ///
+    /// # Errors
+    /// The store is in use, is none, or cannot be read; or its volume `root` cannot be opened.
+    pub async fn new(config: ServerConfig, runtime: SharedRuntime) -> anyhow::Result<Arc<Server>> {
+        let epoch = Epoch(runtime.random());
+        let store = Store::open(&config.store)?;
+        let volumes = Volumes::stored(store, config.durability, epoch, runtime.clone())?;
+        let server = Server::build(epoch, volumes, config.settings, runtime);
+        if let Err(code) = server.volumes.get(VolumeId::ROOT).await {
+            bail!("the volume `root` of the store {} cannot be opened: {code}; see the log", config.store.display());
+        }
+        Ok(server)
+    }
+
+    /// Serves volumes that are open already. `epoch` is the one they were opened with.
+    pub fn with_volumes(
+        epoch: Epoch,
+        volumes: Vec<Arc<Volume>>,
+        settings: Settings,
+        runtime: SharedRuntime,
+    ) -> Arc<Server> {
+        Server::build(epoch, Volumes::given(volumes, runtime.clone()), settings, runtime)
+    }
+
+    fn build(epoch: Epoch, volumes: Volumes, settings: Settings, runtime: SharedRuntime) -> Arc<Server> {
+        let shared = Shared {
+            sessions: Arc::new(Sessions::new(runtime.clone())),
+            ending: CancellationToken::new(),
+            runtime: runtime.clone(),
+        };
+        let server = Arc::new(Server {
+            epoch,
+            volumes: Arc::new(volumes),
+            settings,
+            counters: Counters::default(),
+            shared,
+            tasks: TaskTracker::new(),
+            started: runtime.boottime(),
+        });
+        let expiring = server.tasks.track_future(server.clone().expire_clients());
+        runtime.spawn(Box::pin(expiring));
+        server
+    }
+
+    /// This process's life.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// The machine it runs on.
+    pub fn runtime(&self) -> &SharedRuntime {
+        &self.shared.runtime
+    }
+
+    /// Number of open connections.
+    pub fn connections(&self) -> usize {
+        self.shared.sessions.connections()
+    }
+
+    /// Ends when the server begins to end.
+    pub async fn ending(&self) {
+        self.shared.ending.cancelled().await;
+    }
+
+    /// Serves one connection in a task of its own.
+    pub fn serve_in_background<T>(self: Arc<Self>, transport: T, peer: Peer)
+    where
+        T: Stream<Item = io::Result<ClientMessage<LarderRequest>>>
+            + Sink<Response<LarderResponse>, Error = io::Error>
+            + Send
+            + 'static,
+    {
+        let serving = self.tasks.track_future(serve_connection(self.clone(), transport, peer));
+        self.shared.runtime.spawn(Box::pin(serving));
+    }
+
+    /// Counters since the start.
+    pub fn stats(&self) -> ServerStats {
+        let (bytes_read, bytes_written, refused) = self.counters.totals();
+        let mut stats = ServerStats {
+            version: SOFTWARE.to_owned(),
+            epoch: format!("{:016x}", self.epoch.0),
+            uptime_secs: self.shared.runtime.boottime().saturating_sub(self.started).as_secs(),
+            requests: self.counters.by_kind(),
+            bytes_read,
+            bytes_written,
+            refused,
+            connections: self.shared.sessions.connections() as u64,
+            clients: self.shared.sessions.clients() as u64,
+            ..ServerStats::default()
+        };
+        for volume in self.volumes.opened() {
+            stats.replayed += volume.replayed();
+            stats.batches += volume.batches();
+            stats.mutations += volume.mutations();
+        }
+        stats
+    }
+
+    /// Ends: nothing more is read, what was read is answered, the volumes are settled and closed. Connections that
+    /// are not done within `patience` are cut.
+    ///
+    /// # Errors
+    /// A volume could not be closed cleanly; the log has the reason.
+    pub async fn shut_down(&self, patience: Duration) -> Result<(), ErrorCode> {
+        self.shared.ending.cancel();
+        self.tasks.close();
+        tokio::select! {
+            () = self.tasks.wait() => {}
+            () = self.shared.runtime.sleep(patience) => {
+                warn!("{} connections are not done after {patience:?}; cutting them", self.connections());
+                self.shared.sessions.stop_all();
+            }
+        }
+        self.volumes.close().await
+    }
+
+    async fn expire_clients(self: Arc<Self>) {
+        loop {
+            tokio::select! {
+                () = self.shared.ending.cancelled() => return,
+                () = self.shared.runtime.sleep(EXPIRY_INTERVAL) => {}
+            }
+            self.shared.sessions.expire();
+            let connected = self.shared.sessions.connected();
+            for volume in self.volumes.opened() {
+                if let Err(code) = volume.expire_clients(&connected).await {
+                    warn!(
+                        volume = volume.name(),
+                        "cannot forget clients that are long gone: {code}; trying in an hour"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// Serves one connection until its end. `transport` is a
+/// [`ServerTransport`](larder_protocol::transport::ServerTransport) over any byte stream, or one wrapped for a test.
+pub async fn serve_connection<T>(server: Arc<Server>, transport: T, peer: Peer)
+where
+    T: Stream<Item = io::Result<ClientMessage<LarderRequest>>> + Sink<Response<LarderResponse>, Error = io::Error>,
+{
+    let shared = server.shared.clone();
+    connection::run(server, shared, transport, peer).await;
+}
+
+#[cfg(test)]
+mod tests;

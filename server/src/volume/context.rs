@@ -1,0 +1,221 @@
+//! What a mutation works with while the writer applies it.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use larder_protocol::attr::{Attr, AttrChange, Timestamp};
+use larder_protocol::error::ErrorCode;
+use larder_protocol::ids::{Fid, MAX_VNODE};
+
+use super::content::ContentId;
+use super::data::unsettled::UnsettledMap;
+use super::error::StoreResult;
+use super::keys::{self, Table};
+use super::record::{HeaderRecord, Intent, VnodeRecord};
+use super::view::{Draft, Records, View};
+
+/// Bits of a change attribute below the volume's incarnation.
+const CHANGE_BITS: u32 = 40;
+
+/// Gives out change attributes: the volume's incarnation above, a counter below. Incarnations are raised durably at
+/// each open, so no value is given out twice, and none has to be stored.
+#[derive(Debug)]
+pub struct ChangeCounter(AtomicU64);
+
+impl ChangeCounter {
+    /// Begins the incarnation.
+    pub fn new(incarnation: u64) -> ChangeCounter {
+        ChangeCounter(AtomicU64::new(incarnation << CHANGE_BITS))
+    }
+
+    /// A value that no object of the volume ever had, higher than all before it.
+    pub fn next(&self) -> u64 {
+        self.0.fetch_add(1, Ordering::Relaxed) + 1
+    }
+}
+
+/// What has to be done once the batch of a mutation is committed.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Effects {
+    /// Vnodes that are no more.
+    pub freed: Vec<u64>,
+    /// Content files that are no more. Each has a [`Intent::Remove`] under this number.
+    pub removed: Vec<(ContentId, u64)>,
+}
+
+/// The draft of a batch and what belongs to it. All ids, times and change attributes are decided here, in the writer,
+/// after any waiting.
+pub struct Context<'c, 'b> {
+    /// The changes so far, those of earlier mutations of the same batch included.
+    pub draft: &'c mut Draft<'b>,
+    /// The time of this mutation.
+    pub now: Timestamp,
+    /// The volume's header; the writer stores it with the batch if it changed.
+    pub header: &'c mut HeaderRecord,
+    /// Whether the store has room for more than removals.
+    pub has_room: bool,
+    /// What is to be done after the commit.
+    pub effects: Effects,
+    pub(super) changes: &'c ChangeCounter,
+    pub(super) unsettled: &'c UnsettledMap,
+}
+
+impl Context<'_, '_> {
+    /// A new change attribute.
+    pub fn next_change(&self) -> u64 {
+        self.changes.next()
+    }
+
+    /// Fails where a mutation that takes up room must not go on.
+    ///
+    /// # Errors
+    /// `NoSpace` if the store has only its reserve left.
+    pub fn need_room(&self) -> Result<(), ErrorCode> {
+        if self.has_room { Ok(()) } else { Err(ErrorCode::NoSpace) }
+    }
+
+    /// A vnode number that was never given out.
+    ///
+    /// # Errors
+    /// `NoSpace` if all are used up.
+    pub fn new_vnode(&mut self) -> Result<u64, ErrorCode> {
+        let vnode = self.header.next_vnode;
+        if vnode > MAX_VNODE {
+            return Err(ErrorCode::NoSpace);
+        }
+        self.header.next_vnode += 1;
+        Ok(vnode)
+    }
+
+    /// The record of a vnode number, brought up to date with what unstable writes did.
+    ///
+    /// # Errors
+    /// As [`Records::record`].
+    pub fn vnode(&self, vnode: u64) -> StoreResult<Option<VnodeRecord>> {
+        let unsettled = self.unsettled.get(vnode);
+        let mut record = self.draft.vnode(vnode)?;
+        if let (Some(record), Some(unsettled)) = (&mut record, unsettled) {
+            unsettled.lay_over(record);
+        }
+        Ok(record)
+    }
+
+    /// The record that a file handle names, brought up to date.
+    ///
+    /// # Errors
+    /// `Stale` if the object is gone or the number now belongs to another; `Io` as the store fails.
+    pub fn resolve(&self, fid: Fid) -> Result<VnodeRecord, ErrorCode> {
+        match self.vnode(fid.vnode)? {
+            Some(record) if record.generation == fid.generation && fid.volume == self.header.id => Ok(record),
+            _ => Err(ErrorCode::Stale),
+        }
+    }
+
+    /// Adds a vnode's first record.
+    ///
+    /// # Errors
+    /// As [`Draft::put_vnode`].
+    pub fn insert(&mut self, vnode: u64, record: &VnodeRecord) -> StoreResult<()> {
+        self.header.vnodes += 1;
+        self.header.blocks += record.blocks;
+        self.draft.put_vnode(vnode, record)
+    }
+
+    /// Replaces a vnode's record and keeps the volume's count of blocks.
+    ///
+    /// # Errors
+    /// As [`Draft::put_vnode`].
+    pub fn update(&mut self, vnode: u64, record: &VnodeRecord) -> StoreResult<()> {
+        // The header counts what is in the records, so compare with the record, not with what lies over it.
+        let before = self.draft.vnode(vnode)?.map_or(0, |stored| stored.blocks);
+        self.header.blocks = (self.header.blocks + record.blocks).saturating_sub(before);
+        self.draft.put_vnode(vnode, record)
+    }
+
+    /// Removes a vnode and all that belongs to it.
+    ///
+    /// # Errors
+    /// As the store fails.
+    pub fn free(&mut self, vnode: u64) -> StoreResult<()> {
+        let Some(stored) = self.draft.vnode(vnode)? else { return Ok(()) };
+        self.header.vnodes = self.header.vnodes.saturating_sub(1);
+        self.header.blocks = self.header.blocks.saturating_sub(stored.blocks);
+        let key = keys::vnode(vnode);
+        if stored.xattrs > 0 {
+            self.draft.delete_prefix(Table::Xattrs, &key)?;
+        }
+        self.drop_contents(vnode, &stored)?;
+        self.draft.delete(Table::Vnodes, &key);
+        self.effects.freed.push(vnode);
+        Ok(())
+    }
+
+    /// Removes a regular file's contents, wherever they are; the caller stores or deletes the record.
+    ///
+    /// # Errors
+    /// As the store fails.
+    pub fn drop_contents(&mut self, vnode: u64, stored: &VnodeRecord) -> StoreResult<()> {
+        let key = keys::vnode(vnode);
+        match stored.body {
+            super::record::Body::Inline => self.draft.delete(Table::Inline, &key),
+            super::record::Body::Content { version } => {
+                self.draft.delete(Table::Dirty, &key);
+                self.draft.delete_prefix(Table::Checksums, &key)?;
+                self.draft.delete_prefix(Table::Intents, &key)?;
+                let number = self.add_intent(vnode, &Intent::Remove { version })?;
+                self.effects.removed.push((ContentId { vnode, version }, number));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Adds an intent behind those the vnode has, and says under which number.
+    ///
+    /// # Errors
+    /// As the store fails.
+    pub fn add_intent(&mut self, vnode: u64, intent: &Intent) -> StoreResult<u64> {
+        // Change attributes grow, so they order intents as well as any counter.
+        let number = self.next_change();
+        self.draft.put(Table::Intents, &keys::intent(vnode, number), intent)?;
+        Ok(number)
+    }
+
+    /// A vnode's attributes as a client sees them.
+    pub fn attr(&self, vnode: u64, record: &VnodeRecord) -> Attr {
+        record.attr(self.header.id, vnode)
+    }
+
+    /// Marks `record` as changed now (`ctime`, `change`), stores it, and says how it changed.
+    ///
+    /// # Errors
+    /// As [`Context::update`].
+    pub fn touch(&mut self, vnode: u64, record: &mut VnodeRecord) -> StoreResult<AttrChange> {
+        let before = record.change;
+        record.change = self.next_change();
+        record.ctime = self.now;
+        self.update(vnode, record)?;
+        Ok(AttrChange { before, attr: self.attr(vnode, record) })
+    }
+
+    /// As [`Context::touch`], for a change of a directory's entries or of a file's data (`mtime` too).
+    ///
+    /// # Errors
+    /// As [`Context::update`].
+    pub fn touch_data(&mut self, vnode: u64, record: &mut VnodeRecord) -> StoreResult<AttrChange> {
+        let before = record.change;
+        record.change = self.next_change();
+        record.data_change = record.change;
+        record.mtime = self.now;
+        record.ctime = self.now;
+        self.update(vnode, record)?;
+        Ok(AttrChange { before, attr: self.attr(vnode, record) })
+    }
+
+    /// A row, as the draft has it.
+    ///
+    /// # Errors
+    /// As [`View::get`].
+    pub fn get(&self, table: Table, key: &[u8]) -> StoreResult<Option<Vec<u8>>> {
+        self.draft.get(table, key)
+    }
+}

@@ -1,0 +1,127 @@
+//! Reserving space, making holes, zeroing (fallocate(2)).
+
+use std::sync::Arc;
+
+use larder_protocol::attr::Credential;
+use larder_protocol::error::ErrorCode;
+use larder_protocol::ids::{Fid, OpId};
+use larder_protocol::service::file::{AllocateHow, Mutated, OpReply};
+
+use super::dirty::DirtyFile;
+use super::write::end_of;
+use super::{Data, drop_privileges, inline_contents, put_inline};
+use crate::volume::access;
+use crate::volume::record::{Body, DirtyRecord, INLINE_MAX, Intent};
+
+/// One allocate request.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::volume) struct Allocation {
+    pub(in crate::volume) offset: u64,
+    pub(in crate::volume) len: u64,
+    pub(in crate::volume) how: AllocateHow,
+}
+
+impl Allocation {
+    fn reserves(self) -> bool {
+        matches!(self.how, AllocateHow::Reserve | AllocateHow::ReserveKeepSize)
+    }
+
+    /// Whether the file grows to the end of the range, if it is shorter.
+    fn extends(self) -> bool {
+        matches!(self.how, AllocateHow::Reserve | AllocateHow::Zero)
+    }
+}
+
+impl Data {
+    /// Carries out an allocate.
+    pub(in crate::volume) async fn allocate(
+        self: &Arc<Self>,
+        cred: &Credential,
+        id: OpId,
+        fid: Fid,
+        what: Allocation,
+    ) -> Result<Mutated, ErrorCode> {
+        if what.len == 0 {
+            return Err(ErrorCode::Invalid);
+        }
+        let end = end_of(what.offset, what.len)?;
+        let _pass = self.gates.alone(fid.vnode).await;
+        let record = self.load_file(fid)?;
+        if !access::may_write_data(cred, &record) {
+            return Err(ErrorCode::AccessDenied);
+        }
+        let size = if what.extends() { record.size.max(end) } else { record.size };
+        let cred = cred.clone();
+        if record.body == Body::Inline && size <= INLINE_MAX {
+            return self
+                .writer
+                .operation(id, move |cx| {
+                    if size > record.size {
+                        cx.need_room()?;
+                    }
+                    let (mut record, mut contents) = inline_contents(cx, fid)?;
+                    if !what.reserves() {
+                        let from = what.offset.min(contents.len() as u64) as usize;
+                        let to = end.min(contents.len() as u64) as usize;
+                        contents[from..to].fill(0);
+                    }
+                    contents.resize(size as usize, 0);
+                    put_inline(cx, fid.vnode, &mut record, contents);
+                    drop_privileges(cx, &cred, fid.vnode, &mut record)?;
+                    Ok(OpReply::Attr(cx.touch_data(fid.vnode, &mut record)?))
+                })
+                .await;
+        }
+        if what.reserves() && !self.room.has_room() {
+            return Err(ErrorCode::NoSpace);
+        }
+        let file = self.prepare(fid, &record, DirtyRecord::InPlace).await?;
+        if what.reserves() {
+            // First: only this can tell that there is no room. Reserving twice does no harm.
+            self.carry_out(&file, what, size).await?;
+        }
+        let version = file.id.version;
+        let dirty = Arc::clone(&file);
+        let mut done = self
+            .writer
+            .operation(id, move |cx| {
+                let mut record = cx.resolve(fid)?;
+                record.size = size;
+                let Allocation { offset, len, .. } = what;
+                let intent = if what.reserves() {
+                    Intent::Reserve { version, offset, len, keep_size: !what.extends() }
+                } else {
+                    Intent::Punch { version, offset, len }
+                };
+                dirty.note_intent(cx.add_intent(fid.vnode, &intent)?, true);
+                if what.extends() {
+                    dirty.note_intent(cx.add_intent(fid.vnode, &Intent::Truncate { version, size })?, true);
+                }
+                drop_privileges(cx, &cred, fid.vnode, &mut record)?;
+                Ok(OpReply::Attr(cx.touch_data(fid.vnode, &mut record)?))
+            })
+            .await?;
+        let carried_out = if what.reserves() { Ok(()) } else { self.carry_out(&file, what, size).await };
+        if let OpReply::Attr(change) = &mut done.reply {
+            self.follow_blocks(file.id, &mut change.attr);
+        }
+        carried_out.map(|()| done)
+    }
+
+    async fn carry_out(&self, file: &Arc<DirtyFile>, what: Allocation, size: u64) -> Result<(), ErrorCode> {
+        let id = file.id;
+        let Allocation { offset, len, .. } = what;
+        if !what.reserves() {
+            file.note_hole(offset, offset + len, self.runtime.boottime());
+        }
+        self.blocking(move |content| {
+            if what.reserves() {
+                return content.reserve(id, offset, len, !what.extends());
+            }
+            content.punch(id, offset, len)?;
+            if what.extends() && content.stat(id)?.size < size { content.truncate(id, size) } else { Ok(()) }
+        })
+        .await
+        .map_err(|error| self.content_error(id, "allocate in", &error))
+    }
+}

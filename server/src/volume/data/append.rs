@@ -1,0 +1,97 @@
+//! Writing at the end (D7).
+
+use std::sync::Arc;
+
+use larder_protocol::attr::Credential;
+use larder_protocol::error::ErrorCode;
+use larder_protocol::ids::{Fid, OpId};
+use larder_protocol::payload::Payload;
+use larder_protocol::service::file::{Mutated, OpReply};
+
+use super::write::end_of;
+use super::{Data, drop_privileges, inline_contents, put_inline};
+use crate::volume::access;
+use crate::volume::record::{Body, DirtyRecord, INLINE_MAX};
+
+impl Data {
+    /// Appends, exactly once.
+    pub(in crate::volume) async fn append(
+        self: &Arc<Self>,
+        cred: &Credential,
+        id: OpId,
+        fid: Fid,
+        data: Payload,
+    ) -> Result<Mutated, ErrorCode> {
+        let _pass = self.gates.alone(fid.vnode).await;
+        let record = self.load_file(fid)?;
+        if !access::may_write_data(cred, &record) {
+            return Err(ErrorCode::AccessDenied);
+        }
+        let offset = record.size;
+        let end = end_of(offset, data.len() as u64)?;
+        let cred = cred.clone();
+        if record.body == Body::Inline && end <= INLINE_MAX {
+            return self
+                .writer
+                .operation(id, move |cx| {
+                    cx.need_room()?;
+                    let (mut record, mut contents) = inline_contents(cx, fid)?;
+                    contents.extend_from_slice(&data.0);
+                    put_inline(cx, fid.vnode, &mut record, contents);
+                    drop_privileges(cx, &cred, fid.vnode, &mut record)?;
+                    let attr = cx.touch_data(fid.vnode, &mut record)?;
+                    Ok(OpReply::Appended { offset, attr })
+                })
+                .await;
+        }
+        if !self.room.has_room() {
+            return Err(ErrorCode::NoSpace);
+        }
+        let file = self.prepare(fid, &record, DirtyRecord::Appending).await?;
+        let content = file.id;
+        let bytes = data.0.clone();
+        let written = self.blocking(move |files| files.write(content, offset, &bytes)).await;
+        let now = self.runtime.boottime();
+        let recorded = match written {
+            Ok(()) => {
+                file.note_write(offset, &data.0, now);
+                match self.sync(content).await {
+                    Ok(()) => self.record_append(cred, id, fid, file.id, offset, end).await,
+                    Err(code) => Err(code),
+                }
+            }
+            Err(error) => Err(self.content_error(content, "append to", &error)),
+        };
+        if recorded.is_err() {
+            // Nothing was acknowledged: the record's size counts, and what lies behind it goes.
+            file.note_change(offset, data.len() as u64, now);
+            file.note_hole(offset, u64::MAX, now);
+            if let Err(error) = self.blocking(move |files| files.truncate(content, offset)).await {
+                tracing::error!("vnode {}: cannot cut off a failed append: {error}", content.vnode);
+            }
+        }
+        recorded
+    }
+
+    async fn record_append(
+        self: &Arc<Self>,
+        cred: Credential,
+        id: OpId,
+        fid: Fid,
+        content: crate::volume::content::ContentId,
+        offset: u64,
+        end: u64,
+    ) -> Result<Mutated, ErrorCode> {
+        let blocks = self.content.stat(content).map_err(|error| self.content_error(content, "look at", &error))?.blocks;
+        self.writer
+            .operation(id, move |cx| {
+                let mut record = cx.resolve(fid)?;
+                record.size = end;
+                record.blocks = blocks;
+                drop_privileges(cx, &cred, fid.vnode, &mut record)?;
+                let attr = cx.touch_data(fid.vnode, &mut record)?;
+                Ok(OpReply::Appended { offset, attr })
+            })
+            .await
+    }
+}

@@ -1,0 +1,259 @@
+//! File contents: reading, writing, and keeping contents and metadata in step.
+//!
+//! Small contents live in the metadata and change with it, in one batch. Larger ones live in a content file, which is
+//! written in place and gets ahead of the metadata; until it is *settled* the file is *dirty*:
+//!
+//! **D1**, **D2**: the gates; see [`gates`].
+//! **D3.** Before a content file is written, its vnode is entered durably in `Dirty`. Recovery takes the size from the
+//! content file, and a new change attribute, for exactly those.
+//! **D4.** What is done to a content file beside writing (making it, cutting it, holes) is first entered in `Intents`
+//! by the batch that says it was done. Recovery does it again.
+//! **D5.** `Dirty` rows go only after the content file was synced, in the batch that stores its size and checksums.
+//! `Intents` rows go with them, or, where carrying one out again could undo a later write, before such a write is
+//! acknowledged as durable.
+//! **D6.** The attributes of a dirty file are its record with [`unsettled`] laid over it. What is unsettled is asked
+//! for before the snapshot is taken.
+//! **D7.** A file that was only appended to is dirty as `Appending`: its record's size counts, and is committed with
+//! the slot row after the data is durable. So an append happens once, whole, or not at all.
+//! **D8.** The write verifier changes when a sync failed, and what memory holds of that file is dropped.
+
+pub(super) mod allocate;
+mod append;
+pub mod checksums;
+pub(super) mod copy;
+pub(crate) mod dirty;
+pub(crate) mod gates;
+mod prepare;
+mod read;
+pub(crate) mod room;
+pub(crate) mod settle;
+mod truncate;
+#[cfg(test)]
+mod tests;
+pub mod unsettled;
+mod write;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use larder_protocol::attr::{Attr, Credential, FileType};
+use larder_protocol::error::ErrorCode;
+use larder_protocol::ids::{Epoch, Fid, Verifier, VolumeId};
+use larder_protocol::runtime::{RuntimeExt, SharedRuntime};
+
+use super::content::{Content, ContentId};
+use super::context::{ChangeCounter, Context};
+use super::error::{StoreError, io_code};
+use super::meta::Metadata;
+use super::record::{Body, VnodeRecord};
+use super::view::{Records, Verified};
+use super::writer::Writer;
+use dirty::{DirtyFile, DirtyFiles};
+use gates::Gates;
+use room::RoomGauge;
+use unsettled::UnsettledMap;
+
+/// Contents of a volume's files.
+pub(super) struct Data {
+    pub(super) id: VolumeId,
+    pub(super) epoch: Epoch,
+    pub(super) incarnation: u64,
+    /// Whether what is acknowledged must survive a power cut.
+    pub(super) durable: bool,
+    pub(super) meta: Arc<dyn Metadata>,
+    pub(super) content: Arc<dyn Content>,
+    pub(super) runtime: SharedRuntime,
+    pub(super) writer: Arc<Writer>,
+    pub(super) changes: Arc<ChangeCounter>,
+    pub(super) unsettled: Arc<UnsettledMap>,
+    pub(super) room: Arc<RoomGauge>,
+    pub(super) gates: Gates,
+    pub(super) dirty: DirtyFiles,
+    /// How often trust in the page cache ended (D8).
+    pub(super) distrusted: AtomicU64,
+}
+
+impl Data {
+    /// The write verifier.
+    pub(super) fn verifier(&self) -> Verifier {
+        // The incarnation grows by one at a time and stays far below 2³²; so do failures of a disk.
+        let volume = (self.incarnation << 32) | self.distrusted.load(Ordering::Acquire);
+        Verifier { epoch: self.epoch, volume }
+    }
+
+    /// The record that a file handle names, as it is now (D6).
+    pub(super) fn load(&self, fid: Fid) -> Result<VnodeRecord, ErrorCode> {
+        let unsettled = self.unsettled.get(fid.vnode);
+        let snapshot = self.meta.snapshot()?;
+        let mut record = Verified(&*snapshot).vnode(fid.vnode)?.ok_or(ErrorCode::Stale)?;
+        if record.generation != fid.generation || fid.volume != self.id {
+            return Err(ErrorCode::Stale);
+        }
+        if let Some(unsettled) = unsettled {
+            unsettled.lay_over(&mut record);
+        }
+        Ok(record)
+    }
+
+    /// As [`load`](Data::load), for a regular file.
+    fn load_file(&self, fid: Fid) -> Result<VnodeRecord, ErrorCode> {
+        let record = self.load(fid)?;
+        need_file(&record)?;
+        Ok(record)
+    }
+
+    fn attr(&self, vnode: u64, record: &VnodeRecord) -> Attr {
+        record.attr(self.id, vnode)
+    }
+
+    /// Runs work on content files where it may block.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&dyn Content) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let content = Arc::clone(&self.content);
+        let done = self.runtime.blocking(move || work(&*content)).await;
+        done.unwrap_or_else(|| Err(io::Error::other("work on a content file panicked")))
+    }
+
+    /// The wire error for a failure of a content file, after logging it.
+    fn content_error(&self, id: ContentId, what: &str, error: &io::Error) -> ErrorCode {
+        let code = io_code(error);
+        if code == ErrorCode::Io {
+            let (volume, vnode) = (self.id, id.vnode);
+            tracing::error!("volume {volume}, vnode {vnode}: cannot {what} its content file: {error}");
+        }
+        code
+    }
+
+    /// Makes a content file durable (under `power`). A failure ends trust in the page cache (D8).
+    async fn sync(&self, id: ContentId) -> Result<(), ErrorCode> {
+        if !self.durable {
+            return Ok(());
+        }
+        self.sync_now(id).await
+    }
+
+    /// Makes everything written to a dirty file so far durable (D5).
+    async fn make_durable(self: &Arc<Self>, file: &Arc<DirtyFile>) -> Result<(), ErrorCode> {
+        // Listed first: an intent that comes later may not have been carried out when the sync begins.
+        let intents = file.intents_to_clear();
+        self.sync(file.id).await?;
+        if intents.is_empty() {
+            return Ok(());
+        }
+        let vnode = file.id.vnode;
+        let numbers = intents.clone();
+        self.writer
+            .internal(move |cx| {
+                for number in numbers {
+                    cx.draft.delete(super::keys::Table::Intents, &super::keys::intent(vnode, number));
+                }
+                Ok(())
+            })
+            .await?;
+        file.cleared(&intents);
+        Ok(())
+    }
+
+    /// As [`sync`](Data::sync), under any durability.
+    async fn sync_now(&self, id: ContentId) -> Result<(), ErrorCode> {
+        let Err(error) = self.blocking(move |content| content.sync(id)).await else { return Ok(()) };
+        self.distrusted.fetch_add(1, Ordering::AcqRel);
+        if let Err(error) = self.blocking(move |content| content.distrust(id)).await {
+            tracing::error!("vnode {}: cannot drop its cached pages: {error}", id.vnode);
+        }
+        Err(self.content_error(id, "sync", &error))
+    }
+
+    /// After a mutation that replaced a file's contents by inline ones, or freed the file: nothing is dirty there any
+    /// more. Called under the gate, or when the vnode is gone.
+    pub(super) fn forget(&self, vnode: u64) {
+        self.dirty.remove(vnode);
+        self.unsettled.remove(vnode);
+    }
+
+    /// Removes the content file of an intent that a committed batch holds, then the intent. Waits for the gate, so
+    /// that an operation that is making the file ends first.
+    pub(super) async fn remove_content(&self, id: ContentId, intent: u64) {
+        let _pass = self.gates.alone(id.vnode).await;
+        match self.blocking(move |content| content.remove(id)).await {
+            Ok(()) => self.writer.lazily(move |cx| {
+                cx.draft.delete(super::keys::Table::Intents, &super::keys::intent(id.vnode, intent));
+                Ok(())
+            }),
+            // The intent stays, so the next start tries again.
+            Err(error) => tracing::warn!("vnode {}: cannot remove its old contents: {error}", id.vnode),
+        }
+    }
+}
+
+/// What only regular files have.
+fn need_file(record: &VnodeRecord) -> Result<(), ErrorCode> {
+    match record.kind() {
+        FileType::Regular => Ok(()),
+        FileType::Directory => Err(ErrorCode::IsDirectory),
+        _ => Err(ErrorCode::Invalid),
+    }
+}
+
+/// Units of 512 bytes that inline contents count as.
+pub(super) fn inline_blocks(size: u64) -> u64 {
+    size.div_ceil(512)
+}
+
+/// The contents of an inline file, to be changed. Fails with `Stale` if the file is gone.
+fn inline_contents(cx: &Context<'_, '_>, fid: Fid) -> Result<(VnodeRecord, Vec<u8>), ErrorCode> {
+    let record = cx.resolve(fid)?;
+    if record.body != Body::Inline {
+        // Only under the gate does a body change (D1), and the caller has it.
+        return Err(StoreError::Corrupt(format!("vnode {} changed under its gate", fid.vnode)).into());
+    }
+    let contents = cx.draft.inline(fid.vnode, &record)?;
+    Ok((record, contents.into()))
+}
+
+/// Stores inline contents and the size that follows from them; the caller stores the record.
+fn put_inline(cx: &mut Context<'_, '_>, vnode: u64, record: &mut VnodeRecord, contents: Vec<u8>) {
+    let key = super::keys::vnode(vnode);
+    record.size = contents.len() as u64;
+    record.blocks = inline_blocks(record.size);
+    if contents.is_empty() {
+        cx.draft.delete(super::keys::Table::Inline, &key);
+    } else {
+        cx.draft.put_bytes(super::keys::Table::Inline, &key, contents);
+    }
+}
+
+/// Puts `data` at `offset` of inline contents, with zeros before it where they end earlier.
+fn splice(contents: &mut Vec<u8>, offset: u64, data: &[u8]) {
+    // Callers checked that the end is within INLINE_MAX.
+    let (start, end) = (offset as usize, offset as usize + data.len());
+    if contents.len() < end {
+        contents.resize(end, 0);
+    }
+    contents[start..end].copy_from_slice(data);
+}
+
+/// Clears what a write by this caller takes away (setuid, setgid, file capabilities), if anything.
+fn drop_privileges(cx: &mut Context<'_, '_>, cred: &Credential, vnode: u64, record: &mut VnodeRecord) -> Result<bool, ErrorCode> {
+    let mut changed = super::access::drop_privileges(cred, record);
+    if record.xattrs > 0 {
+        let key = super::keys::xattr(vnode, b"security.capability");
+        if cx.get(super::keys::Table::Xattrs, &key)?.is_some() {
+            cx.draft.delete(super::keys::Table::Xattrs, &key);
+            record.xattrs -= 1;
+            changed = true;
+        }
+    }
+    Ok(changed)
+}
+
+/// A part of contents in memory.
+fn slice(contents: &Bytes, offset: u64, len: u64) -> Bytes {
+    let start = offset.min(contents.len() as u64) as usize;
+    let end = offset.saturating_add(len).min(contents.len() as u64) as usize;
+    contents.slice(start..end)
+}

@@ -1,0 +1,186 @@
+//! Writes in place, and commit.
+
+use std::sync::Arc;
+
+use larder_protocol::attr::{AttrChange, Credential};
+use larder_protocol::error::ErrorCode;
+use larder_protocol::ids::Fid;
+use larder_protocol::limits::MAX_FILE_SIZE;
+use larder_protocol::service::file::{Committed, WriteRequest, Written};
+
+use super::dirty::DirtyFile;
+use super::{Data, drop_privileges, inline_contents, put_inline, splice};
+use crate::volume::access;
+use crate::volume::content::ContentId;
+use crate::volume::record::{Body, DirtyRecord, INLINE_MAX, Unsettled, VnodeRecord};
+use crate::volume::view::{Records, Verified};
+
+/// Writes up to this size go to the page cache from the task itself: that takes less than waking another thread.
+const QUICK_WRITE: usize = 16 << 10;
+
+impl Data {
+    /// Carries out a write.
+    pub(in crate::volume) async fn write(
+        self: &Arc<Self>,
+        cred: &Credential,
+        request: WriteRequest,
+    ) -> Result<Written, ErrorCode> {
+        let fid = request.fid;
+        let end = end_of(request.offset, request.data.len() as u64)?;
+        let _pass = self.gates.alone(fid.vnode).await;
+        let mut record = self.load_file(fid)?;
+        if !access::may_write_data(cred, &record) {
+            return Err(ErrorCode::AccessDenied);
+        }
+        if record.body == Body::Inline && end <= INLINE_MAX {
+            let attr = self.write_inline(cred, request).await?;
+            return Ok(Written { stable: true, verifier: self.verifier(), attr });
+        }
+        if self.drop_privileges(cred, fid, &record).await? {
+            record = self.load_file(fid)?;
+        }
+        let verifier = self.verifier();
+        let (attr, file) = self.write_content(&request, end, &record).await?;
+        if request.stable {
+            self.make_durable(&file).await?;
+        }
+        Ok(Written { stable: request.stable, verifier, attr })
+    }
+
+    async fn write_inline(
+        self: &Arc<Self>,
+        cred: &Credential,
+        request: WriteRequest,
+    ) -> Result<AttrChange, ErrorCode> {
+        let cred = cred.clone();
+        self.writer
+            .internal(move |cx| {
+                cx.need_room()?;
+                let vnode = request.fid.vnode;
+                let (mut record, mut contents) = inline_contents(cx, request.fid)?;
+                splice(&mut contents, request.offset, &request.data.0);
+                put_inline(cx, vnode, &mut record, contents);
+                drop_privileges(cx, &cred, vnode, &mut record)?;
+                Ok(cx.touch_data(vnode, &mut record)?)
+            })
+            .await
+    }
+
+    /// Takes setuid, setgid and file capabilities away before a write in place, if it must.
+    pub(super) async fn drop_privileges(
+        self: &Arc<Self>,
+        cred: &Credential,
+        fid: Fid,
+        record: &VnodeRecord,
+    ) -> Result<bool, ErrorCode> {
+        if record.xattrs == 0 && !access::drop_privileges(cred, &mut record.clone()) {
+            return Ok(false);
+        }
+        let cred = cred.clone();
+        self.writer
+            .internal(move |cx| {
+                let mut record = cx.resolve(fid)?;
+                let changed = drop_privileges(cx, &cred, fid.vnode, &mut record)?;
+                if changed {
+                    cx.touch(fid.vnode, &mut record)?;
+                }
+                Ok(changed)
+            })
+            .await
+    }
+
+    async fn write_content(
+        self: &Arc<Self>,
+        request: &WriteRequest,
+        end: u64,
+        record: &VnodeRecord,
+    ) -> Result<(AttrChange, Arc<DirtyFile>), ErrorCode> {
+        if !self.room.has_room() {
+            return Err(ErrorCode::NoSpace);
+        }
+        let file = self.prepare(request.fid, record, DirtyRecord::InPlace).await?;
+        let id = file.id;
+        let (offset, data) = (request.offset, request.data.0.clone());
+        let written = if data.len() <= QUICK_WRITE {
+            self.content.write(id, offset, &data)
+        } else {
+            let data = data.clone();
+            self.blocking(move |content| content.write(id, offset, &data)).await
+        };
+        let now = self.runtime.boottime();
+        let size = match &written {
+            Ok(()) => {
+                file.note_write(offset, &data, now);
+                record.size.max(end)
+            }
+            Err(_) => {
+                // Some of it may be there.
+                file.note_change(offset, data.len() as u64, now);
+                self.content.stat(id).map_or(record.size, |stat| stat.size.max(record.size))
+            }
+        };
+        let attr = self.note_unsettled(request.fid, id, record, size)?;
+        match written {
+            Ok(()) => Ok((attr, file)),
+            // The content file is gone because the vnode is.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(ErrorCode::Stale),
+            Err(error) => Err(self.content_error(id, "write", &error)),
+        }
+    }
+
+    /// Lays the new size and times over the record, and says how the attributes changed.
+    pub(super) fn note_unsettled(
+        &self,
+        fid: Fid,
+        id: ContentId,
+        record: &VnodeRecord,
+        size: u64,
+    ) -> Result<AttrChange, ErrorCode> {
+        let change = self.changes.next();
+        let now = self.runtime.wall();
+        let blocks = self.content.stat(id).map_or(record.blocks, |stat| stat.blocks);
+        self.unsettled.set(
+            fid.vnode,
+            Unsettled { size, blocks, mtime: now, data_change: change, ctime: now, change },
+        );
+        // Names and extended attributes change without the gate: what came before this change is whatever is stored
+        // by now.
+        let snapshot = self.meta.snapshot()?;
+        let mut stored = Verified(&*snapshot).vnode(fid.vnode)?.ok_or(ErrorCode::Stale)?;
+        let between = Some(stored.change).filter(|stored| (record.change..change).contains(stored));
+        let before = between.unwrap_or(record.change);
+        if let Some(unsettled) = self.unsettled.get(fid.vnode) {
+            unsettled.lay_over(&mut stored);
+        }
+        Ok(AttrChange { before, attr: self.attr(fid.vnode, &stored) })
+    }
+
+    /// Makes a file's unstable writes durable. Its checksums follow when it has been left alone for a moment.
+    pub(in crate::volume) async fn commit(
+        self: &Arc<Self>,
+        cred: &Credential,
+        fid: Fid,
+    ) -> Result<Committed, ErrorCode> {
+        let record = self.load_file(fid)?;
+        if !access::may_write_data(cred, &record) && !access::may_read_data(cred, &record) {
+            return Err(ErrorCode::AccessDenied);
+        }
+        if let Some(file) = self.dirty.get(fid.vnode) {
+            match self.make_durable(&file).await {
+                Ok(()) => {}
+                // If the file was removed or replaced meanwhile there is nothing left to be durable.
+                Err(_) if self.dirty.get(fid.vnode).is_none() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        // Taken after the sync: if another one failed in between, the client sends its writes again.
+        let verifier = self.verifier();
+        let record = self.load_file(fid)?;
+        Ok(Committed { verifier, attr: self.attr(fid.vnode, &record) })
+    }
+}
+
+/// Where a change of `len` bytes ends.
+pub(super) fn end_of(offset: u64, len: u64) -> Result<u64, ErrorCode> {
+    offset.checked_add(len).filter(|end| *end <= MAX_FILE_SIZE).ok_or(ErrorCode::FileTooLarge)
+}

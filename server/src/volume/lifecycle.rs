@@ -1,0 +1,228 @@
+//! Making and opening volumes.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use larder_protocol::attr::Timestamp;
+use larder_protocol::ids::{Epoch, Fid, ROOT_VNODE, VolumeId};
+use larder_protocol::runtime::SharedRuntime;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use super::content::Content;
+use super::content::files::FileContent;
+use super::data::Data;
+use super::data::dirty::DirtyFiles;
+use super::data::gates::Gates;
+use super::data::room::RoomGauge;
+use super::data::unsettled::UnsettledMap;
+use super::error::{StoreError, StoreResult};
+use super::keys::{self, Table};
+use super::meta::Metadata;
+use super::meta::sqlite::SqliteMetadata;
+use super::record::{Body, FORMAT, HeaderRecord, VnodeRecord};
+use super::recovery;
+use super::view::{Draft, Records, Verified};
+use super::writer::Writer;
+use super::{Slots, Volume, clients, upkeep};
+
+/// What an acknowledged change survives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// A power cut.
+    #[default]
+    Power,
+    /// The end of the process (`kill -9`), not a power cut: what is acknowledged is synced every 50 ms.
+    Process,
+}
+
+/// How to open a volume.
+#[derive(Clone)]
+pub struct VolumeConfig {
+    /// The volume's directory.
+    pub dir: PathBuf,
+    /// What an acknowledged change survives.
+    pub durability: Durability,
+    /// The server process's life.
+    pub epoch: Epoch,
+    /// The machine.
+    pub runtime: SharedRuntime,
+}
+
+/// Why a volume cannot be opened or made.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// A file or directory of it.
+    #[error("{path}: {error}")]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// Its contents.
+    #[error("{path}: {error}")]
+    Store {
+        /// The volume's directory.
+        path: PathBuf,
+        /// Why.
+        error: StoreError,
+    },
+}
+
+const META: &str = "meta.sqlite";
+const CONTENT: &str = "content";
+
+fn store_error(path: &Path) -> impl FnOnce(StoreError) -> OpenError {
+    let path = path.to_owned();
+    move |error| OpenError::Store { path, error }
+}
+
+fn io_error(path: &Path) -> impl FnOnce(io::Error) -> OpenError {
+    let path = path.to_owned();
+    move |error| OpenError::Io { path, error }
+}
+
+/// Makes an empty volume in `dir`, which must exist and be empty. Durable when it returns, but for `dir`'s own entry.
+///
+/// # Errors
+/// The operating system's or the metadata engine's, with the path.
+pub fn create(dir: &Path, id: VolumeId, name: &str) -> Result<(), OpenError> {
+    let content = dir.join(CONTENT);
+    std::fs::create_dir(&content).map_err(io_error(&content))?;
+    let meta = SqliteMetadata::create(&dir.join(META), Durability::Power).map_err(store_error(dir))?;
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    let now = Timestamp { secs: now.tv_sec, nanos: now.tv_nsec as u32 };
+    prepare(&meta, id, name, now).map_err(store_error(dir))?;
+    meta.sync().map_err(store_error(dir))?;
+    drop(meta);
+    let handle = std::fs::File::open(dir).map_err(io_error(dir))?;
+    handle.sync_all().map_err(io_error(dir))
+}
+
+/// Writes the first rows of a volume: its header and its root directory.
+///
+/// # Errors
+/// The metadata engine's.
+pub fn prepare(meta: &dyn Metadata, id: VolumeId, name: &str, now: Timestamp) -> StoreResult<()> {
+    let snapshot = meta.snapshot()?;
+    let view = Verified(&*snapshot);
+    let mut draft = Draft::new(&view);
+    let root = VnodeRecord {
+        generation: 0,
+        mode: 0o755,
+        nlink: 2,
+        uid: 0,
+        gid: 0,
+        size: 4096,
+        blocks: 8,
+        atime: now,
+        mtime: now,
+        ctime: now,
+        btime: now,
+        change: 1,
+        data_change: 1,
+        xattrs: 0,
+        body: Body::Directory { parent: ROOT_VNODE, entries: 0, next_cookie: 1 },
+    };
+    let header = HeaderRecord {
+        format: FORMAT,
+        id,
+        name: name.to_owned(),
+        incarnation: 0,
+        next_vnode: ROOT_VNODE + 1,
+        vnodes: 1,
+        blocks: root.blocks,
+        sequence: 1,
+        created: now,
+    };
+    draft.put_vnode(ROOT_VNODE, &root)?;
+    draft.put(Table::Header, keys::HEADER, &header)?;
+    let batch = draft.into_batch();
+    drop(snapshot);
+    meta.commit(header.sequence, &batch, true)
+}
+
+/// Opens the volume in `config.dir`, after finishing or taking back what a crash left half done.
+///
+/// # Errors
+/// The operating system's or the metadata engine's, with the path.
+pub fn open(config: VolumeConfig) -> Result<Arc<Volume>, OpenError> {
+    let dir = &config.dir;
+    let path = dir.join(META);
+    if !path.exists() {
+        return Err(OpenError::Io { error: io::ErrorKind::NotFound.into(), path });
+    }
+    let meta = SqliteMetadata::open(&path, config.durability).map_err(store_error(dir))?;
+    let content = FileContent::open(&dir.join(CONTENT)).map_err(io_error(&dir.join(CONTENT)))?;
+    open_on(Arc::new(meta), Arc::new(content), config.durability, config.epoch, config.runtime)
+        .map_err(store_error(dir))
+}
+
+/// Opens a volume that these engines hold; see [`open`].
+///
+/// # Errors
+/// The engines'.
+pub fn open_on(
+    meta: Arc<dyn Metadata>,
+    content: Arc<dyn Content>,
+    durability: Durability,
+    epoch: Epoch,
+    runtime: SharedRuntime,
+) -> StoreResult<Arc<Volume>> {
+    let recovered = recovery::recover(&*meta, &content, &runtime)?;
+    let header = recovered.header;
+    let root = {
+        let snapshot = meta.snapshot()?;
+        let root = Verified(&*snapshot).vnode(ROOT_VNODE)?;
+        root.ok_or_else(|| StoreError::Corrupt("the volume has no root directory".to_owned()))?
+    };
+    let mut slots = Slots::default();
+    clients::load(&*meta, &mut slots.replay)?;
+    let durable = durability == Durability::Power;
+    let changes = Arc::new(recovered.changes);
+    let unsettled = Arc::new(UnsettledMap::default());
+    let room = Arc::new(RoomGauge::new(Arc::clone(&content), Arc::clone(&runtime)));
+    let writer = Arc::new(Writer::new(
+        Arc::clone(&meta),
+        Arc::clone(&runtime),
+        durable,
+        Arc::clone(&changes),
+        Arc::clone(&unsettled),
+        Arc::clone(&room),
+        header.clone(),
+    ));
+    let dirty = DirtyFiles::default();
+    for file in recovered.dirty {
+        dirty.insert(file);
+    }
+    let data = Arc::new(Data {
+        id: header.id,
+        epoch,
+        incarnation: header.incarnation,
+        durable,
+        meta,
+        content,
+        runtime: Arc::clone(&runtime),
+        writer,
+        changes,
+        unsettled,
+        room,
+        gates: Gates::default(),
+        dirty,
+        distrusted: AtomicU64::new(0),
+    });
+    let volume = Arc::new(Volume {
+        name: header.name,
+        root: Fid { volume: header.id, vnode: ROOT_VNODE, generation: root.generation },
+        data,
+        runtime,
+        slots: Mutex::new(slots),
+        replayed: AtomicU64::new(0),
+    });
+    upkeep::start(&volume);
+    Ok(volume)
+}

@@ -1,0 +1,227 @@
+//! A volume: a tree of files with its metadata, contents, and one writer.
+//!
+//! A request comes in through [`Volume::query`], [`Volume::mutate`], [`Volume::write`] or [`Volume::commit`]. Changes
+//! of metadata are decided and applied by one [writer]; contents are the business of [`data`]; what the disk holds is
+//! behind two traits, [`meta`] and [`content`].
+
+pub mod access;
+pub mod apply;
+pub mod check;
+mod clients;
+pub mod codec;
+pub mod content;
+pub mod context;
+pub mod data;
+pub mod error;
+pub mod keys;
+mod lifecycle;
+pub mod meta;
+mod query;
+pub mod record;
+mod recovery;
+mod upkeep;
+pub mod view;
+mod writer;
+
+pub use lifecycle::{Durability, OpenError, VolumeConfig, create, open, open_on, prepare};
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use larder_protocol::attr::{Credential, FileType, VolumeSpace};
+use larder_protocol::error::ErrorCode;
+use larder_protocol::ids::{Fid, MAX_VNODE, OpId, VolumeId};
+use larder_protocol::runtime::SharedRuntime;
+use larder_protocol::service::file::{
+    Committed, CreateHow, Mutated, Op, Query, QueryReply, WriteRequest, Written,
+};
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+use crate::core::replay::{Admission, Replay};
+use data::Data;
+use data::allocate::Allocation;
+use data::copy::Copy;
+
+/// A volume that is open.
+pub struct Volume {
+    name: String,
+    root: Fid,
+    data: Arc<Data>,
+    runtime: SharedRuntime,
+    slots: Mutex<Slots>,
+    replayed: AtomicU64,
+}
+
+/// Replay slots, and who waits for an operation that is running in one.
+#[derive(Default)]
+struct Slots {
+    replay: Replay<Mutated>,
+    joined: HashMap<OpId, Vec<oneshot::Sender<Result<Mutated, ErrorCode>>>>,
+}
+
+impl Volume {
+    /// The volume's id.
+    pub fn id(&self) -> VolumeId {
+        self.root.volume
+    }
+
+    /// The volume's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The root directory.
+    pub fn root(&self) -> Fid {
+        self.root
+    }
+
+    /// Mutations answered from a slot instead of being run again.
+    pub fn replayed(&self) -> u64 {
+        self.replayed.load(Ordering::Relaxed)
+    }
+
+    /// Batches committed since the volume was opened.
+    pub fn batches(&self) -> u64 {
+        self.data.writer.batches()
+    }
+
+    /// Mutations in these batches.
+    pub fn mutations(&self) -> u64 {
+        self.data.writer.mutations()
+    }
+
+    /// Answers a query.
+    ///
+    /// # Errors
+    /// The operation's, `Stale` for a handle whose object is gone, `Io` if the store fails.
+    pub async fn query(&self, cred: &Credential, query: Query) -> Result<QueryReply, ErrorCode> {
+        match query {
+            Query::Read { fid, offset, len, touch } => self.data.read(cred, fid, offset, len, touch).await,
+            Query::Seek { fid, offset, what } => self.data.seek(cred, fid, offset, what).await,
+            Query::Statfs { fid } => {
+                self.data.load(fid)?;
+                self.space().map(QueryReply::Space)
+            }
+            other => {
+                let data = &self.data;
+                let reader =
+                    query::Reader { snapshot: &|| data.meta.snapshot(), volume: data.id, unsettled: &data.unsettled };
+                reader.query(cred, &other)
+            }
+        }
+    }
+
+    fn space(&self) -> Result<VolumeSpace, ErrorCode> {
+        let space = self.data.content.space().map_err(|error| error::io_code(&error))?;
+        let header = self.data.writer.header();
+        let reserve = data::room::reserve(space.total);
+        let available = space.available.saturating_sub(reserve);
+        // Small files take up rows, not inodes of the disk; half a KiB is about the least that one costs.
+        let files_free = (MAX_VNODE - header.next_vnode.min(MAX_VNODE)).min(available / 512);
+        Ok(VolumeSpace {
+            total: space.total,
+            free: space.free.saturating_sub(reserve),
+            available,
+            files: header.vnodes + files_free,
+            files_free,
+        })
+    }
+
+    /// Runs an operation exactly once under its id; a retry gets the first run's result.
+    ///
+    /// # Errors
+    /// The operation's; `BadSequence`, `UnknownClient` or `Fenced` for an id that has no place in its slot.
+    pub async fn mutate(self: &Arc<Self>, cred: &Credential, id: OpId, op: Op) -> Result<Mutated, ErrorCode> {
+        let joined = {
+            let mut slots = self.slots.lock();
+            match slots.replay.admit(id) {
+                Admission::Run => None,
+                Admission::Join => {
+                    let (done, result) = oneshot::channel();
+                    slots.joined.entry(id).or_default().push(done);
+                    Some(result)
+                }
+                Admission::Replay(result) => {
+                    self.replayed.fetch_add(1, Ordering::Relaxed);
+                    let durable = self.data.meta.durable_up_to();
+                    return result.map(|mutated| Mutated { durable, ..mutated });
+                }
+                Admission::BadSequence => return Err(ErrorCode::BadSequence),
+                Admission::UnknownClient => return Err(ErrorCode::UnknownClient),
+                Admission::Fenced => return Err(ErrorCode::Fenced),
+            }
+        };
+        if let Some(result) = joined {
+            self.replayed.fetch_add(1, Ordering::Relaxed);
+            return result.await.map_err(|_| ErrorCode::Internal)?;
+        }
+        let mut running = Running { volume: self, id, result: Err(ErrorCode::Internal) };
+        running.result = self.run(cred, id, op).await;
+        running.result.clone()
+    }
+
+    async fn run(self: &Arc<Self>, cred: &Credential, id: OpId, op: Op) -> Result<Mutated, ErrorCode> {
+        let data = &self.data;
+        match op {
+            Op::Append { fid, data: bytes } => data.append(cred, id, fid, bytes).await,
+            Op::Allocate { fid, offset, len, how } => {
+                data.allocate(cred, id, fid, Allocation { offset, len, how }).await
+            }
+            Op::CopyRange { from, from_offset, to, to_offset, len } => {
+                data.copy(cred, id, Copy { from, from_offset, to, to_offset, len }).await
+            }
+            Op::Create { how: CreateHow::Open { truncate: true, .. }, .. } => data.create_or_empty(cred, id, op).await,
+            Op::Setattr { fid, set, open } => match data.load(fid)?.kind() {
+                FileType::Regular => data.setattr(cred, id, fid, set, open).await,
+                FileType::Directory if set.size.is_some() => Err(ErrorCode::IsDirectory),
+                _ if set.size.is_some() => Err(ErrorCode::Invalid),
+                _ => self.apply(cred, id, Op::Setattr { fid, set, open }).await,
+            },
+            other => self.apply(cred, id, other).await,
+        }
+    }
+
+    async fn apply(self: &Arc<Self>, cred: &Credential, id: OpId, op: Op) -> Result<Mutated, ErrorCode> {
+        let cred = cred.clone();
+        self.data.writer.operation(id, move |cx| apply::apply(cx, &cred, id.client, &op)).await
+    }
+
+    /// Writes contents in place.
+    ///
+    /// # Errors
+    /// `AccessDenied`, `Stale`, `NoSpace`, `FileTooLarge`, `IsDirectory` or `Invalid` for what is no file, `Io`.
+    pub async fn write(self: &Arc<Self>, cred: &Credential, request: WriteRequest) -> Result<Written, ErrorCode> {
+        self.data.write(cred, request).await
+    }
+
+    /// Makes a file's unstable writes durable.
+    ///
+    /// # Errors
+    /// `Io` if the disk failed: the writes must be sent again. `Stale`, `AccessDenied`.
+    pub async fn commit(self: &Arc<Self>, cred: &Credential, fid: Fid) -> Result<Committed, ErrorCode> {
+        self.data.commit(cred, fid).await
+    }
+}
+
+/// An operation that was admitted. However it ends, its slot learns of it, and so do those who joined.
+struct Running<'a> {
+    volume: &'a Volume,
+    id: OpId,
+    result: Result<Mutated, ErrorCode>,
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        let waiting = {
+            let mut slots = self.volume.slots.lock();
+            slots.replay.finish(self.id, self.result.clone());
+            slots.joined.remove(&self.id).unwrap_or_default()
+        };
+        for done in waiting {
+            // A retry that is gone again asks once more if it wants to know.
+            let _ = done.send(self.result.clone());
+        }
+    }
+}

@@ -1,0 +1,373 @@
+//! The one way in: every change of a volume's metadata goes through here, in batches.
+//!
+//! Mutations queue up; whoever finds the writer idle takes all that wait, runs them one after the other against a
+//! draft, and commits the draft as one batch. So mutations that arrive while a batch is being synced share the next
+//! sync (group commit), and a mutation sees all that came before it.
+//!
+//! **W1.** Ids, times and change attributes are decided in the writer, after any waiting.
+//! **W2.** A mutation that fails leaves nothing in the draft.
+//! **W3.** A mutation's effects, its result in its replay slot and the header's counters are in one batch.
+//! **W4.** Nobody learns a result before its batch is committed (and, under `power`, durable).
+
+use std::collections::{HashSet, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use larder_protocol::error::ErrorCode;
+use larder_protocol::ids::{ClientId, OpId};
+use larder_protocol::runtime::SharedRuntime;
+use larder_protocol::service::file::{Mutated, OpReply};
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+use super::codec;
+use super::context::{ChangeCounter, Context, Effects};
+use super::data::room::RoomGauge;
+use super::data::unsettled::UnsettledMap;
+use super::error::StoreResult;
+use super::keys::{self, Table};
+use super::meta::Metadata;
+use super::record::{ClientRecord, HeaderRecord, SlotRecord};
+use super::view::{Draft, Records, Verified};
+
+/// Mutations in one batch at most: bounds how long the first waits for the last.
+const MAX_BATCH: usize = 256;
+
+/// How often a client's `last_seen` is written, in seconds.
+const SEEN_GRANULARITY: i64 = 3600;
+
+type Run = Box<dyn FnOnce(&mut Context<'_, '_>) -> Result<Option<OpReply>, ErrorCode> + Send>;
+type EffectsHandler = Box<dyn Fn(Effects) + Send + Sync>;
+
+struct Job {
+    slot: Option<OpId>,
+    run: Run,
+    done: Option<oneshot::Sender<Result<Place, ErrorCode>>>,
+}
+
+/// A committed mutation's place in the volume's history.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    sequence: u64,
+    durable: u64,
+}
+
+struct State {
+    header: HeaderRecord,
+    /// Clients whose row is committed, with the incarnation and the hour it says.
+    clients: HashSet<(ClientId, u64, i64)>,
+}
+
+/// The writer of one volume.
+pub(super) struct Writer {
+    meta: Arc<dyn Metadata>,
+    runtime: SharedRuntime,
+    durable: bool,
+    changes: Arc<ChangeCounter>,
+    unsettled: Arc<UnsettledMap>,
+    room: Arc<RoomGauge>,
+    queue: Mutex<VecDeque<Job>>,
+    lazy: Mutex<Vec<Job>>,
+    state: Mutex<State>,
+    scheduled: AtomicBool,
+    effects: OnceLock<EffectsHandler>,
+    batches: AtomicU64,
+    mutations: AtomicU64,
+}
+
+impl Writer {
+    pub(super) fn new(
+        meta: Arc<dyn Metadata>,
+        runtime: SharedRuntime,
+        durable: bool,
+        changes: Arc<ChangeCounter>,
+        unsettled: Arc<UnsettledMap>,
+        room: Arc<RoomGauge>,
+        header: HeaderRecord,
+    ) -> Writer {
+        Writer {
+            meta,
+            runtime,
+            durable,
+            changes,
+            unsettled,
+            room,
+            queue: Mutex::default(),
+            lazy: Mutex::default(),
+            state: Mutex::new(State { header, clients: HashSet::new() }),
+            scheduled: AtomicBool::new(false),
+            effects: OnceLock::new(),
+            batches: AtomicU64::new(0),
+            mutations: AtomicU64::new(0),
+        }
+    }
+
+    /// Says who carries out the effects of committed batches. Called once.
+    pub(super) fn on_effects(&self, handler: EffectsHandler) {
+        let first = self.effects.set(handler).is_ok();
+        debug_assert!(first, "the handler is set once, at open");
+    }
+
+    /// Batches committed so far.
+    pub(super) fn batches(&self) -> u64 {
+        self.batches.load(Ordering::Relaxed)
+    }
+
+    /// Mutations in them.
+    pub(super) fn mutations(&self) -> u64 {
+        self.mutations.load(Ordering::Relaxed)
+    }
+
+    /// The volume's counters, with everything committed.
+    pub(super) fn header(&self) -> HeaderRecord {
+        self.state.lock().header.clone()
+    }
+
+    /// Runs a client's operation; its reply goes into the slot of `id` with the same batch.
+    pub(super) async fn operation(
+        self: &Arc<Self>,
+        id: OpId,
+        run: impl FnOnce(&mut Context<'_, '_>) -> Result<OpReply, ErrorCode> + Send + 'static,
+    ) -> Result<Mutated, ErrorCode> {
+        let cell = Arc::new(Mutex::new(None));
+        let out = Arc::clone(&cell);
+        let place = self
+            .submit(
+                Some(id),
+                Box::new(move |cx| {
+                    let reply = run(cx)?;
+                    *out.lock() = Some(reply.clone());
+                    Ok(Some(reply))
+                }),
+            )
+            .await?;
+        let reply = cell.lock().take().ok_or(ErrorCode::Internal)?;
+        Ok(Mutated { sequence: place.sequence, durable: place.durable, reply })
+    }
+
+    /// Runs a change that no client named: housekeeping, or a step of an operation.
+    pub(super) async fn internal<T: Send + 'static>(
+        self: &Arc<Self>,
+        run: impl FnOnce(&mut Context<'_, '_>) -> Result<T, ErrorCode> + Send + 'static,
+    ) -> Result<T, ErrorCode> {
+        let cell = Arc::new(Mutex::new(None));
+        let out = Arc::clone(&cell);
+        self.submit(
+            None,
+            Box::new(move |cx| {
+                *out.lock() = Some(run(cx)?);
+                Ok(None)
+            }),
+        )
+        .await?;
+        cell.lock().take().ok_or(ErrorCode::Internal)
+    }
+
+    /// Adds a change to the next batch, whenever there is one, and waits for nothing.
+    pub(super) fn lazily(
+        &self,
+        run: impl FnOnce(&mut Context<'_, '_>) -> Result<(), ErrorCode> + Send + 'static,
+    ) {
+        let run: Run = Box::new(move |cx| run(cx).map(|()| None));
+        self.lazy.lock().push(Job { slot: None, run, done: None });
+    }
+
+    /// Commits what [`lazily`](Writer::lazily) left, if there is any.
+    pub(super) async fn flush_lazy(self: &Arc<Self>) -> Result<(), ErrorCode> {
+        if self.lazy.lock().is_empty() {
+            return Ok(());
+        }
+        self.internal(|_| Ok(())).await
+    }
+
+    async fn submit(self: &Arc<Self>, slot: Option<OpId>, run: Run) -> Result<Place, ErrorCode> {
+        let (done, result) = oneshot::channel();
+        self.queue.lock().push_back(Job { slot, run, done: Some(done) });
+        if !self.durable {
+            // Without a sync a batch takes less than waking another thread.
+            self.drain();
+        } else if !self.scheduled.swap(true, Ordering::AcqRel) {
+            let writer = Arc::clone(self);
+            self.runtime.spawn_blocking(Box::new(move || {
+                writer.scheduled.store(false, Ordering::Release);
+                writer.drain();
+            }));
+        }
+        // An error means that the writer panicked outside of a mutation, which is logged there.
+        result.await.map_err(|_| ErrorCode::Internal)?
+    }
+
+    /// Runs batches until the queue is empty, or someone else does.
+    fn drain(&self) {
+        loop {
+            let Some(mut state) = self.state.try_lock() else {
+                // The holder looks at the queue once more after it let go.
+                return;
+            };
+            let mut jobs: Vec<Job> = {
+                let mut queue = self.queue.lock();
+                let count = queue.len().min(MAX_BATCH);
+                queue.drain(..count).collect()
+            };
+            if !jobs.is_empty() {
+                // Behind the others: what is lazy must not come before what it was derived from.
+                jobs.append(&mut self.lazy.lock());
+                self.run_batch(&mut state, jobs);
+            }
+            drop(state);
+            if self.queue.lock().is_empty() {
+                return;
+            }
+        }
+    }
+
+    fn run_batch(&self, state: &mut State, jobs: Vec<Job>) {
+        let mut waiting = Vec::with_capacity(jobs.len());
+        let mut effects = Vec::new();
+        let outcome = self.commit_batch(state, jobs, &mut waiting, &mut effects);
+        match &outcome {
+            Ok(()) => {
+                self.batches.fetch_add(1, Ordering::Relaxed);
+                for (_, result) in &waiting {
+                    self.mutations.fetch_add(u64::from(result.is_ok()), Ordering::Relaxed);
+                }
+                if let Some(handler) = self.effects.get() {
+                    effects.into_iter().for_each(handler);
+                }
+            }
+            Err(error) => tracing::error!("cannot commit a batch of {} mutations: {error}", waiting.len()),
+        }
+        let durable = self.meta.durable_up_to();
+        for (done, result) in waiting {
+            let result = match &outcome {
+                Ok(()) => result.map(|sequence| Place { sequence, durable }),
+                Err(error) => result.and(Err(error.code())),
+            };
+            if let Some(done) = done {
+                // Whoever asked may be gone; what was asked is done all the same.
+                let _ = done.send(result);
+            }
+        }
+    }
+
+    fn commit_batch(
+        &self,
+        state: &mut State,
+        jobs: Vec<Job>,
+        waiting: &mut Vec<(Option<oneshot::Sender<Result<Place, ErrorCode>>>, Result<u64, ErrorCode>)>,
+        effects: &mut Vec<Effects>,
+    ) -> StoreResult<()> {
+        let has_room = self.room.has_room();
+        let snapshot = match self.meta.snapshot() {
+            Ok(snapshot) => snapshot,
+            Err(error) => {
+                waiting.extend(jobs.into_iter().map(|job| (job.done, Err(error.code()))));
+                return Err(error);
+            }
+        };
+        let base = Verified(&*snapshot);
+        let mut draft = Draft::new(&base);
+        let mut header = state.header.clone();
+        let mut clients = Vec::new();
+        let mut failure = None;
+        for job in jobs {
+            let point = draft.savepoint();
+            let before = header.clone();
+            let mut cx = Context {
+                draft: &mut draft,
+                now: self.runtime.wall(),
+                header: &mut header,
+                has_room,
+                effects: Effects::default(),
+                changes: &self.changes,
+                unsettled: &self.unsettled,
+            };
+            // W2 for panics too: a defect in one mutation must not end the writer.
+            let result = catch_unwind(AssertUnwindSafe(|| (job.run)(&mut cx))).unwrap_or_else(|_| {
+                tracing::error!("a mutation panicked; it is refused and leaves no trace");
+                Err(ErrorCode::Internal)
+            });
+            let done = std::mem::take(&mut cx.effects);
+            let recorded = match &result {
+                Ok(reply) => {
+                    header.sequence += 1;
+                    effects.push(done);
+                    match (job.slot, reply) {
+                        (Some(id), Some(reply)) => record_result(&mut draft, id, header.sequence, reply),
+                        _ => Ok(()),
+                    }
+                }
+                Err(_) => {
+                    draft.roll_back(point);
+                    header = before;
+                    Ok(())
+                }
+            };
+            let known = match job.slot {
+                Some(id) => self.remember_client(state, &mut draft, id, &mut clients),
+                None => Ok(()),
+            };
+            if let Err(error) = recorded.and(known) {
+                failure.get_or_insert(error);
+            }
+            waiting.push((job.done, result.map(|_| header.sequence)));
+        }
+        if let Some(error) = failure {
+            return Err(error);
+        }
+        if header != state.header {
+            draft.put(Table::Header, keys::HEADER, &header)?;
+        }
+        if !draft.is_empty() {
+            let batch = draft.into_batch();
+            drop(snapshot);
+            self.meta.commit(header.sequence, &batch, self.durable)?;
+        }
+        state.header = header;
+        for (client, incarnation, hour) in clients {
+            // One row per client: what an older hour said is overwritten.
+            state.clients.retain(|(known, _, _)| *known != client);
+            state.clients.insert((client, incarnation, hour));
+        }
+        Ok(())
+    }
+
+    /// Sees to it that a client has a durable row from its first mutation on, whatever came of that: a client
+    /// without one is unknown.
+    fn remember_client(
+        &self,
+        state: &State,
+        draft: &mut Draft<'_>,
+        id: OpId,
+        clients: &mut Vec<(ClientId, u64, i64)>,
+    ) -> StoreResult<()> {
+        let now = self.runtime.wall();
+        let known = (id.client, id.incarnation, now.secs / SEEN_GRANULARITY);
+        if state.clients.contains(&known) || clients.contains(&known) {
+            return Ok(());
+        }
+        clients.push(known);
+        let row = ClientRecord { incarnation: id.incarnation, last_seen: now };
+        draft.put(Table::Clients, &keys::client(id.client), &row)
+    }
+
+    /// Forgets that a client's row was written, because it is deleted.
+    pub(super) fn forget_client(&self, client: ClientId) {
+        self.state.lock().clients.retain(|(known, _, _)| *known != client);
+    }
+
+    /// What the store holds of a client: its row, if it has one.
+    pub(super) fn client_row(&self, client: ClientId) -> StoreResult<Option<ClientRecord>> {
+        let snapshot = self.meta.snapshot()?;
+        Verified(&*snapshot).record(Table::Clients, &keys::client(client))
+    }
+}
+
+fn record_result(draft: &mut Draft<'_>, id: OpId, sequence: u64, reply: &OpReply) -> StoreResult<()> {
+    // `durable` is filled in when the result is replayed.
+    let mutated = Mutated { sequence, durable: 0, reply: reply.clone() };
+    let row = SlotRecord { id, result: Bytes::from(codec::encode(&mutated)?) };
+    draft.put(Table::Slots, &keys::slot(id.client, id.slot), &row)
+}
