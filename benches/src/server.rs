@@ -21,7 +21,7 @@ pub struct Server {
     dir: PathBuf,
     store: PathBuf,
     durability: &'static str,
-    port: u16,
+    address: String,
 }
 
 impl Server {
@@ -39,7 +39,8 @@ impl Server {
     /// # Errors
     /// If it does not start.
     pub fn start_on(dir: &Path, store: PathBuf, durability: &'static str) -> Result<Server> {
-        let mut server = Server { process: None, dir: dir.to_owned(), store, durability, port: 0 };
+        let mut server =
+            Server { process: None, dir: dir.to_owned(), store, durability, address: "127.0.0.1:0".to_owned() };
         server.restart()?;
         Ok(server)
     }
@@ -49,17 +50,18 @@ impl Server {
     /// # Errors
     /// If it does not start.
     pub fn restart(&mut self) -> Result<()> {
-        let port_file = self.dir.join("port");
+        let port_file = self.dir.join("address");
         if let Err(error) = fs::remove_file(&port_file) {
             ensure!(error.kind() == std::io::ErrorKind::NotFound, "removing {}: {error}", port_file.display());
         }
         let mut command = Command::new(binary("larderd")?);
         command.arg("serve").arg("--store").arg(&self.store);
-        command.arg("--listen").arg(format!("127.0.0.1:{}", self.port));
+        command.arg("--listen").arg(&self.address);
         command.arg("--durability").arg(self.durability).arg("--port-file").arg(&port_file);
         let mut process = Process::spawn(&mut command, &self.dir, "larderd")?;
-        // The file may be seen between its creation and its contents.
-        self.port = process.wait_ready(PATIENCE, || fs::read_to_string(&port_file).ok()?.trim().parse().ok())?;
+        // One address in each line; without its end, the line is still being written.
+        let address = || Some(fs::read_to_string(&port_file).ok()?.split_once('\n')?.0.to_owned());
+        self.address = process.wait_ready(PATIENCE, address)?;
         self.process = Some(process);
         Ok(())
     }
@@ -90,8 +92,8 @@ impl Server {
     }
 
     /// `HOST:PORT`.
-    pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+    pub fn address(&self) -> &str {
+        &self.address
     }
 
     /// The store's directory.

@@ -14,7 +14,7 @@ use larder_protocol::service::file::{Op, OpReply, Query, QueryReply};
 
 fn on_a_server<T>(server: &Server, work: impl AsyncFnOnce(&mut Raw) -> T) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async { work(&mut Raw::connect(&server.address()).await.unwrap()).await })
+    runtime.block_on(async { work(&mut Raw::connect(server.address()).await.unwrap()).await })
 }
 
 async fn is_stale(raw: &Raw, fid: Fid) {
@@ -128,7 +128,7 @@ fn a_repeated_mutation_is_answered_from_its_slot_also_after_a_crash() {
     let mut server = Server::start(dir.path(), "power").unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let mut raw = Raw::connect(&server.address()).await.unwrap();
+        let mut raw = Raw::connect(server.address()).await.unwrap();
         let op = Op::Mkdir { dir: raw.root, name: Name::new(b"once").unwrap(), mode: 0o755, umask: 0 };
         let first = raw.mutate(op.clone()).await.unwrap().unwrap();
         let id = raw.last_id();
@@ -137,7 +137,7 @@ fn a_repeated_mutation_is_answered_from_its_slot_also_after_a_crash() {
 
         server.kill().unwrap();
         server.restart().unwrap();
-        raw.reconnect(&server.address()).await.unwrap();
+        raw.reconnect(server.address()).await.unwrap();
         let after = raw.repeat(id, op).await.unwrap().unwrap();
         assert_eq!(after.reply, first, "the recorded result, after a crash");
         assert!(matches!(first, OpReply::Entry { created: true, .. }));

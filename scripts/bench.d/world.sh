@@ -4,7 +4,7 @@
 BIN=$TARGET/release
 # shellcheck disable=SC2034  # used by scripts/bench
 PROBE=$BIN/probe
-WORK='' SERVER='' CLIENT='' PORT=''
+WORK='' SERVER='' CLIENT='' ADDRESS=''
 # Processes to end: their ids and the programs they run, in two lists that go together.
 PIDS=() PROGRAMS=()
 
@@ -42,15 +42,15 @@ to_be_ended() {
 
 # start_server STORE DURABILITY
 start_server() {
-    rm -f "$WORK/port"
-    "$BIN/larderd" serve --store "$1" --listen 127.0.0.1:0 --durability "$2" --port-file "$WORK/port" \
+    rm -f "$WORK/address"
+    "$BIN/larderd" serve --store "$1" --listen 127.0.0.1:0 --durability "$2" --port-file "$WORK/address" \
         >"$WORK/larderd.log" 2>&1 &
     SERVER=$!
     to_be_ended "$SERVER" "$BIN/larderd"
-    has_port() { [ -s "$WORK/port" ] || gone "$SERVER"; }
-    wait_for 30 has_port || true
-    [ -s "$WORK/port" ] || die "the server does not start"
-    PORT=$(cat "$WORK/port")
+    has_address() { [ -s "$WORK/address" ] || gone "$SERVER"; }
+    wait_for 30 has_address || true
+    [ -s "$WORK/address" ] || die "the server does not start"
+    ADDRESS=$(head -n1 "$WORK/address")
 }
 
 end_server() { end_process "$SERVER" "$BIN/larderd"; }
@@ -58,7 +58,7 @@ end_server() { end_process "$SERVER" "$BIN/larderd"; }
 # mount_larder MODE DIR: in the foreground of a process that is ours, so that its memory can be read.
 mount_larder() {
     mkdir -p "$2"
-    "$BIN/larder" mount --foreground --mode "$1" "127.0.0.1:$PORT" "$2" >"$WORK/client.log" 2>&1 &
+    "$BIN/larder" mount --foreground --mode "$1" "$ADDRESS" "$2" >"$WORK/client.log" 2>&1 &
     CLIENT=$!
     to_be_ended "$CLIENT" "$BIN/larder"
     wait_for 30 is_mounted "$2" || die "mounting fails"

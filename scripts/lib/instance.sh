@@ -23,14 +23,14 @@ start_server() {
         listen=127.0.0.1:0
         say "Port $PORT is taken; using another one"
     fi
-    rm -f "$STATE/port"
+    rm -f "$STATE/address"
     # A session of its own: the terminal's end must not end it.
-    setsid nohup "$LARDERD" serve --store "$1" --listen "$listen" --port-file "$STATE/port" \
+    setsid nohup "$LARDERD" serve --store "$1" --listen "$listen" --port-file "$STATE/address" \
         </dev/null >>"$STATE/larderd.log" 2>&1 &
     local pid=$!
     say "$pid" >"$STATE/larderd.pid"
     say "$1" >"$STATE/store"
-    server_answers() { [ -s "$STATE/port" ] || gone "$pid"; }
+    server_answers() { [ -s "$STATE/address" ] || gone "$pid"; }
     if ! wait_for 30 server_answers || gone "$pid"; then
         tail -5 "$STATE/larderd.log" >&2
         die "the server did not start; $STATE/larderd.log says more."

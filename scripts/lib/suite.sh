@@ -23,14 +23,14 @@ pick() {
 }
 
 start_world() {
-    "$BIN/larderd" serve --store "$WORK/store" --listen 127.0.0.1:0 --durability process --port-file "$WORK/port" \
+    "$BIN/larderd" serve --store "$WORK/store" --listen 127.0.0.1:0 --durability process --port-file "$WORK/address" \
         >"$WORK/larderd.log" 2>&1 &
     say $! >"$WORK/larderd.pid"
-    has_port() { [ -s "$WORK/port" ]; }
-    wait_for 30 has_port || die "the server does not start: $(tail -5 "$WORK/larderd.log")"
+    has_address() { [ -s "$WORK/address" ]; }
+    wait_for 30 has_address || die "the server does not start: $(tail -5 "$WORK/larderd.log")"
     mkdir "$MNT"
     # As a user does it: the command returns when the mount answers.
-    timeout 60 "$BIN/larder" mount --mode "$MODE" "127.0.0.1:$(cat "$WORK/port")" "$MNT" >"$WORK/client.log" 2>&1 ||
+    timeout 60 "$BIN/larder" mount --mode "$MODE" "$(head -n1 "$WORK/address")" "$MNT" >"$WORK/client.log" 2>&1 ||
         die "mounting fails: $(cat "$WORK/client.log")"
     is_mounted "$MNT" || die "larder mount came back, but nothing is mounted at $MNT"
 }

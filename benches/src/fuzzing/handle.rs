@@ -197,9 +197,8 @@ impl World {
                 }
                 dir.fid
             }
-            (Query::Getattr { .. }, QueryReply::Attr(attr)) | (Query::Access { .. }, QueryReply::Access { attr, .. }) => {
-                attr.fid
-            }
+            (Query::Getattr { .. }, QueryReply::Attr(attr))
+            | (Query::Access { .. }, QueryReply::Access { attr, .. }) => attr.fid,
             (Query::Read { len, .. }, QueryReply::Data { data, attr }) => {
                 assert!(data.len() <= *len as usize, "{query:?}: {} bytes", data.len());
                 attr.fid
@@ -242,7 +241,8 @@ impl World {
         }
         for fid in &self.dead {
             let cred = Credential::root();
-            let reply = answered(self.client.query(tarpc::context::current(), cred, Query::Getattr { fid: *fid }).await);
+            let reply =
+                answered(self.client.query(tarpc::context::current(), cred, Query::Getattr { fid: *fid }).await);
             assert_eq!(reply, Err(ErrorCode::Stale), "{fid} was removed");
         }
     }

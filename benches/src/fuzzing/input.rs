@@ -94,7 +94,14 @@ impl Input<'_> {
 
     fn xattr_name(&mut self) -> Bytes {
         let long = [b'x'; 300];
-        Bytes::copy_from_slice(self.pick(&[&b"user.a"[..], b"user.b", b"trusted.c", b"system.posix_acl_access", b"", &long]))
+        Bytes::copy_from_slice(self.pick(&[
+            &b"user.a"[..],
+            b"user.b",
+            b"trusted.c",
+            b"system.posix_acl_access",
+            b"",
+            &long,
+        ]))
     }
 
     fn mode(&mut self) -> u32 {
@@ -106,7 +113,9 @@ impl Input<'_> {
             0..160 => None,
             160..200 => Some(SetTime::Now),
             // Nanoseconds past the second too: what decodes may hold anything.
-            _ => Some(SetTime::At(Timestamp { secs: self.number().wrapping_neg() as i64, nanos: self.number() as u32 })),
+            _ => {
+                Some(SetTime::At(Timestamp { secs: self.number().wrapping_neg() as i64, nanos: self.number() as u32 }))
+            }
         }
     }
 

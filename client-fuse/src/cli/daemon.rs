@@ -88,7 +88,8 @@ async fn serve(plan: &Plan, ready: impl FnOnce(&str) -> io::Result<()>) -> anyho
     let vfs = match timeout(ATTACH_WITHIN, attaching).await {
         Ok(attached) => attached?,
         Err(_) => bail!(
-            "the server at {server} does not answer within {} s; check that larderd runs there and that the address is right",
+            "the server at {server} does not answer within {} s; check that larderd runs there and that the address is \
+             right",
             ATTACH_WITHIN.as_secs()
         ),
     };
@@ -120,7 +121,7 @@ async fn serve(plan: &Plan, ready: impl FnOnce(&str) -> io::Result<()>) -> anyho
     };
     tracing::info!("{}", plan.success());
     tokio::select! {
-        () = mount.mounted.ended() => tracing::info!("{} was unmounted", plan.mountpoint.display()),
+        () = mount.mounted.ended() => tracing::info!("{}: the kernel ended the session", plan.mountpoint.display()),
         () = mount.asked.notified() => {}
         name = signals.next() => {
             tracing::info!("{name}: unmounting {}", plan.mountpoint.display());
@@ -298,7 +299,8 @@ impl Signals {
 fn explain(error: io::Error, mountpoint: &Path) -> anyhow::Error {
     let text = error.to_string();
     let advice = if text.contains("user_allow_other") {
-        "users other than root may mount only when /etc/fuse.conf has a line `user_allow_other`: add it, or mount as root"
+        "users other than root may mount only when /etc/fuse.conf has a line `user_allow_other`: add it, or mount as \
+         root"
     } else if error.kind() == io::ErrorKind::NotFound {
         "users other than root mount through fusermount3: install the package fuse3"
     } else if Errno::from_io_error(&error) == Some(Errno::ACCESS) || error.kind() == io::ErrorKind::PermissionDenied {

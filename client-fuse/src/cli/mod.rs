@@ -195,9 +195,9 @@ fn start_logging(verbose: u8, default: &str) {
         1 => "debug",
         _ => "trace",
     };
-    // tarpc logs every call, fuser every request.
+    // tarpc warns of every request that is lost with its connection, which `rpc` says once; fuser logs every request.
     let filter =
-        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(format!("{level},tarpc=warn,fuser=warn")));
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(format!("{level},tarpc=error,fuser=warn")));
     let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let logging = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal);
     if let Err(error) = logging.try_init() {

@@ -50,7 +50,9 @@ fn in_order(mount: &Mount) -> anyhow::Result<()> {
         || call(mount).with_context(|| format!("cannot reach the process of {shown}, which user {owner} runs"));
     let Some(mut caller) = calling()? else {
         // The kernel ends the connection with the process, so this cannot hang.
-        return unmount::plain(&mount.mountpoint).map_err(|error| refused(mount, error.kind(), &error.to_string()));
+        unmount::plain(&mount.mountpoint).map_err(|error| refused(mount, error.kind(), &error.to_string()))?;
+        sweep(mount);
+        return Ok(());
     };
     // A connection of its own, to see the process end by.
     let watcher = calling()?.and_then(|mut watcher| watcher.ask(Command::Watch, ANSWER_WITHIN).ok().map(|_| watcher));
@@ -101,6 +103,13 @@ fn refused(mount: &Mount, kind: io::ErrorKind, cause: &str) -> anyhow::Error {
     }
 }
 
+/// Removes what a process that did not end in order has left.
+fn sweep(mount: &Mount) {
+    if let Some(dir) = rundir::socket_of(mount).as_deref().and_then(Path::parent) {
+        rundir::sweep(dir);
+    }
+}
+
 fn is_mounted(mount: &Mount) -> bool {
     // Unknown counts as mounted: it is tried again, or said.
     mounts::table().map_or(true, |all| all.contains(mount))
@@ -143,9 +152,7 @@ fn force(mount: &Mount) -> anyhow::Result<()> {
             failures.push(format!("its process cannot be killed ({error})"));
         }
     }
-    if let Some(socket) = rundir::socket_of(mount).and_then(|socket| socket.parent().map(Path::to_owned)) {
-        rundir::sweep(&socket);
-    }
+    sweep(mount);
     if is_mounted(mount) {
         bail!("{shown} is still mounted: {}", failures.join(", "));
     }

@@ -156,6 +156,11 @@ impl AttrCache {
         self.state == State::Usable && self.sent > moment.tick
     }
 
+    /// Whether replies have crossed, so that the attributes may not be the newest that this client was told.
+    pub fn is_unordered(&self) -> bool {
+        self.state == State::Unordered
+    }
+
     /// The next use must ask the server.
     pub fn drop_validity(&mut self) {
         self.state = State::Dropped;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 /// The data of a range.
+#[expect(clippy::len_without_is_empty, reason = "no range is empty")]
 pub trait Piece: Sized {
     /// Number of bytes.
     fn len(&self) -> usize;

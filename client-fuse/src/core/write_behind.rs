@@ -239,12 +239,22 @@ impl WriteBehind {
     pub fn reached(&self, epoch: u64, durable: bool) -> bool {
         let on_its_way = self.in_flight.iter().any(|piece| piece.epoch <= epoch)
             || self.dirty.iter().any(|(_, chunk)| chunk.epoch <= epoch);
-        !on_its_way && !(durable && self.uncommitted(epoch))
+        !(on_its_way || durable && self.uncommitted(epoch))
     }
 
     /// Wants what is sent committed, without waiting for what is not.
     pub fn commit_soon(&mut self) {
         self.commit_now = true;
+    }
+
+    /// Wants less memory used: commits what was sent, or if there is nothing to commit, sends what is dirty. What is
+    /// already under way will do, so that requests do not become small under pressure.
+    pub fn relieve(&mut self) {
+        if self.has_uncommitted() {
+            self.commit_now = true;
+        } else if self.in_flight.is_empty() {
+            self.flush(false);
+        }
     }
 
     /// Sends nothing until [`WriteBehind::resume`].

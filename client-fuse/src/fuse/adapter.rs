@@ -16,6 +16,7 @@ use fuser::{
 };
 use larder_protocol::attr::{Credential, SetAttr};
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 
 use super::convert::{self, errno};
 use super::{init, reply, serve};
@@ -25,6 +26,7 @@ use crate::vfs::Vfs;
 pub(super) struct Adapter {
     vfs: Arc<Vfs>,
     tokio: Handle,
+    ended: watch::Sender<bool>,
 }
 
 /// Replies with what `$call` returns: `$ok` is run with the value, an error goes out as its errno.
@@ -41,8 +43,9 @@ macro_rules! answer {
 }
 
 impl Adapter {
-    pub(super) fn new(vfs: Arc<Vfs>, tokio: Handle) -> Adapter {
-        Adapter { vfs, tokio }
+    /// Serves this volume; `ended` becomes true with the end of the session.
+    pub(super) fn new(vfs: Arc<Vfs>, tokio: Handle, ended: watch::Sender<bool>) -> Adapter {
+        Adapter { vfs, tokio, ended }
     }
 
     fn caller(&self, request: &Request) -> Credential {
@@ -58,6 +61,10 @@ impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         init::negotiate(config, self.vfs.max_write());
         Ok(())
+    }
+
+    fn destroy(&mut self) {
+        self.ended.send_replace(true);
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
@@ -108,7 +115,7 @@ impl Filesystem for Adapter {
 
     fn readlink(&self, request: &Request, node: INodeNo, reply: ReplyData) {
         let caller = self.caller(request);
-        answer!(self, reply, vfs => vfs.readlink(&caller, node.0), |reply: ReplyData, target: Bytes| reply.data(&target));
+        answer!(self, reply, vfs => vfs.readlink(&caller, node.0), reply::data);
     }
 
     fn mknod(
@@ -201,7 +208,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        answer!(self, reply, vfs => vfs.read(handle.0, offset, size), |reply: ReplyData, data: Bytes| reply.data(&data));
+        answer!(self, reply, vfs => vfs.read(handle.0, offset, size), reply::data);
     }
 
     fn write(

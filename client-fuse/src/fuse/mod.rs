@@ -52,15 +52,16 @@ pub struct Mounted {
 }
 
 impl Mounted {
-    /// Waits until the kernel has taken the mount down, or its connection was aborted.
+    /// Waits until the session is over: the kernel has taken the mount down, or the connection was aborted or failed,
+    /// in which cases the mount is still on the tree.
     pub async fn ended(&self) {
         let mut ended = self.ended.clone();
-        // An error says that the session's thread is gone, which is the end too.
+        // An error says that the adapter is gone, which is the end too.
         let _ = ended.wait_for(|ended| *ended).await;
     }
 }
 
-/// Mounts a volume at a directory. `source` is what `/proc/mounts` will show.
+/// Mounts a volume at a directory. `source` is what `/proc/mounts` will show. Unmounting is the caller's affair.
 ///
 /// # Errors
 /// What the kernel says; for users other than root, what fusermount3 says.
@@ -71,17 +72,13 @@ pub fn mount(
     mountpoint: &Path,
     options: &KernelOptions,
 ) -> io::Result<Mounted> {
-    let adapter = Adapter::new(Arc::clone(vfs), tokio.clone());
+    let (sender, ended) = watch::channel(false);
+    let adapter = Adapter::new(Arc::clone(vfs), tokio.clone(), sender);
     let session = Session::new(adapter, mountpoint, &config(source, options, vfs.max_read()))?;
     vfs.set_kernel(Arc::new(KernelNotifier::new(session.notifier())))?;
-    let (sender, ended) = watch::channel(false);
-    std::thread::Builder::new().name("fuse-session".to_owned()).spawn(move || {
-        if let Err(error) = session.run() {
-            tracing::error!("the FUSE session ended with an error: {error}");
-        }
-        // Nobody may be waiting.
-        let _ = sender.send(true);
-    })?;
+    // Never dropped: fuser 0.18 unmounts the path once more when its handle of the mount goes, even if the mount is
+    // gone already (its test of the device takes an error for "mounted"), and would hit what is mounted there by then.
+    std::mem::forget(session.spawn()?);
     Ok(Mounted { ended })
 }
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fuser::{
-    Errno, FileHandle, Generation, INodeNo, ReplyAttr, ReplyCreate, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr,
+    Errno, FileHandle, Generation, INodeNo, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr,
 };
 use larder_protocol::attr::{FileType, VolumeSpace};
 use larder_protocol::limits::MAX_NAME;
@@ -17,6 +17,10 @@ use crate::vfs::{Attributes, DirItem, DirName, Entry, LookupResult, Opened};
 
 pub(super) fn done(reply: ReplyEmpty, (): ()) {
     reply.ok();
+}
+
+pub(super) fn data(reply: ReplyData, data: Bytes) {
+    reply.data(&data);
 }
 
 pub(super) fn attr(reply: ReplyAttr, found: Attributes) {

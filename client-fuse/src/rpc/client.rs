@@ -275,6 +275,12 @@ impl Client {
                             return Ok(reply);
                         }
                         connection.kill();
+                        if strange > 1 {
+                            self.bounded(limit, self.shared.runtime.sleep(not_ready))
+                                .await
+                                .map_err(|cause| gave_up(cause, tries))?;
+                            not_ready = (not_ready * 2).min(NOT_READY_MAX);
+                        }
                     }
                     _ => return Ok(reply),
                 },
@@ -412,3 +418,7 @@ impl Drop for Pending {
         }));
     }
 }
+
+#[cfg(test)]
+#[path = "client_tests.rs"]
+mod tests;

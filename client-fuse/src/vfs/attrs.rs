@@ -61,8 +61,8 @@ impl Vfs {
             if let Some(end) = flow.data.end() {
                 attr.size = attr.size.max(end);
                 if let Some(touched) = flow.touched {
-                    attr.mtime = attr.mtime.max(touched);
-                    attr.ctime = attr.ctime.max(touched);
+                    attr.mtime = touched;
+                    attr.ctime = touched;
                 }
             }
         }

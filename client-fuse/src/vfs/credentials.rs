@@ -14,9 +14,12 @@ const FRESH: Duration = Duration::from_secs(1);
 /// How many threads are remembered.
 const THREADS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1023);
 
+/// A thread: its pid, uid and gid.
+type Thread = (u32, u32, u32);
+
 /// Supplementary groups of threads, cached briefly.
 pub(super) struct Credentials {
-    cache: Mutex<LruCache<(u32, u32, u32), (BootTime, Vec<u32>)>>,
+    cache: Mutex<LruCache<Thread, (BootTime, Vec<u32>)>>,
 }
 
 impl Default for Credentials {

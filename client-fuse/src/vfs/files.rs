@@ -71,7 +71,7 @@ impl Vfs {
             let data = data?;
             out.extend_from_slice(&data);
             // What lies behind a short piece lies behind the end of the file.
-            if out.len() % self.max_read as usize != 0 || data.is_empty() {
+            if !out.len().is_multiple_of(self.max_read as usize) || data.is_empty() {
                 break;
             }
         }

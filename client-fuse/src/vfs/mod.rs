@@ -29,6 +29,7 @@ use std::time::Duration;
 
 use larder_protocol::attr::Credential;
 use larder_protocol::error::ErrorCode;
+use larder_protocol::limits::MAX_PAYLOAD;
 use larder_protocol::runtime::SharedRuntime;
 use larder_protocol::service::volume::{VolumeReply, VolumeRequest};
 use tokio::sync::Notify;
@@ -132,8 +133,8 @@ impl Vfs {
             weak: weak.clone(),
             runtime: runtime.clone(),
             client: client.clone(),
-            max_read: options.rsize.min(welcome.max_read).max(1),
-            max_write: options.wsize.min(welcome.max_write).max(1),
+            max_read: options.rsize.min(welcome.max_read).clamp(1, MAX_PAYLOAD as u32),
+            max_write: options.wsize.min(welcome.max_write).clamp(1, MAX_PAYLOAD as u32),
             options,
             policy,
             ticks: AtomicU64::new(2),

@@ -32,9 +32,13 @@ pub(super) struct Removals {
 }
 
 impl Removals {
-    /// A file is being opened.
-    pub(super) async fn opening(&self) {
+    /// A file is being opened: counts it.
+    pub(super) fn opening(&self) {
         self.open.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Waits for removals that did not count it.
+    pub(super) async fn let_pass(&self) {
         drop(self.gate.write().await);
     }
 
@@ -64,12 +68,7 @@ impl Vfs {
     pub async fn lookup(&self, cred: &Credential, parent: u64, name: &[u8]) -> Result<LookupResult, Error> {
         let dir = self.node(parent)?;
         let sent = self.stamp();
-        let query = match name {
-            // The kernel asks for these when it turns file handles of its own into paths.
-            b"." => Query::Getattr { fid: dir.fid },
-            b".." => Query::Parent { dir: dir.fid },
-            name => Query::Lookup { dir: dir.fid, name: Name::new(name)? },
-        };
+        let query = Query::Lookup { dir: dir.fid, name: Name::new(name)? };
         match self.client.query(cred, query).await? {
             QueryReply::Entry { attr, dir: dir_attr } => {
                 self.learn(&dir, dir_attr, sent);
@@ -78,14 +77,15 @@ impl Vfs {
                     None => LookupResult::Missing { ttl: self.policy.negative_ttl(self.dir_ttl(&dir)) },
                 })
             }
-            QueryReply::Attr(attr) => Ok(LookupResult::Found(self.entry(attr, &dir, sent))),
             _ => Err(unexpected()),
         }
     }
 
     /// The kernel takes back lookups of a node.
     pub fn forget(&self, node: u64, nlookup: u64) {
-        self.nodes.forget(node, nlookup);
+        if self.nodes.forget(node, nlookup) {
+            self.runtime.spawn_blocking(Box::new(give_back_memory));
+        }
     }
 
     /// A symbolic link's target.
@@ -283,5 +283,14 @@ impl Vfs {
             file.flow.lock().data.discard();
             self.settle(node, &file);
         }
+    }
+}
+
+/// Returns freed memory to the system, which the allocator does by itself only at the end of its heap.
+fn give_back_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim(3) takes no pointers and may be called at any time from any thread.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }

@@ -144,16 +144,18 @@ impl NodeTable {
         (node, true)
     }
 
-    /// The kernel takes back lookups.
-    pub(super) fn forget(&self, number: u64, nlookup: u64) {
+    /// The kernel takes back lookups. Returns whether much of the table has become free.
+    pub(super) fn forget(&self, number: u64, nlookup: u64) -> bool {
         let mut map = self.map.lock();
-        let Some(node) = map.get(&number) else { return };
+        let Some(node) = map.get(&number) else { return false };
         let left = node.nlookup.load(Ordering::Relaxed).saturating_sub(nlookup);
         node.nlookup.store(if number == ROOT { left.max(1) } else { left }, Ordering::Relaxed);
-        if left == 0 {
-            let node = node.clone();
-            NodeTable::tidy_locked(&mut map, &node);
+        if left > 0 {
+            return false;
         }
+        let (node, before) = (node.clone(), map.capacity());
+        NodeTable::tidy_locked(&mut map, &node);
+        map.capacity() < before
     }
 
     /// One more open handle. `make` gives the state of the file's data if there is none.

@@ -81,8 +81,7 @@ impl Vfs {
             CreateHow::Open { access, truncate }
         };
         // Counts as open before it is sent, lest a removal that is sent later takes the file away.
-        self.until_abort(self.removals.opening()).await?;
-        let counted = Counted(self);
+        let counted = Counted::new(self).await?;
         let op = Op::Create { dir: dir.fid, name, mode: mode & MODE_MASK, umask, how };
         let (entry, created) = self.make(cred, &dir, op).await?;
         if entry.attr.kind != FileType::Regular {
@@ -103,15 +102,17 @@ impl Vfs {
     }
 
     async fn begin_open<'a>(&'a self, node: &Arc<Node>, cred: &Credential) -> Result<Opening<'a>, Error> {
-        self.until_abort(self.removals.opening()).await?;
-        Ok(self.pin(node, cred, Counted(self)))
+        let counted = Counted::new(self).await?;
+        Ok(self.pin(node, cred, counted))
     }
 
     fn pin<'a>(&'a self, node: &Arc<Node>, cred: &Credential, counted: Counted<'a>) -> Opening<'a> {
         let cred = Arc::new(cred.clone());
         let config = Config { max_write: self.max_write as usize, ..Config::default() };
         let file = self.nodes.pin(node, || FileState::new(config, cred.clone()));
-        Opening { counted: Some(counted), node: node.clone(), file, cred }
+        // From here on the handle to be counts, and `close` gives it back.
+        std::mem::forget(counted);
+        Opening { vfs: self, node: node.clone(), file, cred, opened: false }
     }
 
     /// Rule 2: the attributes that an open goes by were asked for after it began.
@@ -140,9 +141,14 @@ impl Vfs {
     /// Whether the kernel's pages are still good, and notes what they will be good at from now on.
     fn keep_pages(&self, node: &Node) -> bool {
         let mut state = node.state.lock();
-        let change = state.attrs.attr().change;
+        let (change, unordered) = (state.attrs.attr().change, state.attrs.is_unordered());
         let pages = state.pages.get_or_insert_with(|| Box::new(Pages::default()));
         let (good, known) = (pages.good_at(change), pages.known());
+        if unordered {
+            // What is known may not be the newest, so neither these pages nor those read now can be told from old ones.
+            pages.forget();
+            return false;
+        }
         if good {
             self.counters.hit();
         } else {
@@ -183,6 +189,16 @@ impl Vfs {
 /// A place in the count of open files, given back when dropped.
 struct Counted<'a>(&'a Vfs);
 
+impl<'a> Counted<'a> {
+    /// Counts a file that is going to be opened, and waits for removals that did not know of it.
+    async fn new(vfs: &'a Vfs) -> Result<Counted<'a>, Error> {
+        vfs.removals.opening();
+        let counted = Counted(vfs);
+        vfs.until_abort(vfs.removals.let_pass()).await?;
+        Ok(counted)
+    }
+}
+
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
         self.0.removals.closed();
@@ -191,21 +207,19 @@ impl Drop for Counted<'_> {
 
 /// A file that is being opened; closed again if it comes to nothing.
 struct Opening<'a> {
-    counted: Option<Counted<'a>>,
+    vfs: &'a Vfs,
     node: Arc<Node>,
     file: Arc<FileState>,
     cred: Arc<Credential>,
+    opened: bool,
 }
 
 impl Opening<'_> {
     fn finish(mut self, flags: i32, plan: OpenPlan) -> Opened {
-        let Some(counted) = self.counted.take() else { unreachable!("only `finish` takes it, and consumes `self`") };
-        let vfs = counted.0;
-        // From here on the handle counts.
-        std::mem::forget(counted);
-        let keep_cache = vfs.keep_pages(&self.node);
+        self.opened = true;
+        let keep_cache = self.vfs.keep_pages(&self.node);
         let (readable, writable) = access(flags);
-        let handle = vfs.handles.add_file(FileHandle {
+        let handle = self.vfs.handles.add_file(FileHandle {
             node: self.node.clone(),
             file: self.file.clone(),
             cred: self.cred.clone(),
@@ -220,10 +234,8 @@ impl Opening<'_> {
 
 impl Drop for Opening<'_> {
     fn drop(&mut self) {
-        if let Some(counted) = self.counted.take() {
-            let vfs = counted.0;
-            std::mem::forget(counted);
-            vfs.close(&self.node, &self.file);
+        if !self.opened {
+            self.vfs.close(&self.node, &self.file);
         }
     }
 }

@@ -23,10 +23,13 @@ const BUDGET: u64 = 64 << 20;
 /// Data is sent when it is this old (rule 4).
 const MAX_AGE: Duration = Duration::from_secs(30);
 
-/// The files with data on its way.
+/// A file, with the state of its data.
+type OpenFile = (Arc<Node>, Arc<FileState>);
+
+/// The files with data on its way, by number and generation.
 #[derive(Default)]
 pub(super) struct Unsent {
-    files: Mutex<BTreeMap<(u64, u64), (Arc<Node>, Arc<FileState>)>>,
+    files: Mutex<BTreeMap<(u64, u64), OpenFile>>,
     bytes: AtomicU64,
     freed: Notify,
 }
@@ -43,7 +46,7 @@ impl Unsent {
     }
 
     /// All files with data on its way.
-    pub(super) fn all(&self) -> Vec<(Arc<Node>, Arc<FileState>)> {
+    pub(super) fn all(&self) -> Vec<OpenFile> {
         self.files.lock().values().cloned().collect()
     }
 }
@@ -249,11 +252,7 @@ impl Vfs {
                 return Ok(());
             }
             for (node, file) in self.unsent.all() {
-                {
-                    let mut flow = file.flow.lock();
-                    flow.data.flush(false);
-                    flow.data.commit_soon();
-                }
+                file.flow.lock().data.relieve();
                 self.kick(&node, &file);
             }
             self.until_abort(freed).await?;

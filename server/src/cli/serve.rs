@@ -1,7 +1,7 @@
 //! `larderd serve`: a server in a process of its own.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -92,7 +92,11 @@ fn log(filter: Option<&str>) -> anyhow::Result<()> {
     let text = if text.contains("tarpc") { text } else { format!("{text},tarpc=warn") };
     let filter = EnvFilter::try_new(&text)
         .with_context(|| format!("`{text}` is no log filter; write a level such as `info`"))?;
-    let logger = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let logger = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false);
     logger.try_init().map_err(|error| anyhow::anyhow!("cannot start logging: {error}"))
 }
 

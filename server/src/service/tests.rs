@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use larder_protocol::attr::{Attr, Credential};
+use larder_protocol::faults::{Faulty, Weather};
 use larder_protocol::handshake::{Hello, Refusal};
 use larder_protocol::ids::{ClientId, Fid, OpId};
 use larder_protocol::name::Name;
@@ -194,5 +195,25 @@ async fn contents_are_counted_and_survive_a_clean_end() {
     };
     assert!(got == data);
     assert_eq!(server.stats().bytes_read, 300_000);
+    server.shut_down(Duration::from_secs(10)).await.unwrap();
+}
+
+#[tokio::test]
+async fn messages_that_come_twice_run_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(&dir).await;
+    let (near, far) = tokio::io::duplex(1 << 20);
+    let weather = Weather { repeat: 1000, max_delay: Duration::from_millis(5), ..Weather::default() };
+    server.clone().serve_in_background(Faulty::new(ServerTransport::new(far), weather, 3), Peer::Local);
+    let client = LarderClient::new(tarpc::client::Config::default(), ClientTransport::new(near)).spawn();
+    client.hello(context(), hello(1, 1)).await.unwrap().unwrap();
+    let root = attach(&client).await.fid;
+    for seq in 1..=50 {
+        let name = format!("file-{seq}");
+        let made = mutate(&client, op_id(1, seq), create(root, &name)).await;
+        assert!(made.is_ok(), "{name}: {made:?}");
+    }
+    assert!(server.stats().replayed > 0, "some copy came late enough to be a retry");
+    assert_eq!(server.stats().mutations, 50);
     server.shut_down(Duration::from_secs(10)).await.unwrap();
 }

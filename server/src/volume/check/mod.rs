@@ -19,6 +19,8 @@ use std::fmt;
 use std::path::Path;
 
 use anyhow::Context as _;
+use larder_protocol::attr::FileType;
+use larder_protocol::ids::{ROOT_VNODE, VolumeId};
 use serde::Serialize;
 
 use self::found::{Findings, Mending};
@@ -139,8 +141,7 @@ pub fn run(store_dir: &Path, repair: bool) -> anyhow::Result<Report> {
 
 /// A volume as one round of the check sees it.
 struct Volume<'a> {
-    dir: &'a Path,
-    id: Option<larder_protocol::ids::VolumeId>,
+    id: Option<VolumeId>,
     snapshot: &'a dyn Snapshot,
     content: &'a FileContent,
 }
@@ -153,12 +154,7 @@ struct Round {
     changed: bool,
 }
 
-fn check_volume(
-    dir: &Path,
-    name: &str,
-    id: Option<larder_protocol::ids::VolumeId>,
-    repair: bool,
-) -> anyhow::Result<(u64, Vec<Finding>)> {
+fn check_volume(dir: &Path, name: &str, id: Option<VolumeId>, repair: bool) -> anyhow::Result<(u64, Vec<Finding>)> {
     let meta = match SqliteMetadata::open(&dir.join("meta.sqlite"), Durability::Power) {
         Ok(meta) => meta,
         Err(StoreError::Corrupt(what)) => return Ok((0, vec![damaged_engine(name, &what)])),
@@ -201,21 +197,21 @@ fn damaged_engine(volume: &str, what: &str) -> Finding {
 fn check_once(
     dir: &Path,
     name: &str,
-    id: Option<larder_protocol::ids::VolumeId>,
+    id: Option<VolumeId>,
     meta: &SqliteMetadata,
     content: &FileContent,
     repair: bool,
 ) -> anyhow::Result<Round> {
     let snapshot = meta.snapshot()?;
     let view = Verified(&*snapshot);
-    let header = match view.header() {
+    let header = match essentials(&view) {
         Ok(header) => header,
         Err(StoreError::Corrupt(what)) => {
             return Ok(Round { vnodes: 0, findings: vec![damaged_engine(name, &what)], changed: false });
         }
         Err(error) => return Err(error.into()),
     };
-    let volume = Volume { dir, id, snapshot: &*snapshot, content };
+    let volume = Volume { id, snapshot: &*snapshot, content };
     let mending = repair.then(|| Mending::new(Draft::new(&view)));
     let mut findings = Findings::new(name, mending);
     let nodes = passes(&volume, &header, &mut findings)?;
@@ -234,14 +230,25 @@ fn check_once(
     Ok(Round { vnodes, findings, changed })
 }
 
+/// What a volume cannot be without: its header and its root directory. Where one of these is lost, nothing that can be
+/// found wrong with the rest is worth a repair.
+fn essentials(view: &Verified<'_>) -> StoreResult<HeaderRecord> {
+    let header = view.header()?;
+    let root = view.vnode(ROOT_VNODE)?;
+    if root.is_none_or(|root| root.kind() != FileType::Directory) {
+        return Err(StoreError::Corrupt("the volume has no root directory".to_owned()));
+    }
+    Ok(header)
+}
+
 fn passes(volume: &Volume<'_>, header: &HeaderRecord, findings: &mut Findings<'_>) -> StoreResult<Nodes> {
     let mut nodes = rows::vnodes(volume, findings)?;
     let removals = rows::others(volume, &mut nodes, findings)?;
-    let sound = tree::check(volume, &mut nodes, findings)?;
+    let nameless = tree::check(volume, &mut nodes, findings)?;
     contents::check(volume, &nodes, &removals, findings)?;
     counts::check(volume, header, &nodes, findings)?;
     // Last, for what is linked there gets its names on top of the counts as they should be.
-    lost::link(volume, &nodes, &sound, findings)?;
+    lost::link(volume, &nodes, &nameless, findings)?;
     Ok(nodes)
 }
 

@@ -76,10 +76,6 @@ pub(super) fn vnodes(volume: &Volume<'_>, findings: &mut Findings<'_>) -> StoreR
                 nodes.push(Node::new(vnode.unwrap_or_default(), &record));
                 Ok(())
             }
-            Err(_) if vnode == Some(larder_protocol::ids::ROOT_VNODE) => {
-                findings.report(vnode, "the root directory's record is damaged", "restore the volume from a backup");
-                Ok(())
-            }
             Err(error) => findings.set_row_aside(vnode, error.to_string(), (Table::Vnodes, &key), sealed),
         }
     })?;
@@ -115,7 +111,15 @@ pub(super) fn others(
             match opened.map_or_else(Verdict::Damaged, |value| judge(table, &key, &value, nodes, &mut removals)) {
                 Verdict::Sound => Ok(()),
                 Verdict::Dangling(what) => dangling(findings, table, &key, sealed, what),
-                Verdict::Damaged(error) => damaged(findings, table, &key, sealed, &error),
+                Verdict::Damaged(error) => {
+                    if matches!(table, Table::Dirty | Table::Intents)
+                        && let Some(node) = vnode_of(&key).and_then(|vnode| nodes.get_mut(vnode))
+                    {
+                        // Its contents may be anywhere on their way: nothing to compare with.
+                        node.is_dirty = true;
+                    }
+                    damaged(findings, table, &key, sealed, &error)
+                }
             }
         })?;
     }
@@ -198,12 +202,7 @@ fn judge_of_vnode(
     }
 }
 
-fn judge_intent(
-    vnode: u64,
-    intent: &Intent,
-    node: Option<&mut Node>,
-    removals: &mut BTreeSet<ContentId>,
-) -> Verdict {
+fn judge_intent(vnode: u64, intent: &Intent, node: Option<&mut Node>, removals: &mut BTreeSet<ContentId>) -> Verdict {
     if let Intent::Remove { version } = *intent {
         if node.is_some_and(|node| node.version() == Some(version)) {
             return Verdict::Dangling("is to remove the contents that its vnode has");
@@ -211,7 +210,7 @@ fn judge_intent(
         removals.insert(ContentId { vnode, version });
         return Verdict::Sound;
     }
-    let (Intent::Materialize { version }
+    let (Intent::Begin { version }
     | Intent::Truncate { version, .. }
     | Intent::Punch { version, .. }
     | Intent::Reserve { version, .. }
@@ -219,7 +218,7 @@ fn judge_intent(
     match node {
         Some(node) if node.version() == Some(version) => {
             node.has_intents = true;
-            node.to_materialize |= matches!(intent, Intent::Materialize { .. });
+            node.to_materialize |= matches!(intent, Intent::Begin { .. });
             Verdict::Sound
         }
         _ => Verdict::Dangling("belongs to contents that are not there"),
@@ -255,11 +254,19 @@ fn damaged(
         Table::Header => findings.report(vnode, what, "restore the volume from a backup"),
         // The file's size counts for more than what was only appended to it: so nothing is cut.
         Table::Dirty if key.len() == 8 => {
-            return findings.mend(vnode, what, "marked as written in place", |draft| {
-                draft.put(table, key, &DirtyRecord::InPlace)
-            });
+            return findings
+                .mend(vnode, what, "marked as written in place", |draft| draft.put(table, key, &DirtyRecord::InPlace));
         }
         _ => return findings.set_row_aside(vnode, what, (table, key), sealed),
     }
     Ok(())
+}
+
+/// The keys of a table that begin with a vnode.
+pub(super) fn with_prefix(snapshot: &dyn Snapshot, table: Table, vnode: u64) -> StoreResult<Vec<Vec<u8>>> {
+    let prefix = keys::vnode(vnode);
+    let end = keys::prefix_end(&prefix);
+    let to = end.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+    let rows = snapshot.range(table, Bound::Included(&prefix), to, usize::MAX)?;
+    Ok(rows.into_iter().map(|(key, _)| key).collect())
 }

@@ -46,6 +46,11 @@ impl FileContent {
         Ok(FileContent { directory: directory.to_owned(), handles: Handles::new(directory) })
     }
 
+    /// The directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// Where a content file is.
     pub fn path(&self, id: ContentId) -> PathBuf {
         self.directory.join(relative_path(id))

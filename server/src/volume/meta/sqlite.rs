@@ -10,6 +10,7 @@ mod statements;
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use rusqlite::{Connection, ErrorCode, OpenFlags, ffi, params};
@@ -33,6 +34,9 @@ const LOG_LARGE: u64 = 16 << 20;
 
 /// KiB of pages that the write connection keeps.
 const WRITE_CACHE_KIB: i64 = 8 << 10;
+
+/// How long a connection waits for another one's lock. They are held for microseconds.
+const BUSY: Duration = Duration::from_secs(10);
 
 /// Prepared statements kept by a connection: all there can be.
 const STATEMENT_CACHE: usize = 12 * 9 + 4;
@@ -150,6 +154,8 @@ impl SqliteMetadata {
             return Err(StoreError::Corrupt(format!("{} has not the tables of a volume", path.display())));
         }
         let checkpointer = connect(path, OpenFlags::empty(), WRITE_CACHE_KIB)?;
+        // Cutting the log must not wait for readers while it holds up commits: it comes again another time.
+        checkpointer.busy_timeout(Duration::ZERO).map_err(engine_error)?;
         // The read of the tables above has made the log if there was none, and it stays while a connection is open.
         let mut log = path.as_os_str().to_owned();
         log.push("-wal");
@@ -291,8 +297,9 @@ fn connect(path: &Path, more: OpenFlags, cache_kib: i64) -> StoreResult<Connecti
 
 /// What all connections have in common.
 fn set_up(connection: &Connection, cache_kib: i64) -> StoreResult<()> {
-    // Nobody else uses the file, and our own connections do not get into each other's way.
-    connection.busy_timeout(std::time::Duration::ZERO).map_err(engine_error)?;
+    // Nobody else uses the file. But a reader that meets the log's index in the middle of a change takes the write
+    // lock for a moment to look again, and a commit may find it taken.
+    connection.busy_timeout(BUSY).map_err(engine_error)?;
     let pragma = |name, value: i64| connection.pragma_update(None, name, value).map_err(engine_error);
     // Negative: KiB instead of pages.
     pragma("cache_size", -cache_kib)?;

@@ -192,7 +192,7 @@ fn commits_readers_and_checkpoints_do_not_get_into_each_others_way() {
             let value = sequence.to_be_bytes().repeat(800);
             let mut batch = put(Table::Xattrs, b"a", value.clone());
             batch.changes.push((Table::Xattrs, b"b".to_vec(), Some(value)));
-            engine.commit(sequence, &batch, sequence % 100 == 0)
+            engine.commit(sequence, &batch, sequence.is_multiple_of(100))
         };
         // The other threads must end before a failure is reported, or nothing would end.
         let result = (1..=1500).try_for_each(commit);
