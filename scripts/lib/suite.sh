@@ -9,6 +9,8 @@ MODE=${1:?usage: SUITE nfs|direct}
 BIN=${LARDER_BIN_DIR:-$TARGET/debug}
 SIZE=${LARDER_TEST_SIZE:-ci}
 WORK=$(mktemp -d "${LARDER_TEST_TMP:-${TMPDIR:-/tmp}}/larder-suite.XXXXXX")
+# Other users must reach the mount.
+chmod 755 "$WORK"
 MNT=$WORK/mnt
 FAILED=0
 

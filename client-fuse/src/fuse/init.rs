@@ -11,15 +11,15 @@ const MAX_BACKGROUND: u16 = 128;
 /// `FLOCK_LOCKS` (the kernel keeps locks itself, for this machine), `POSIX_ACL` (nothing enforces them), `SETXATTR_EXT`,
 /// `SECURITY_CTX`, `CREATE_SUPP_GROUP` and `OVER_IO_URING` (fuser does not parse them), `EXPORT_SUPPORT` (it needs
 /// lookups of `.` and `..`), `ABORT_ERROR` (the end of an aborted mount would be an error of the session),
-/// `CACHE_SYMLINKS` (targets would outlive the attributes' validity).
+/// `CACHE_SYMLINKS` (targets would outlive the attributes' validity), `ATOMIC_O_TRUNC` (with it, an open with O_RDONLY
+/// and O_TRUNC has truncated a program that is being run before the kernel says ETXTBSY; without it, a truncation
+/// follows the open and costs one request).
 const WANTED: &[InitFlags] = &[
     // Lookups and listings in one directory at the same time.
     InitFlags::FUSE_PARALLEL_DIROPS,
     // Attributes come with the listing, where programs seem to want them.
     InitFlags::FUSE_DO_READDIRPLUS,
     InitFlags::FUSE_READDIRPLUS_AUTO,
-    // `open` carries O_TRUNC, instead of a truncation after it.
-    InitFlags::FUSE_ATOMIC_O_TRUNC,
     // A changed size or mtime drops the pages; attributes are asked for again on read once they have expired.
     InitFlags::FUSE_AUTO_INVAL_DATA,
     InitFlags::FUSE_ASYNC_READ,

@@ -252,7 +252,7 @@ impl Client {
             if tries.sent > 1 {
                 self.retries.fetch_add(1, Ordering::Relaxed);
             }
-            let call = connection.call(again(request), self.shared.timeo);
+            let call = connection.call(request.clone(), self.shared.timeo);
             let reply = match self.bounded(limit, call).await {
                 Ok(reply) => reply,
                 Err(cause) => return Err(gave_up(cause, tries)),
@@ -331,22 +331,6 @@ fn unexpected(kind: Kind) -> Failure {
     Failure::Refused(ErrorCode::Io)
 }
 
-/// The same request once more; payloads are shared.
-fn again(request: &LarderRequest) -> LarderRequest {
-    match request {
-        LarderRequest::Hello { hello } => LarderRequest::Hello { hello: hello.clone() },
-        LarderRequest::Query { cred, query } => LarderRequest::Query { cred: cred.clone(), query: query.clone() },
-        LarderRequest::Mutate { cred, id, op } => LarderRequest::Mutate { cred: cred.clone(), id: *id, op: op.clone() },
-        LarderRequest::Write { cred, request } => LarderRequest::Write { cred: cred.clone(), request: request.clone() },
-        LarderRequest::Commit { cred, fid } => LarderRequest::Commit { cred: cred.clone(), fid: *fid },
-        LarderRequest::Volume { cred, request } => {
-            LarderRequest::Volume { cred: cred.clone(), request: request.clone() }
-        }
-        LarderRequest::Goodbye {} => LarderRequest::Goodbye {},
-        LarderRequest::Stats {} => LarderRequest::Stats {},
-    }
-}
-
 fn error_of(reply: &LarderResponse) -> Option<ErrorCode> {
     match reply {
         LarderResponse::Query(reply) => reply.as_ref().err().copied(),
@@ -411,7 +395,7 @@ impl Drop for Pending {
         let slot = self.slot.take();
         let (client, channel, life, mut tries) = (self.client.clone(), self.channel, self.life, self.tries);
         // `Drop` cannot move the request out; a mutation is small, and its payload is shared.
-        let request = again(&self.request);
+        let request = self.request.clone();
         self.client.shared.runtime.spawn(Box::pin(async move {
             let _ = client.exchange(channel, &request, None, &mut tries, Some(life)).await;
             drop(slot);

@@ -30,11 +30,12 @@ impl Vfs {
         }
         let Ok(end) = Vfs::end_of(offset, size.into()) else { return Ok(Bytes::new()) };
         loop {
-            let cover = {
-                let size = self.view(&handle.node).attr.size;
+            let (cover, local_end) = {
+                let known = self.view(&handle.node).attr.size;
                 let flow = handle.file.flow.lock();
-                let end = end.min(size.max(flow.data.end().unwrap_or(0)));
-                if offset < end { flow.data.read(offset, end) } else { Cover::None }
+                let local_end = flow.data.end().unwrap_or(0);
+                let end = end.min(known.max(local_end));
+                (if offset < end { flow.data.read(offset, end) } else { Cover::None }, end.min(local_end))
             };
             match cover {
                 Cover::Full(data) => {
@@ -45,7 +46,10 @@ impl Vfs {
                     self.counters.miss(Miss::Dirty);
                     self.flush_data(&handle.node, &handle.file, false).await?;
                 }
-                Cover::None => return self.read_from_server(&handle, offset, size).await,
+                Cover::None => {
+                    let data = self.read_from_server(&handle, offset, size).await?;
+                    return Ok(pad_hole(data, local_end.saturating_sub(offset)));
+                }
             }
         }
     }
@@ -232,4 +236,15 @@ impl Vfs {
         let handle = self.handles.file(handle)?;
         if handle.writable { Ok(handle) } else { Err(Error::BadHandle) }
     }
+}
+
+/// The server's file ends where data that is still here begins further on: what lies between is a hole.
+fn pad_hole(data: Bytes, up_to: u64) -> Bytes {
+    if data.len() as u64 >= up_to {
+        return data;
+    }
+    let mut padded = BytesMut::with_capacity(up_to as usize);
+    padded.extend_from_slice(&data);
+    padded.resize(up_to as usize, 0);
+    padded.freeze()
 }
