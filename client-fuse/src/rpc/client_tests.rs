@@ -42,7 +42,7 @@ struct Server {
     random: Mutex<SmallRng>,
     world: Mutex<World>,
     unreachable: AtomicBool,
-    forget_client: AtomicBool,
+    forget_client: AtomicU64,
     executed: AtomicU64,
 }
 
@@ -61,7 +61,7 @@ impl Server {
             random: Mutex::new(SmallRng::seed_from_u64(seed)),
             world: Mutex::new(World { epoch: 1, ..World::default() }),
             unreachable: AtomicBool::new(false),
-            forget_client: AtomicBool::new(false),
+            forget_client: AtomicU64::new(0),
             executed: AtomicU64::new(0),
         })
     }
@@ -131,7 +131,8 @@ impl Larder for Session {
         if self.fenced() {
             return Err(ErrorCode::Fenced);
         }
-        if server.forget_client.swap(false, Ordering::Relaxed) {
+        let forgets = |left: u64| left.checked_sub(1);
+        if server.forget_client.fetch_update(Ordering::Relaxed, Ordering::Relaxed, forgets).is_ok() {
             return Err(ErrorCode::UnknownClient);
         }
         if server.chance(weather.not_ready) {
@@ -323,9 +324,13 @@ async fn a_client_that_was_forgotten_begins_a_new_life() {
     client.connect().await.unwrap();
     assert_eq!(mutate(&client).await, Ok(1));
     // Once is not enough: the server may have lost only the connection's greeting.
-    server.forget_client.store(true, Ordering::Relaxed);
+    server.forget_client.store(1, Ordering::Relaxed);
     assert_eq!(mutate(&client).await, Ok(2));
     assert_eq!(client.shared().slots.incarnation(), 1);
+    server.forget_client.store(2, Ordering::Relaxed);
+    assert_eq!(mutate(&client).await, Ok(3), "it was certainly not executed before, so it runs in the new life");
+    assert_eq!(client.shared().slots.incarnation(), 2);
+    assert_eq!(server.executed(), 3);
     let query = Query::Getattr { fid: FID };
     assert!(client.query(&Credential::root(), query).await.is_ok());
 }

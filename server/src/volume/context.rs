@@ -13,18 +13,28 @@ use super::keys::{self, Table};
 use super::record::{HeaderRecord, Intent, VnodeRecord};
 use super::view::{Draft, Records, View};
 
-/// Bits of a change attribute below the volume's incarnation.
-const CHANGE_BITS: u32 = 40;
+/// Change attributes that one incarnation can give out: at a million in each second, twelve days' worth.
+pub const CHANGES: u64 = 1 << 40;
 
-/// Gives out change attributes: the volume's incarnation above, a counter below. Incarnations are raised durably at
-/// each open, so no value is given out twice, and none has to be stored.
+/// The incarnation after `last`: nanoseconds since 1970, but always so far above the last one that no change attribute
+/// comes twice.
+///
+/// A counter would not do. A volume's directory can be put back to an older copy while no server looks; counting on
+/// from there would give out the numbers of the history that was undone a second time.
+pub fn next_incarnation(last: u64, now: Timestamp) -> u64 {
+    let nanos = now.secs.saturating_mul(1_000_000_000).saturating_add(i64::from(now.nanos));
+    u64::try_from(nanos).unwrap_or(0).max(last.saturating_add(CHANGES))
+}
+
+/// Gives out change attributes, counting up from the volume's incarnation. Incarnations are raised durably at each
+/// open, so no value is given out twice, and none has to be stored.
 #[derive(Debug)]
 pub struct ChangeCounter(AtomicU64);
 
 impl ChangeCounter {
     /// Begins the incarnation.
     pub fn new(incarnation: u64) -> ChangeCounter {
-        ChangeCounter(AtomicU64::new(incarnation << CHANGE_BITS))
+        ChangeCounter(AtomicU64::new(incarnation))
     }
 
     /// A value that no object of the volume ever had, higher than all before it.

@@ -159,6 +159,10 @@ impl Volume {
         }
         let mut running = Running { volume: self, id, result: Err(ErrorCode::Internal) };
         running.result = self.run(cred, id, op).await;
+        if running.result.is_err() {
+            // From its first answer on a client counts as known, whatever the answer was.
+            self.data.writer.meet(id).await?;
+        }
         running.result.clone()
     }
 

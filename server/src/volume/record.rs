@@ -27,7 +27,7 @@ pub struct HeaderRecord {
     pub id: VolumeId,
     /// The volume's name.
     pub name: String,
-    /// Raised durably at each open.
+    /// Raised durably at each open; see [`next_incarnation`](super::context::next_incarnation).
     pub incarnation: u64,
     /// The next vnode number to give out.
     pub next_vnode: u64,

@@ -9,7 +9,7 @@ use larder_protocol::runtime::SharedRuntime;
 
 use super::codec;
 use super::content::{Content, ContentId};
-use super::context::ChangeCounter;
+use super::context::{ChangeCounter, next_incarnation};
 use super::data::dirty::DirtyFile;
 use super::error::{StoreError, StoreResult};
 use super::keys::{self, Table};
@@ -38,7 +38,7 @@ pub(super) fn recover(
         let format = header.format;
         return Err(StoreError::Corrupt(format!("the volume has format {format}, and this build knows {FORMAT} only")));
     }
-    header.incarnation += 1;
+    header.incarnation = next_incarnation(header.incarnation, runtime.wall());
     header.sequence += 1;
     let changes = ChangeCounter::new(header.incarnation);
     let mut draft = Draft::new(&view);

@@ -9,7 +9,7 @@
 //! **W3.** A mutation's effects, its result in its replay slot and the header's counters are in one batch.
 //! **W4.** Nobody learns a result before its batch is committed (and, under `power`, durable).
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -57,7 +57,7 @@ pub(super) struct Place {
 struct State {
     header: HeaderRecord,
     /// Clients whose row is committed, with the incarnation and the hour it says.
-    clients: HashSet<(ClientId, u64, i64)>,
+    clients: HashMap<ClientId, (u64, i64)>,
 }
 
 /// The writer of one volume.
@@ -96,7 +96,7 @@ impl Writer {
             room,
             queue: Mutex::default(),
             lazy: Mutex::default(),
-            state: Mutex::new(State { header, clients: HashSet::new() }),
+            state: Mutex::new(State { header, clients: HashMap::new() }),
             scheduled: AtomicBool::new(false),
             effects: OnceLock::new(),
             batches: AtomicU64::new(0),
@@ -270,7 +270,7 @@ impl Writer {
         let base = Verified(&*snapshot);
         let mut draft = Draft::new(&base);
         let mut header = state.header.clone();
-        let mut clients = Vec::new();
+        let mut clients = HashMap::new();
         let mut failure = None;
         for job in jobs {
             let point = draft.savepoint();
@@ -326,11 +326,7 @@ impl Writer {
             self.meta.commit(header.sequence, &batch, self.durable)?;
         }
         state.header = header;
-        for (client, incarnation, hour) in clients {
-            // One row per client: what an older hour said is overwritten.
-            state.clients.retain(|(known, _, _)| *known != client);
-            state.clients.insert((client, incarnation, hour));
-        }
+        state.clients.extend(clients);
         Ok(())
     }
 
@@ -341,21 +337,30 @@ impl Writer {
         state: &State,
         draft: &mut Draft<'_>,
         id: OpId,
-        clients: &mut Vec<(ClientId, u64, i64)>,
+        clients: &mut HashMap<ClientId, (u64, i64)>,
     ) -> StoreResult<()> {
         let now = self.runtime.wall();
-        let known = (id.client, id.incarnation, now.secs / SEEN_GRANULARITY);
-        if state.clients.contains(&known) || clients.contains(&known) {
+        let seen = (id.incarnation, now.secs / SEEN_GRANULARITY);
+        if clients.get(&id.client).or_else(|| state.clients.get(&id.client)) == Some(&seen) {
             return Ok(());
         }
-        clients.push(known);
+        clients.insert(id.client, seen);
         let row = ClientRecord { incarnation: id.incarnation, last_seen: now };
         draft.put(Table::Clients, &keys::client(id.client), &row)
     }
 
+    /// Sees to it that a client has a row although its operation failed before it came here.
+    pub(super) async fn meet(self: &Arc<Self>, id: OpId) -> Result<(), ErrorCode> {
+        let known = self.state.lock().clients.get(&id.client).is_some_and(|(life, _)| *life == id.incarnation);
+        if known {
+            return Ok(());
+        }
+        self.submit(Some(id), Box::new(|_| Ok(None))).await.map(|_| ())
+    }
+
     /// Forgets that a client's row was written, because it is deleted.
     pub(super) fn forget_client(&self, client: ClientId) {
-        self.state.lock().clients.retain(|(known, _, _)| *known != client);
+        self.state.lock().clients.remove(&client);
     }
 
     /// What the store holds of a client: its row, if it has one.

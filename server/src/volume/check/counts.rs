@@ -8,13 +8,12 @@ use super::Volume;
 use super::found::Findings;
 use super::nodes::Nodes;
 use super::rows::{get, scan_records};
+use crate::volume::context::CHANGES;
 use crate::volume::error::StoreResult;
 use crate::volume::keys::{self, Table};
 use crate::volume::record::{ClientRecord, FORMAT, HeaderRecord, SlotRecord};
 use crate::volume::view::Records;
 
-/// Bits of a change attribute below the volume's incarnation.
-pub(super) const CHANGE_BITS: u32 = 40;
 
 pub(super) fn check(
     volume: &Volume<'_>,
@@ -69,7 +68,7 @@ fn counters(header: &HeaderRecord, nodes: &Nodes, findings: &mut Findings<'_>) -
         mend_header(findings, what, "next number corrected", |header| header.next_vnode = top + 1)?;
     }
     // Handles and change attributes that this incarnation could give out a second time.
-    let newest = nodes.iter().map(|node| node.generation.max(node.change >> CHANGE_BITS)).max().unwrap_or(0);
+    let newest = nodes.iter().map(|node| node.generation.max(node.change.saturating_sub(CHANGES))).max().unwrap_or(0);
     if header.incarnation < newest {
         let what = format!("the volume's incarnation is {}, and a vnode is from {newest}", header.incarnation);
         mend_header(findings, what, "incarnation raised", |header| header.incarnation = newest)?;

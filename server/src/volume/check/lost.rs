@@ -10,6 +10,7 @@ use super::found::Findings;
 use super::nodes::Nodes;
 use super::rows::with_prefix;
 use super::tree::Nameless;
+use crate::volume::context::CHANGES;
 use crate::volume::error::{StoreError, StoreResult};
 use crate::volume::keys::{self, Table};
 use crate::volume::record::{Body, CookieRecord, EntryRecord, VnodeRecord};
@@ -87,8 +88,8 @@ fn directory(draft: &mut Draft<'_>) -> StoreResult<u64> {
         ctime: now,
         btime: now,
         // No client has seen it, and the next opening of the volume begins above this.
-        change: header.incarnation << super::counts::CHANGE_BITS,
-        data_change: header.incarnation << super::counts::CHANGE_BITS,
+        change: header.incarnation + CHANGES - 1,
+        data_change: header.incarnation + CHANGES - 1,
         xattrs: 0,
         body: Body::Directory { parent: ROOT_VNODE, entries: 0, next_cookie: 1 },
     };

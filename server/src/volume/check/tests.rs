@@ -8,6 +8,7 @@ use larder_protocol::ids::{ClientId, OpId, ROOT_VNODE, VolumeId};
 use larder_protocol::name::Name;
 
 use super::*;
+use crate::volume::context::CHANGES;
 use crate::volume::content::{Content, ContentId};
 use crate::volume::data::checksums::{self, Group};
 use crate::volume::keys::Table;
@@ -229,7 +230,7 @@ fn counters_of_the_volume_are_mended() {
     is_mended(|f| f.edit(|d| header(d, |h| h.vnodes = 9)), &[(0, "9 vnodes, and it has 7")]);
     is_mended(|f| f.edit(|d| header(d, |h| h.blocks = 9)), &[(0, "425")]);
     is_mended(|f| f.edit(|d| header(d, |h| h.next_vnode = 7)), &[(0, "7 is taken")]);
-    is_mended(|f| f.edit(|d| edit(d, 3, |r| r.change = 9 << counts::CHANGE_BITS)), &[(0, "from 9")]);
+    is_mended(|f| f.edit(|d| edit(d, 3, |r| r.change = CHANGES + 9)), &[(0, "from 9")]);
     is_mended(|f| f.edit(|d| edit(d, 7, |r| r.generation = 4)), &[(0, "from 4")]);
     is_mended(|f| f.edit(|d| d.delete(Table::Clients, &keys::client(CLIENT))), &[(0, "does not know it")]);
 }

@@ -78,8 +78,8 @@ pub(super) struct Data {
 impl Data {
     /// The write verifier.
     pub(super) fn verifier(&self) -> Verifier {
-        // The incarnation grows by one at a time and stays far below 2³²; so do failures of a disk.
-        let volume = (self.incarnation << 32) | self.distrusted.load(Ordering::Acquire);
+        // Incarnations are far apart, and a disk does not fail that often.
+        let volume = self.incarnation.wrapping_add(self.distrusted.load(Ordering::Acquire));
         Verifier { epoch: self.epoch, volume }
     }
 
