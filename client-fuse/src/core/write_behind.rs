@@ -6,7 +6,7 @@
 //! 1. No two requests in flight overlap. Newer data over a request in flight stays dirty until that is answered.
 //! 2. Sent data is kept until a commit is answered with the verifier of its write. A commit vouches only for writes that
 //!    were answered before it was sent.
-//! 3. At any other verifier the data is dirty again and is sent again.
+//! 3. At any other verifier the data is dirty again and is sent again, and as soon as another server process answers.
 //! 4. Data that the server refuses for good is dropped; the caller records the error.
 //! 5. A flush waits for the data that was there when it began, not for data written later (*epochs*), so a steady
 //!    writer cannot hold it for ever.
@@ -15,7 +15,7 @@
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use larder_protocol::ids::Verifier;
+use larder_protocol::ids::{Epoch, Verifier};
 use larder_protocol::runtime::BootTime;
 
 use super::extents::{Extents, Piece};
@@ -150,6 +150,8 @@ pub struct WriteBehind {
     paused: u32,
     last_id: u64,
     stamp: u64,
+    /// How often data became dirty again.
+    setbacks: u64,
 }
 
 impl WriteBehind {
@@ -170,6 +172,7 @@ impl WriteBehind {
             paused: 0,
             last_id: 0,
             stamp: 0,
+            setbacks: 0,
         }
     }
 
@@ -383,7 +386,21 @@ impl WriteBehind {
         }
     }
 
+    /// This server process answers now. What another one had and did not commit may be lost with it, so until it is
+    /// sent again the server must not be asked for it (rule 3).
+    pub fn served_by(&mut self, epoch: Epoch) {
+        let doubtful = self.sent.extract(|sent| sent.verifier.epoch != epoch);
+        self.send_again(doubtful);
+    }
+
+    /// How often data that the server had became dirty again. Whoever asks the server for it, and finds that this has
+    /// changed when the answer is there, may have been shown the file without that data.
+    pub fn setbacks(&self) -> u64 {
+        self.setbacks
+    }
+
     fn send_again(&mut self, lost: Vec<(u64, Sent)>) {
+        self.setbacks += u64::from(!lost.is_empty());
         for (start, sent) in lost {
             self.send_goal = self.send_goal.max(sent.epoch);
             let dirty = Dirty { data: BytesMut::from(sent.data), epoch: sent.epoch, since: sent.since };

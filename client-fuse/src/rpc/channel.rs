@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use larder_protocol::handshake::{Hello, MAX_VERSION, MIN_VERSION, Refusal, Welcome};
-use larder_protocol::ids::ClientId;
+use larder_protocol::ids::{ClientId, Epoch};
 use larder_protocol::limits::MAX_DEADLINE;
 use larder_protocol::runtime::SharedRuntime;
 use larder_protocol::service::{LarderRequest, LarderResponse};
@@ -78,6 +78,11 @@ impl Shared {
     /// What the server said of itself last.
     pub fn welcome(&self) -> Option<Welcome> {
         self.link.lock().welcome.clone()
+    }
+
+    /// The server process that said `hello` last.
+    pub fn epoch(&self) -> Option<Epoch> {
+        self.link.lock().welcome.as_ref().map(|welcome| welcome.epoch)
     }
 
     /// Logs that the server is gone, once.

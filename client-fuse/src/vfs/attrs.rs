@@ -54,10 +54,11 @@ impl Vfs {
     }
 
     /// The attributes as programs of this client should see them: with what they wrote and is not sent yet.
-    fn shown(state: &NodeState) -> Attr {
+    fn shown(&self, state: &NodeState) -> Attr {
         let mut attr = state.attrs.attr().clone();
         if let Some(file) = &state.file {
-            let flow = file.flow.lock();
+            let mut flow = file.flow.lock();
+            self.follow_server(&mut flow);
             if let Some(end) = flow.data.end() {
                 attr.size = attr.size.max(end);
                 if let Some(touched) = flow.touched {
@@ -73,14 +74,14 @@ impl Vfs {
     pub(super) fn cached(&self, node: &Node) -> Result<Attributes, Miss> {
         let state = node.state.lock();
         let ttl = self.policy.usable(&state.attrs, self.runtime.boottime())?;
-        Ok(Attributes { node: node.number, attr: Vfs::shown(&state), ttl })
+        Ok(Attributes { node: node.number, attr: self.shown(&state), ttl })
     }
 
     /// The attributes last seen, and how long they may be used, which may be not at all.
     pub(super) fn view(&self, node: &Node) -> Attributes {
         let state = node.state.lock();
         let ttl = self.policy.usable(&state.attrs, self.runtime.boottime()).unwrap_or(Duration::ZERO);
-        Attributes { node: node.number, attr: Vfs::shown(&state), ttl }
+        Attributes { node: node.number, attr: self.shown(&state), ttl }
     }
 
     /// How long names in a directory may be used.

@@ -30,12 +30,12 @@ impl Vfs {
         }
         let Ok(end) = Vfs::end_of(offset, size.into()) else { return Ok(Bytes::new()) };
         loop {
-            let (cover, local_end) = {
+            let (cover, local_end, setbacks) = {
                 let known = self.view(&handle.node).attr.size;
                 let flow = handle.file.flow.lock();
                 let local_end = flow.data.end().unwrap_or(0);
                 let end = end.min(known.max(local_end));
-                (if offset < end { flow.data.read(offset, end) } else { Cover::None }, end.min(local_end))
+                (if offset < end { flow.data.read(offset, end) } else { Cover::None }, end.min(local_end), flow.data.setbacks())
             };
             match cover {
                 Cover::Full(data) => {
@@ -48,6 +48,12 @@ impl Vfs {
                 }
                 Cover::None => {
                     let data = self.read_from_server(&handle, offset, size).await?;
+                    let mut flow = handle.file.flow.lock();
+                    self.follow_server(&mut flow);
+                    if flow.data.setbacks() != setbacks {
+                        // A new server process has answered, before it was sent again what the old one lost.
+                        continue;
+                    }
                     return Ok(pad_hole(data, local_end.saturating_sub(offset)));
                 }
             }

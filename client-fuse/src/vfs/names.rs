@@ -277,12 +277,16 @@ impl Vfs {
         self.wake.notify_one();
     }
 
-    /// Forgets what a create has truncated.
-    pub(super) fn truncated_elsewhere(&self, node: &Arc<Node>) {
-        if let Some(file) = node.file() {
-            file.flow.lock().data.discard();
-            self.settle(node, &file);
-        }
+    /// Forgets what a create has truncated. Returns whether writes are in flight, which may reach the server after it.
+    pub(super) fn truncated_elsewhere(&self, node: &Arc<Node>) -> bool {
+        let Some(file) = node.file() else { return false };
+        let in_flight = {
+            let mut flow = file.flow.lock();
+            flow.data.discard();
+            flow.data.has_unsent()
+        };
+        self.settle(node, &file);
+        in_flight
     }
 }
 

@@ -94,10 +94,15 @@ impl Vfs {
             .into());
         }
         let node = self.node(entry.node)?;
-        if truncate && !created {
-            self.truncated_elsewhere(&node);
-        }
+        let again = truncate && !created && self.truncated_elsewhere(&node);
         let opening = self.pin(&node, cred, counted);
+        if again {
+            let set = SetAttr { size: Some(0), ..SetAttr::default() };
+            if let Err(error) = self.set_attributes(cred, &node, set, true).await {
+                self.forget(entry.node, 1);
+                return Err(error);
+            }
+        }
         Ok((entry, opening.finish(flags, self.policy.open(flags))))
     }
 

@@ -277,11 +277,22 @@ impl Vfs {
         }
     }
 
-    /// The server was restarted: a commit tells whether it still has what it was sent.
+    /// The server was restarted: what the process before had not committed is sent again.
     pub(super) fn check_sent(&self) {
         for (node, file) in self.unsent.all() {
-            file.flow.lock().data.commit_soon();
+            {
+                let mut flow = file.flow.lock();
+                self.follow_server(&mut flow);
+                flow.data.commit_soon();
+            }
             self.kick(&node, &file);
+        }
+    }
+
+    /// Lets a file's data know which server process answers. The background sends what that makes dirty.
+    pub(super) fn follow_server(&self, flow: &mut Flow) {
+        if let Some(epoch) = self.client.shared().epoch() {
+            flow.data.served_by(epoch);
         }
     }
 
