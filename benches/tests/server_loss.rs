@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed call fails the test")]
 
 use std::fs;
-use std::io::Write;
+use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -92,21 +92,44 @@ fn untar_and_git_gc_survive_a_server_that_is_killed_every_second(mode: Mode) {
     server.check().unwrap();
 }
 
+/// Writes a part of one file to another, waits for a line, writes the rest, syncs, waits, closes.
+const WRITER: &str = r#"
+    open(my $in, "<:raw", $ARGV[0]) or die; my $data = do { local $/; <$in> };
+    open(my $out, ">:raw", $ARGV[1]) or die; $| = 1;
+    syswrite($out, substr($data, 0, 700000)) == 700000 or die; print "written\n"; <STDIN>;
+    my $rest = substr($data, 700000); syswrite($out, $rest) == length($rest) or die;
+    $out->sync or die; print "synced\n"; <STDIN>;
+    close($out) or die;
+"#;
+
 fn what_was_synced_survives_the_server(mode: Mode) {
     let dir = scratch().unwrap();
     let mut server = Server::start(dir.path(), "power").unwrap();
     let mount = Mount::new(dir.path(), "mnt", &server, mode, "hard").unwrap();
     let bytes: Vec<u8> = (0..300_000_u32).flat_map(u32::to_le_bytes).collect();
-    let mut file = fs::File::create(mount.at("file")).unwrap();
+    fs::write(dir.path().join("bytes"), &bytes).unwrap();
+    // In a process of its own: starting the server from one that has the file open would close it in the child, which
+    // flushes, which waits for the server.
+    let mut writer = Command::new("perl")
+        .args(["-MIO::Handle", "-e", WRITER])
+        .args([&dir.path().join("bytes"), &mount.at("file")])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = std::io::BufReader::new(writer.stdout.take().unwrap());
+    let mut line = String::new();
     // Unstable writes on both sides of a crash, then one sync over all.
-    file.write_all(&bytes[..700_000]).unwrap();
+    said.read_line(&mut line).unwrap();
     server.kill().unwrap();
     server.restart().unwrap();
-    file.write_all(&bytes[700_000..]).unwrap();
-    file.sync_all().unwrap();
+    writer.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+    said.read_line(&mut line).unwrap();
+    assert_eq!(line, "written\nsynced\n");
     server.kill().unwrap();
     server.restart().unwrap();
-    drop(file);
+    writer.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+    assert!(writer.wait().unwrap().success());
     assert!(fs::read(mount.at("file")).unwrap() == bytes);
     mount.close(false).unwrap();
     // Once more through a mount that never saw it.

@@ -10,6 +10,7 @@ mod machine;
 mod model;
 mod mounts;
 mod races;
+mod raw;
 mod registers;
 mod retries;
 mod seeds;
@@ -125,7 +126,6 @@ async fn world_of(seed: u64) -> Summary {
             max: Duration::from_micros(1 << random.random_range(4..16)),
         },
     };
-    println!("seed {seed}: {durability:?}, {disk:?}");
     let world = World::new(random.random(), durability, disk);
     let root = world.volume().root();
     let shared = world.mkdir(root, "shared").await;
@@ -154,8 +154,7 @@ async fn world_of(seed: u64) -> Summary {
     }
     // A client that counts up, and one that appends and gives up. A write in place that comes twice on one connection
     // may undo a later one; no transport may do that, so nothing is repeated here.
-    let counter =
-        world::connect(&world, weather(random, false), random.random(), timeo(random), Patience::Hard).await;
+    let counter = world::connect(&world, weather(random, false), random.random(), timeo(random), Patience::Hard).await;
     let mut counting = JoinSet::new();
     counting.spawn(registers::count_up(counter.clone(), register, branch(random), 10));
     let patience = Patience::Soft(Duration::from_millis(1 << random.random_range(4..11)));
@@ -170,7 +169,6 @@ async fn world_of(seed: u64) -> Summary {
     let mut workers = JoinSet::new();
     for (number, dir) in OWN.into_iter().enumerate() {
         let mode = if random.random() { Mode::Nfs } else { Mode::Direct };
-        println!("{dir}: {mode:?}");
         let vfs = mounts::mount(&world, weather(random, false), random.random(), mode, timeo(random)).await;
         let (append, work) = (branch(random), branch(random));
         appending.spawn({

@@ -99,11 +99,8 @@ impl Worker {
 
     async fn step(&mut self) {
         self.operations += 1;
-        let trace = std::env::var_os("TRACE").is_some();
         let name = NAMES[self.random.random_range(0..NAMES.len())];
-        let what = self.random.random_range(0..24);
-        if trace { println!("{} {:?} step {what} {name} model {:?}", self.dir, tokio::time::Instant::now(), self.file_at(name).map(|f| self.files[f].data.len())); }
-        match what {
+        match self.random.random_range(0..24) {
             0..7 => self.write(name).await,
             7 => self.truncate(name).await,
             8 => self.chmod(name).await,
@@ -177,7 +174,6 @@ impl Worker {
             }
             (Some(Thing::Link(_)), _) => return,
         };
-        if std::env::var_os("TRACE").is_some() { println!("{} opened {name} append {append} trunc {empty} {:?}", self.dir, tokio::time::Instant::now()); }
         if empty {
             self.files[number].data.clear();
         }
@@ -204,7 +200,6 @@ impl Worker {
         let offset = if append { 0 } else { self.random.random_range(0..MAX_OFFSET) };
         let written = self.vfs.write(handle, offset, Bytes::from(data.clone())).await.unwrap();
         assert_eq!(written as usize, data.len());
-        if std::env::var_os("TRACE").is_some() { println!("{} wrote {offset}+{} append {append} {:?}", self.dir, data.len(), tokio::time::Instant::now()); }
         let file = &mut self.files[number].data;
         let start = if append { file.len() } else { offset as usize };
         if file.len() < start + data.len() {
@@ -415,7 +410,13 @@ fn assert_same(found: &[u8], expected: &[u8], what: &str) {
 }
 
 /// Appends records through a file opened with `O_APPEND`.
-pub(crate) async fn append(vfs: Arc<Vfs>, name: &'static str, writer: u8, mut random: SmallRng, records: u16) -> Vec<Fate> {
+pub(crate) async fn append(
+    vfs: Arc<Vfs>,
+    name: &'static str,
+    writer: u8,
+    mut random: SmallRng,
+    records: u16,
+) -> Vec<Fate> {
     let node = find(&vfs, ROOT, name).await.node;
     let opened = vfs.open(&cred(), node, flags(OFlags::WRONLY | OFlags::APPEND)).await.unwrap();
     for number in 0..records {

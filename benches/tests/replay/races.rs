@@ -29,16 +29,8 @@ enum Race {
     Rmdir,
 }
 
-const ALL: [Race; 8] = [
-    Race::Mkdir,
-    Race::Create,
-    Race::Symlink,
-    Race::Link,
-    Race::RenameTo,
-    Race::RenameFrom,
-    Race::Unlink,
-    Race::Rmdir,
-];
+const ALL: [Race; 8] =
+    [Race::Mkdir, Race::Create, Race::Symlink, Race::Link, Race::RenameTo, Race::RenameFrom, Race::Unlink, Race::Rmdir];
 
 /// Runs races in the directory of this name. Returns how many.
 pub(crate) async fn run(mounts: Vec<Arc<Vfs>>, dir: &'static str, mut random: SmallRng, rounds: usize) -> usize {

@@ -94,7 +94,6 @@ impl World {
     pub(crate) fn crash(&self) {
         let process = self.process.lock().unwrap().take().expect("a server runs");
         process.machine.kill();
-        if std::env::var_os("TRACE").is_some() { println!("CRASH {:?}", tokio::time::Instant::now()); }
         self.replayed.fetch_add(process.volume.replayed(), Ordering::Relaxed);
         self.crashes.fetch_add(1, Ordering::Relaxed);
         let mut engines = self.engines.lock().unwrap();

@@ -16,14 +16,18 @@ use super::view::{Draft, Records, View};
 /// Change attributes that one incarnation can give out: at a million in each second, twelve days' worth.
 pub const CHANGES: u64 = 1 << 40;
 
-/// The incarnation after `last`: nanoseconds since 1970, but always so far above the last one that no change attribute
-/// comes twice.
+/// The incarnation after `last`: the time, in nanoseconds since 1970. Changes come more slowly than nanoseconds, so it
+/// is above every change attribute that the last incarnation gave out. Should the clock have gone back, it is `last`
+/// and more than that can have been given out, and something from `random`.
 ///
 /// A counter would not do. A volume's directory can be put back to an older copy while no server looks; counting on
 /// from there would give out the numbers of the history that was undone a second time.
-pub fn next_incarnation(last: u64, now: Timestamp) -> u64 {
+pub fn next_incarnation(last: u64, now: Timestamp, random: u64) -> u64 {
     let nanos = now.secs.saturating_mul(1_000_000_000).saturating_add(i64::from(now.nanos));
-    u64::try_from(nanos).unwrap_or(0).max(last.saturating_add(CHANGES))
+    match u64::try_from(nanos) {
+        Ok(nanos) if nanos > last => nanos,
+        _ => last.saturating_add(CHANGES + random % CHANGES),
+    }
 }
 
 /// Gives out change attributes, counting up from the volume's incarnation. Incarnations are raised durably at each

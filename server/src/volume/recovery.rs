@@ -38,7 +38,7 @@ pub(super) fn recover(
         let format = header.format;
         return Err(StoreError::Corrupt(format!("the volume has format {format}, and this build knows {FORMAT} only")));
     }
-    header.incarnation = next_incarnation(header.incarnation, runtime.wall());
+    header.incarnation = next_incarnation(header.incarnation, runtime.wall(), runtime.random());
     header.sequence += 1;
     let changes = ChangeCounter::new(header.incarnation);
     let mut draft = Draft::new(&view);

@@ -26,7 +26,7 @@ use super::codec;
 use super::context::{ChangeCounter, Context, Effects};
 use super::data::room::RoomGauge;
 use super::data::unsettled::UnsettledMap;
-use super::error::StoreResult;
+use super::error::{StoreError, StoreResult};
 use super::keys::{self, Table};
 use super::meta::Metadata;
 use super::record::{ClientRecord, HeaderRecord, SlotRecord};
@@ -237,6 +237,7 @@ impl Writer {
                     effects.into_iter().for_each(handler);
                 }
             }
+            Err(StoreError::Full) => tracing::debug!("no room for a batch of {} mutations", waiting.len()),
             Err(error) => tracing::error!("cannot commit a batch of {} mutations: {error}", waiting.len()),
         }
         let durable = self.meta.durable_up_to();
@@ -323,7 +324,14 @@ impl Writer {
         if !draft.is_empty() {
             let batch = draft.into_batch();
             drop(snapshot);
-            self.meta.commit(header.sequence, &batch, self.durable)?;
+            match self.meta.commit(header.sequence, &batch, self.durable) {
+                // Moving the journal into place may make room for the removals that free some.
+                Err(StoreError::Full) => {
+                    self.meta.tidy()?;
+                    self.meta.commit(header.sequence, &batch, self.durable)?;
+                }
+                done => done?,
+            }
         }
         state.header = header;
         state.clients.extend(clients);

@@ -11,9 +11,11 @@ use parking_lot::Mutex;
 
 use crate::volume::content::Content;
 
-/// How long an answer of the operating system is good for.
+/// How long an answer of the operating system is good for, if there is much more room than the reserve.
 const GOOD_FOR: Duration = Duration::from_millis(50);
-/// The reserve is a fiftieth of the disk, within these bounds.
+/// Much more room: what a fast disk cannot take in that time.
+const PLENTY: u64 = 1 << 30;
+/// The reserve is an eighth of the disk, within these bounds.
 const MIN_RESERVE: u64 = 4 << 20;
 const MAX_RESERVE: u64 = 64 << 20;
 
@@ -21,33 +23,31 @@ const MAX_RESERVE: u64 = 64 << 20;
 pub(crate) struct RoomGauge {
     content: Arc<dyn Content>,
     runtime: SharedRuntime,
-    last: Mutex<Option<(BootTime, bool)>>,
+    /// When there was last plenty of room.
+    plenty: Mutex<Option<BootTime>>,
 }
 
 impl RoomGauge {
     pub(crate) fn new(content: Arc<dyn Content>, runtime: SharedRuntime) -> RoomGauge {
-        RoomGauge { content, runtime, last: Mutex::new(None) }
+        RoomGauge { content, runtime, plenty: Mutex::new(None) }
     }
 
     /// Whether there is more left than the reserve. When the operating system does not say, yes: the write itself
     /// will find out.
     pub(crate) fn has_room(&self) -> bool {
         let now = self.runtime.boottime();
-        let mut last = self.last.lock();
-        if let Some((at, answer)) = *last
-            && now.saturating_sub(at) < GOOD_FOR
-        {
-            return answer;
+        let mut plenty = self.plenty.lock();
+        if plenty.is_some_and(|at| now.saturating_sub(at) < GOOD_FOR) {
+            return true;
         }
-        let answer = self.content.space().map_or(true, |space| {
-            space.available > reserve(space.total) && space.files_free > 0
-        });
-        *last = Some((now, answer));
-        answer
+        let Ok(space) = self.content.space() else { return true };
+        let reserve = reserve(space.total);
+        *plenty = (space.available > reserve + PLENTY).then_some(now);
+        space.available > reserve && space.files_free > 0
     }
 }
 
 /// Bytes kept back on a disk of this size.
 pub(crate) fn reserve(total: u64) -> u64 {
-    (total / 50).clamp(MIN_RESERVE, MAX_RESERVE)
+    (total / 8).clamp(MIN_RESERVE, MAX_RESERVE)
 }

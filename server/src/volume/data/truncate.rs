@@ -70,13 +70,30 @@ impl Data {
         let file = self.prepare(fid, record, DirtyRecord::InPlace).await?;
         let content = file.id;
         let version = content.version;
+        if size > record.size {
+            // First: the disk may refuse a file of that size. A file that is longer than its record, should the batch
+            // not follow, is what recovery makes of it anyway.
+            let grown = self.blocking(move |files| files.truncate(content, size)).await;
+            grown.map_err(|error| self.content_error(content, "extend", &error))?;
+        }
         let dirty = Arc::clone(&file);
         let step = set_size(cred, fid, set, open, move |cx, fid, record| {
             record.size = size;
             dirty.note_intent(cx.add_intent(fid.vnode, &Intent::Truncate { version, size })?, true);
             Ok(())
         });
-        let mut done = self.writer.operation(id, step).await?;
+        let mut done = match self.writer.operation(id, step).await {
+            Ok(done) => done,
+            Err(code) => {
+                let before = record.size;
+                if size > before
+                    && let Err(error) = self.blocking(move |files| files.truncate(content, before)).await
+                {
+                    tracing::error!("vnode {}: cannot take back an extension: {error}", content.vnode);
+                }
+                return Err(code);
+            }
+        };
         file.note_hole(size, u64::MAX, self.runtime.boottime());
         let cut = self.blocking(move |files| files.truncate(content, size)).await;
         if let OpReply::Attr(change) = &mut done.reply {
