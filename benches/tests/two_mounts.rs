@@ -17,6 +17,7 @@ use rustix::io::Errno;
 in_both_modes![
     what_one_writes_and_closes_the_other_sees_at_its_next_open,
     attributes_are_never_older_than_acregmax,
+    a_file_that_grows_is_read_whole_at_the_next_open,
     names_are_never_older_than_acdirmax,
     appends_of_two_clients_lose_and_tear_nothing,
     a_file_that_another_client_removed_is_stale,
@@ -38,6 +39,21 @@ fn what_one_writes_and_closes_the_other_sees_at_its_next_open(mode: Mode) {
         fs::write(writer.at("shared"), &text).unwrap();
         let seen = fs::read_to_string(reader.at("shared")).unwrap();
         assert!(seen == text, "round {round}: an old version was read: {:?}", seen.get(..6));
+    }
+}
+
+/// The reader never writes, so its kernel's idea of the size comes from the last look alone.
+fn a_file_that_grows_is_read_whole_at_the_next_open(mode: Mode) {
+    let pair = Pair::new(mode, "").unwrap();
+    let mut text = String::new();
+    for round in 0..Size::get().pick(20, 200, 1_000) {
+        text.push_str(&format!("{round:06}\n"));
+        fs::write(pair.a.at("growing"), &text).unwrap();
+        let file = fs::File::open(pair.b.at("growing")).unwrap();
+        assert_eq!(file.metadata().unwrap().len(), text.len() as u64, "round {round}: an old size after open");
+        assert!(std::io::read_to_string(&file).unwrap() == text, "round {round}: an old version was read");
+        drop(file);
+        assert_eq!(fs::metadata(pair.b.at("growing")).unwrap().len(), text.len() as u64);
     }
 }
 

@@ -15,6 +15,7 @@ mod registers;
 mod retries;
 mod seeds;
 mod tree;
+mod worker;
 mod world;
 
 use std::collections::BTreeMap;
@@ -33,8 +34,8 @@ use tokio::task::JoinSet;
 use history::History;
 use machine::Disk;
 use model::Model;
-use mounts::Worker;
 use registers::Fate;
+use worker::Worker;
 use world::World;
 
 /// What befell a world, so that a run in which nothing happened does not pass for a test.

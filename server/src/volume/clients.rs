@@ -9,6 +9,7 @@ use larder_protocol::limits::CLIENT_FORGOTTEN_AFTER;
 use larder_protocol::service::file::Mutated;
 
 use super::apply::orphans;
+use super::context::Context;
 use super::error::{StoreError, StoreResult};
 use super::keys::{self, Table};
 use super::meta::Metadata;
@@ -52,10 +53,18 @@ impl Volume {
             return Ok(());
         }
         self.slots.lock().replay.forget(client, below);
-        while self.data.writer.internal(move |cx| Ok(orphans::release_client(cx, client)?)).await? {}
+        // Looked at again in each step: a new life of the client may have begun since.
+        let outlived = move |cx: &Context<'_, '_>| -> StoreResult<bool> {
+            let row: Option<ClientRecord> = cx.draft.record(Table::Clients, &keys::client(client))?;
+            Ok(row.is_some_and(|row| below.is_none_or(|below| row.incarnation < below)))
+        };
+        while self.data.writer.internal(move |cx| Ok(outlived(cx)? && orphans::release_client(cx, client)?)).await? {}
         self.data
             .writer
             .internal(move |cx| {
+                if !outlived(cx)? {
+                    return Ok(());
+                }
                 cx.draft.delete_prefix(Table::Slots, &keys::client(client))?;
                 cx.draft.delete(Table::Clients, &keys::client(client));
                 Ok(())
@@ -79,8 +88,9 @@ impl Volume {
             let silent = now.secs.saturating_sub(record.last_seen.secs);
             if connected.contains(&client) {
                 self.data.writer.lazily(move |cx| {
-                    let row = ClientRecord { last_seen: now, ..record };
-                    Ok(cx.draft.put(Table::Clients, &keys::client(client), &row)?)
+                    let key = keys::client(client);
+                    let Some(row) = cx.draft.record::<ClientRecord>(Table::Clients, &key)? else { return Ok(()) };
+                    Ok(cx.draft.put(Table::Clients, &key, &ClientRecord { last_seen: now, ..row })?)
                 });
             } else if silent > CLIENT_FORGOTTEN_AFTER.as_secs() as i64 {
                 tracing::info!("volume {}: client {client} has been gone for a day and is forgotten", self.name);

@@ -174,11 +174,24 @@ impl Context<'_, '_> {
             super::record::Body::Content { version } => {
                 self.draft.delete(Table::Dirty, &key);
                 self.draft.delete_prefix(Table::Checksums, &key)?;
-                self.draft.delete_prefix(Table::Intents, &key)?;
+                self.drop_intents(vnode)?;
                 let number = self.add_intent(vnode, &Intent::Remove { version })?;
                 self.effects.removed.push((ContentId { vnode, version }, number));
             }
             _ => {}
+        }
+        Ok(())
+    }
+
+    /// Deletes the intents of a file whose contents are settled or gone, but for those to remove old contents.
+    ///
+    /// # Errors
+    /// As the store fails.
+    pub fn drop_intents(&mut self, vnode: u64) -> StoreResult<()> {
+        for (key, value) in self.draft.with_prefix(Table::Intents, &keys::vnode(vnode), usize::MAX)? {
+            if !matches!(super::codec::decode(&value)?, Intent::Remove { .. }) {
+                self.draft.delete(Table::Intents, &key);
+            }
         }
         Ok(())
     }

@@ -214,6 +214,10 @@ pub fn open_on(
         gates: Gates::default(),
         dirty,
         distrusted: AtomicU64::new(0),
+        unsynced: Mutex::default(),
+        removed: Mutex::default(),
+        touched: Mutex::default(),
+        syncing: std::array::from_fn(|_| Mutex::new(())),
     });
     let volume = Arc::new(Volume {
         name: header.name,

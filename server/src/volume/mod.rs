@@ -33,9 +33,7 @@ use larder_protocol::attr::{Credential, FileType, VolumeSpace};
 use larder_protocol::error::ErrorCode;
 use larder_protocol::ids::{Fid, MAX_VNODE, OpId, VolumeId};
 use larder_protocol::runtime::SharedRuntime;
-use larder_protocol::service::file::{
-    Committed, CreateHow, Mutated, Op, Query, QueryReply, WriteRequest, Written,
-};
+use larder_protocol::service::file::{Committed, CreateHow, Mutated, Op, Query, QueryReply, WriteRequest, Written};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 

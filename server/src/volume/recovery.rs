@@ -45,15 +45,19 @@ pub(super) fn recover(
     carry_out_intents(&mut draft, content)?;
     let mut dirty = Vec::new();
     for (key, value) in view.with_prefix(Table::Dirty, &[], usize::MAX)? {
-        let vnode = keys::number(&key).ok_or_else(|| StoreError::Corrupt("a key in `dirty` is malformed".to_owned()))?;
+        let vnode =
+            keys::number(&key).ok_or_else(|| StoreError::Corrupt("a key in `dirty` is malformed".to_owned()))?;
         let mode: DirtyRecord = codec::decode(&value)?;
         match draft.vnode(vnode)? {
             Some(record) => {
-                if let Some(id) = recover_file(&mut draft, content, runtime, &mut header, &changes, vnode, record, mode)? {
+                if let Some(id) =
+                    recover_file(&mut draft, content, runtime, &mut header, &changes, vnode, record, mode)?
+                {
                     let file = DirtyFile::recovered(id, mode, runtime.boottime());
                     for (number, cuts) in intents_left(&draft, vnode)? {
                         file.note_intent(number, cuts);
                     }
+                    file.carried_out();
                     dirty.push(file);
                 }
             }
@@ -64,9 +68,17 @@ pub(super) fn recover(
         tracing::info!("volume {}: {} files were being written when it was last closed", header.name, dirty.len());
     }
     draft.put(Table::Header, keys::HEADER, &header)?;
+    // Before the intents that say so are gone: a power cut can bring a removed file back.
+    content.sync_removals()?;
     let batch = draft.into_batch();
     drop(snapshot);
-    meta.commit(header.sequence, &batch, true)?;
+    match meta.commit(header.sequence, &batch, true) {
+        Err(StoreError::Full) => {
+            meta.tidy()?;
+            meta.commit(header.sequence, &batch, true)?;
+        }
+        done => done?,
+    }
     Ok(Recovered { header, changes, dirty })
 }
 
@@ -85,13 +97,18 @@ fn carry_out_intents(draft: &mut Draft<'_>, content: &Arc<dyn Content>) -> Store
         let id = |version| ContentId { vnode, version };
         match intent {
             Intent::Remove { version } => {
-                content.remove(id(version))?;
-                draft.delete(Table::Intents, &key);
+                if tolerable(vnode, content.remove(id(version)))? {
+                    draft.delete(Table::Intents, &key);
+                }
             }
-            Intent::Begin { version } if current == Some(version) => content.create(id(version))?,
-            Intent::Truncate { version, size } if current == Some(version) => content.truncate(id(version), size)?,
+            Intent::Begin { version } if current == Some(version) => {
+                tolerable(vnode, content.create(id(version)))?;
+            }
+            Intent::Truncate { version, size } if current == Some(version) => {
+                tolerable(vnode, content.truncate(id(version), size))?;
+            }
             Intent::Punch { version, offset, len } if current == Some(version) => {
-                content.punch(id(version), offset, len)?;
+                tolerable(vnode, content.punch(id(version), offset, len))?;
             }
             Intent::Reserve { version, offset, len, keep_size } if current == Some(version) => {
                 if let Err(error) = content.reserve(id(version), offset, len, keep_size) {
@@ -104,6 +121,18 @@ fn carry_out_intents(draft: &mut Draft<'_>, content: &Arc<dyn Content>) -> Store
         }
     }
     Ok(())
+}
+
+/// One file whose contents are missing, or a full disk, must not keep a volume closed. Says whether it was done.
+fn tolerable(vnode: u64, done: std::io::Result<()>) -> StoreResult<bool> {
+    match done {
+        Ok(()) => Ok(true),
+        Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::StorageFull) => {
+            tracing::error!("vnode {vnode}: cannot finish what a crash left half done: {error}");
+            Ok(false)
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The intents that a file still has, with whether doing one again could undo a later write.
@@ -147,10 +176,13 @@ fn recover_file(
         stat = content.stat(id)?;
     }
     header.blocks = (header.blocks + stat.blocks).saturating_sub(record.blocks);
-    if record.size != stat.size {
-        record.size = stat.size;
+    if mode == DirtyRecord::InPlace && stat.modified > record.ctime {
+        // Written after the record was: times that were set later than the last write stay.
+        record.mtime = stat.modified;
+    } else if record.size != stat.size {
         record.mtime = runtime.wall();
     }
+    record.size = stat.size;
     record.blocks = stat.blocks;
     record.change = changes.next();
     record.data_change = record.change;

@@ -9,12 +9,12 @@ use larder_protocol::runtime::RuntimeExt;
 use super::Volume;
 use super::context::Effects;
 
-/// How often acknowledged changes are synced under `process` durability; also the beat of the rest.
-const BEAT: Duration = Duration::from_millis(50);
-/// Beats between looks for files to settle and for lazy changes.
-const SETTLE_EVERY: u64 = 10;
-/// Beats between tidying of the metadata engine.
-const TIDY_EVERY: u64 = 20;
+/// How often acknowledged changes are synced under `process` durability.
+const SYNC_EVERY: Duration = Duration::from_millis(50);
+/// How often files are looked for that can be settled.
+const SETTLE_EVERY: Duration = Duration::from_millis(500);
+/// How often the metadata engine is tidied.
+const TIDY_EVERY: Duration = Duration::from_secs(1);
 /// How long a file must be left alone before it is settled.
 const SETTLE_AFTER: Duration = Duration::from_secs(1);
 
@@ -29,14 +29,27 @@ pub(super) fn start(volume: &Arc<Volume>) {
             }
         }
     }));
+    // Each on its own: a large file that is being settled must not hold up the syncing of what was acknowledged.
+    if !volume.data.durable {
+        every(volume, SYNC_EVERY, |volume| async move { volume.sync_acknowledged().await });
+    }
+    every(volume, SETTLE_EVERY, |volume| async move { volume.settle().await });
+    every(volume, TIDY_EVERY, |volume| async move { volume.on_meta("tidy the metadata", |meta| meta.tidy()).await });
+}
+
+/// Does something again and again for as long as the volume is there.
+fn every<F: Future<Output = ()> + Send>(
+    volume: &Arc<Volume>,
+    pause: Duration,
+    work: impl Fn(Arc<Volume>) -> F + Send + Sync + 'static,
+) {
+    let weak = Arc::downgrade(volume);
     let runtime = Arc::clone(&volume.runtime);
     volume.runtime.spawn(Box::pin(async move {
-        let mut beat = 0_u64;
         loop {
-            runtime.sleep(BEAT).await;
+            runtime.sleep(pause).await;
             let Some(volume) = weak.upgrade() else { return };
-            beat += 1;
-            volume.keep_up(beat).await;
+            work(volume).await;
         }
     }));
 }
@@ -53,22 +66,24 @@ fn follow(volume: &Arc<Volume>, effects: Effects) {
 }
 
 impl Volume {
-    async fn keep_up(self: &Arc<Self>, beat: u64) {
+    /// Contents first: a record must not be durable before what it describes.
+    async fn sync_acknowledged(&self) {
         let data = &self.data;
-        if !data.durable && data.meta.durable_up_to() < data.writer.header().sequence {
+        data.sync_acknowledged().await;
+        if data.meta.durable_up_to() < data.writer.header().sequence {
             self.on_meta("sync the metadata", |meta| meta.sync()).await;
         }
-        if beat.is_multiple_of(SETTLE_EVERY) {
-            let moment = self.runtime.boottime().checked_sub(SETTLE_AFTER);
-            if let Some(moment) = moment {
-                data.settle_idle(moment).await;
-            }
-            if let Err(error) = data.writer.flush_lazy().await {
-                tracing::warn!("volume {}: cannot commit what was left for later: {error}", self.name);
-            }
+    }
+
+    async fn settle(&self) {
+        let data = &self.data;
+        if let Some(moment) = self.runtime.boottime().checked_sub(SETTLE_AFTER) {
+            data.settle_idle(moment).await;
         }
-        if beat.is_multiple_of(TIDY_EVERY) {
-            self.on_meta("tidy the metadata", |meta| meta.tidy()).await;
+        data.finish_removals().await;
+        data.store_touched();
+        if let Err(error) = data.writer.flush_lazy().await {
+            tracing::warn!("volume {}: cannot commit what was left for later: {error}", self.name);
         }
     }
 
@@ -91,6 +106,9 @@ impl Volume {
     /// `Io` if something could not be made durable; it is named in the log, and recovery will look after it.
     pub async fn close(self: &Arc<Self>) -> Result<(), ErrorCode> {
         let left = self.data.settle_idle(Duration::MAX).await;
+        self.data.sync_acknowledged().await;
+        self.data.finish_removals().await;
+        self.data.store_touched();
         self.data.writer.flush_lazy().await?;
         let meta = Arc::clone(&self.data.meta);
         self.runtime.blocking(move || meta.sync().and_then(|()| meta.tidy())).await.ok_or(ErrorCode::Internal)??;

@@ -125,11 +125,14 @@ pub trait Records: View {
 
 impl<V: View + ?Sized> Records for V {}
 
+/// A row that was changed, and the change to it that was there before, if any.
+type Undo = ((Table, Vec<u8>), Option<Option<Vec<u8>>>);
+
 /// Changes not committed yet, over a view: what is read through it includes them.
 pub struct Draft<'a> {
     base: &'a dyn View,
     changes: BTreeMap<(Table, Vec<u8>), Option<Vec<u8>>>,
-    undo: Vec<((Table, Vec<u8>), Option<Option<Vec<u8>>>)>,
+    undo: Vec<Undo>,
 }
 
 /// A moment in a draft's making, to go back to.
@@ -201,13 +204,18 @@ impl<'a> Draft<'a> {
     /// As [`View::range`].
     pub fn delete_prefix(&mut self, table: Table, prefix: &[u8]) -> StoreResult<()> {
         const PIECE: usize = 1024;
+        let end = keys::prefix_end(prefix);
+        let mut last: Option<Vec<u8>> = None;
         loop {
-            let rows = self.with_prefix(table, prefix, PIECE)?;
+            let from = last.as_deref().map_or(Bound::Included(prefix), Bound::Excluded);
+            let to = end.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+            let rows = self.range(table, from, to, PIECE)?;
             for (key, _) in &rows {
                 self.delete(table, key);
             }
-            if rows.len() < PIECE {
-                return Ok(());
+            match rows.into_iter().nth(PIECE - 1) {
+                Some((key, _)) => last = Some(key),
+                None => return Ok(()),
             }
         }
     }

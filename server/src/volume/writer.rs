@@ -35,16 +35,20 @@ use super::view::{Draft, Records, Verified};
 /// Mutations in one batch at most: bounds how long the first waits for the last.
 const MAX_BATCH: usize = 256;
 
+/// Batches that a task runs itself before it hands over.
+const INLINE_BATCHES: usize = 4;
+
 /// How often a client's `last_seen` is written, in seconds.
 const SEEN_GRANULARITY: i64 = 3600;
 
 type Run = Box<dyn FnOnce(&mut Context<'_, '_>) -> Result<Option<OpReply>, ErrorCode> + Send>;
+type Done = oneshot::Sender<Result<Place, ErrorCode>>;
 type EffectsHandler = Box<dyn Fn(Effects) + Send + Sync>;
 
 struct Job {
     slot: Option<OpId>,
     run: Run,
-    done: Option<oneshot::Sender<Result<Place, ErrorCode>>>,
+    done: Option<Done>,
 }
 
 /// A committed mutation's place in the volume's history.
@@ -70,6 +74,10 @@ pub(super) struct Writer {
     room: Arc<RoomGauge>,
     queue: Mutex<VecDeque<Job>>,
     lazy: Mutex<Vec<Job>>,
+    /// Held by whoever runs batches, and tried by nobody else: so "it is taken" means that someone will look at the
+    /// queue once more.
+    turn: Mutex<()>,
+    /// What the committed batches made of the header and of who is known. Never held for long.
     state: Mutex<State>,
     scheduled: AtomicBool,
     effects: OnceLock<EffectsHandler>,
@@ -96,6 +104,7 @@ impl Writer {
             room,
             queue: Mutex::default(),
             lazy: Mutex::default(),
+            turn: Mutex::new(()),
             state: Mutex::new(State { header, clients: HashMap::new() }),
             scheduled: AtomicBool::new(false),
             effects: OnceLock::new(),
@@ -166,10 +175,7 @@ impl Writer {
     }
 
     /// Adds a change to the next batch, whenever there is one, and waits for nothing.
-    pub(super) fn lazily(
-        &self,
-        run: impl FnOnce(&mut Context<'_, '_>) -> Result<(), ErrorCode> + Send + 'static,
-    ) {
+    pub(super) fn lazily(&self, run: impl FnOnce(&mut Context<'_, '_>) -> Result<(), ErrorCode> + Send + 'static) {
         let run: Run = Box::new(move |cx| run(cx).map(|()| None));
         self.lazy.lock().push(Job { slot: None, run, done: None });
     }
@@ -187,22 +193,23 @@ impl Writer {
         self.queue.lock().push_back(Job { slot, run, done: Some(done) });
         if !self.durable {
             // Without a sync a batch takes less than waking another thread.
-            self.drain();
-        } else if !self.scheduled.swap(true, Ordering::AcqRel) {
-            let writer = Arc::clone(self);
-            self.runtime.spawn_blocking(Box::new(move || {
-                writer.scheduled.store(false, Ordering::Release);
-                writer.drain();
-            }));
+            self.drain(INLINE_BATCHES);
+        } else {
+            self.drain_elsewhere();
         }
         // An error means that the writer panicked outside of a mutation, which is logged there.
         result.await.map_err(|_| ErrorCode::Internal)?
     }
 
-    /// Runs batches until the queue is empty, or someone else does.
-    fn drain(&self) {
+    /// Runs batches until the queue is empty, or someone else does. After `limit` batches it hands the rest to a
+    /// thread that may block: its caller has an answer to give.
+    fn drain(self: &Arc<Self>, limit: usize) {
+        let mut batches = 0;
         loop {
-            let Some(mut state) = self.state.try_lock() else {
+            if batches == limit {
+                return self.drain_elsewhere();
+            }
+            let Some(turn) = self.turn.try_lock() else {
                 // The holder looks at the queue once more after it let go.
                 return;
             };
@@ -214,19 +221,30 @@ impl Writer {
             if !jobs.is_empty() {
                 // Behind the others: what is lazy must not come before what it was derived from.
                 jobs.append(&mut self.lazy.lock());
-                self.run_batch(&mut state, jobs);
+                self.run_batch(jobs);
+                batches += 1;
             }
-            drop(state);
+            drop(turn);
             if self.queue.lock().is_empty() {
                 return;
             }
         }
     }
 
-    fn run_batch(&self, state: &mut State, jobs: Vec<Job>) {
+    fn drain_elsewhere(self: &Arc<Self>) {
+        if !self.scheduled.swap(true, Ordering::AcqRel) {
+            let writer = Arc::clone(self);
+            self.runtime.spawn_blocking(Box::new(move || {
+                writer.scheduled.store(false, Ordering::Release);
+                writer.drain(usize::MAX);
+            }));
+        }
+    }
+
+    fn run_batch(&self, jobs: Vec<Job>) {
         let mut waiting = Vec::with_capacity(jobs.len());
         let mut effects = Vec::new();
-        let outcome = self.commit_batch(state, jobs, &mut waiting, &mut effects);
+        let outcome = self.commit_batch(jobs, &mut waiting, &mut effects);
         match &outcome {
             Ok(()) => {
                 self.batches.fetch_add(1, Ordering::Relaxed);
@@ -255,9 +273,8 @@ impl Writer {
 
     fn commit_batch(
         &self,
-        state: &mut State,
         jobs: Vec<Job>,
-        waiting: &mut Vec<(Option<oneshot::Sender<Result<Place, ErrorCode>>>, Result<u64, ErrorCode>)>,
+        waiting: &mut Vec<(Option<Done>, Result<u64, ErrorCode>)>,
         effects: &mut Vec<Effects>,
     ) -> StoreResult<()> {
         let has_room = self.room.has_room();
@@ -270,7 +287,8 @@ impl Writer {
         };
         let base = Verified(&*snapshot);
         let mut draft = Draft::new(&base);
-        let mut header = state.header.clone();
+        let committed = self.header();
+        let mut header = committed.clone();
         let mut clients = HashMap::new();
         let mut failure = None;
         for job in jobs {
@@ -307,7 +325,7 @@ impl Writer {
                 }
             };
             let known = match job.slot {
-                Some(id) => self.remember_client(state, &mut draft, id, &mut clients),
+                Some(id) => self.remember_client(&mut draft, id, &mut clients),
                 None => Ok(()),
             };
             if let Err(error) = recorded.and(known) {
@@ -318,7 +336,7 @@ impl Writer {
         if let Some(error) = failure {
             return Err(error);
         }
-        if header != state.header {
+        if header != committed {
             draft.put(Table::Header, keys::HEADER, &header)?;
         }
         if !draft.is_empty() {
@@ -333,6 +351,7 @@ impl Writer {
                 done => done?,
             }
         }
+        let mut state = self.state.lock();
         state.header = header;
         state.clients.extend(clients);
         Ok(())
@@ -342,14 +361,13 @@ impl Writer {
     /// without one is unknown.
     fn remember_client(
         &self,
-        state: &State,
         draft: &mut Draft<'_>,
         id: OpId,
         clients: &mut HashMap<ClientId, (u64, i64)>,
     ) -> StoreResult<()> {
         let now = self.runtime.wall();
         let seen = (id.incarnation, now.secs / SEEN_GRANULARITY);
-        if clients.get(&id.client).or_else(|| state.clients.get(&id.client)) == Some(&seen) {
+        if clients.get(&id.client) == Some(&seen) || self.state.lock().clients.get(&id.client) == Some(&seen) {
             return Ok(());
         }
         clients.insert(id.client, seen);

@@ -14,7 +14,6 @@ use crate::volume::keys::{self, Table};
 use crate::volume::record::{ClientRecord, FORMAT, HeaderRecord, SlotRecord};
 use crate::volume::view::Records;
 
-
 pub(super) fn check(
     volume: &Volume<'_>,
     header: &HeaderRecord,

@@ -8,8 +8,8 @@ use larder_protocol::ids::{ClientId, OpId, ROOT_VNODE, VolumeId};
 use larder_protocol::name::Name;
 
 use super::*;
-use crate::volume::context::CHANGES;
 use crate::volume::content::{Content, ContentId};
+use crate::volume::context::CHANGES;
 use crate::volume::data::checksums::{self, Group};
 use crate::volume::keys::Table;
 use crate::volume::meta::Batch;

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 
 use bytes::Bytes;
+use larder_protocol::attr::Timestamp;
 use larder_protocol::limits::MAX_FILE_SIZE;
 use larder_protocol::service::file::SeekWhat;
 use parking_lot::Mutex;
@@ -141,7 +142,7 @@ impl Content for MemoryContent {
     }
 
     fn stat(&self, id: ContentId) -> io::Result<ContentStat> {
-        self.with(id, |file| ContentStat { size: file.size(), blocks: file.blocks() })
+        self.with(id, |file| ContentStat { size: file.size(), blocks: file.blocks(), modified: Timestamp::default() })
     }
 
     fn truncate(&self, id: ContentId, size: u64) -> io::Result<()> {
@@ -169,11 +170,20 @@ impl Content for MemoryContent {
     }
 
     fn copy(&self, from: ContentId, from_offset: u64, to: ContentId, to_offset: u64, len: u64) -> io::Result<u64> {
-        let available = self.with(from, Sparse::size)?.saturating_sub(from_offset).min(len);
-        let len = usize::try_from(available).map_err(|_| io::Error::from(Errno::NOMEM))?;
-        let data = self.read(from, from_offset, len)?;
-        self.write(to, to_offset, &data)?;
-        Ok(data.len() as u64)
+        let (len, data) = self.with(from, |source| {
+            let len = source.size().saturating_sub(from_offset).min(len);
+            (len, source.data(from_offset, len))
+        })?;
+        self.change(to, to_offset.checked_add(len), |target| {
+            if len > 0 {
+                target.punch(to_offset, len);
+                target.truncate(target.size().max(to_offset + len));
+            }
+            for (place, bytes) in data {
+                target.write(to_offset + place, &bytes);
+            }
+        })?;
+        Ok(len)
     }
 
     fn sync(&self, id: ContentId) -> io::Result<()> {
@@ -198,6 +208,13 @@ impl Content for MemoryContent {
 
     fn remove(&self, id: ContentId) -> io::Result<()> {
         self.0.lock().live.remove(&id);
+        Ok(())
+    }
+
+    fn sync_removals(&self) -> io::Result<()> {
+        let mut state = self.0.lock();
+        let State { live, disk, .. } = &mut *state;
+        disk.retain(|id, _| live.contains_key(id));
         Ok(())
     }
 
@@ -235,6 +252,8 @@ mod tests {
         assert_eq!(text(&content.power_cut(None)), Some("one".into()));
         let left: Vec<_> = (0..64).map(|seed| text(&content.power_cut(Some(seed)))).collect();
         assert!(left.contains(&None) && left.contains(&Some("one".into())));
+        content.sync_removals().unwrap();
+        assert_eq!(text(&content.power_cut(None)), None);
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub mod memory;
 use std::io;
 
 use bytes::Bytes;
+use larder_protocol::attr::Timestamp;
 use larder_protocol::service::file::SeekWhat;
 
 /// Names a content file.
@@ -27,6 +28,8 @@ pub struct ContentStat {
     pub size: u64,
     /// Units of 512 bytes that it occupies.
     pub blocks: u64,
+    /// When it was last written, as far as is known: never later than it was.
+    pub modified: Timestamp,
 }
 
 /// Room under the store.
@@ -66,7 +69,8 @@ pub trait Content: Send + Sync + 'static {
     /// Makes a hole; the size stays.
     fn punch(&self, id: ContentId, offset: u64, len: u64) -> io::Result<()>;
 
-    /// Reserves space, extending the file unless `keep_size`.
+    /// Reserves space, extending the file unless `keep_size`. Far past the end and with `keep_size`, an implementation
+    /// may be unable to (`EOPNOTSUPP`).
     fn reserve(&self, id: ContentId, offset: u64, len: u64, keep_size: bool) -> io::Result<()>;
 
     /// The next data or hole at or after `offset`; the end counts as a hole. `None` past the end, or if no data
@@ -83,8 +87,13 @@ pub trait Content: Send + Sync + 'static {
     /// [`sync`](Content::sync) the page cache is no witness any more.
     fn distrust(&self, id: ContentId) -> io::Result<()>;
 
-    /// Removes it; it need not be there.
+    /// Removes it; it need not be there. A power cut may bring it back until
+    /// [`sync_removals`](Content::sync_removals).
     fn remove(&self, id: ContentId) -> io::Result<()>;
+
+    /// Makes durable all removals that have returned. After an error none of them may be relied upon; the next call
+    /// tries again.
+    fn sync_removals(&self) -> io::Result<()>;
 
     /// Calls `each` with every content file there is, in no order; anything else found in its place is named to
     /// `strange`.

@@ -72,17 +72,20 @@ impl Data {
                 })
                 .await;
         }
-        if what.reserves() && !self.room.has_room() {
+        if what.reserves() && !self.room.has_room_for(what.len) {
             return Err(ErrorCode::NoSpace);
         }
         let file = self.prepare(fid, &record, DirtyRecord::InPlace).await?;
         if what.reserves() {
             // First: only this can tell that there is no room. Reserving twice does no harm.
-            self.carry_out(&file, what, size).await?;
+            if let Err(code) = self.carry_out(&file, what, size).await {
+                self.cut_back(&file, record.size).await;
+                return Err(code);
+            }
         }
         let version = file.id.version;
         let dirty = Arc::clone(&file);
-        let mut done = self
+        let done = self
             .writer
             .operation(id, move |cx| {
                 let mut record = cx.resolve(fid)?;
@@ -100,8 +103,18 @@ impl Data {
                 drop_privileges(cx, &cred, fid.vnode, &mut record)?;
                 Ok(OpReply::Attr(cx.touch_data(fid.vnode, &mut record)?))
             })
-            .await?;
+            .await;
+        let mut done = match done {
+            Ok(done) => done,
+            Err(code) => {
+                self.cut_back(&file, record.size).await;
+                return Err(code);
+            }
+        };
         let carried_out = if what.reserves() { Ok(()) } else { self.carry_out(&file, what, size).await };
+        if carried_out.is_ok() {
+            file.carried_out();
+        }
         if let OpReply::Attr(change) = &mut done.reply {
             self.follow_blocks(file.id, &mut change.attr);
         }
@@ -111,17 +124,30 @@ impl Data {
     async fn carry_out(&self, file: &Arc<DirtyFile>, what: Allocation, size: u64) -> Result<(), ErrorCode> {
         let id = file.id;
         let Allocation { offset, len, .. } = what;
+        let carried_out = self
+            .blocking(move |content| {
+                if what.reserves() {
+                    return content.reserve(id, offset, len, !what.extends());
+                }
+                content.punch(id, offset, len)?;
+                if what.extends() && content.stat(id)?.size < size { content.truncate(id, size) } else { Ok(()) }
+            })
+            .await;
         if !what.reserves() {
+            // After it: a checksum computed in between would be that of what is gone.
             file.note_hole(offset, offset + len, self.runtime.boottime());
         }
-        self.blocking(move |content| {
-            if what.reserves() {
-                return content.reserve(id, offset, len, !what.extends());
-            }
-            content.punch(id, offset, len)?;
-            if what.extends() && content.stat(id)?.size < size { content.truncate(id, size) } else { Ok(()) }
-        })
-        .await
-        .map_err(|error| self.content_error(id, "allocate in", &error))
+        carried_out.map_err(|error| self.content_error(id, "allocate in", &error))
+    }
+
+    /// After a change that failed half-way: gives the content file the size again that the record says. Under the
+    /// gate. What cannot be cut now is cut when the file is settled.
+    pub(super) async fn cut_back(&self, file: &Arc<DirtyFile>, size: u64) {
+        let id = file.id;
+        let cut = self.blocking(move |content| content.truncate(id, size)).await;
+        file.note_hole(size, u64::MAX, self.runtime.boottime());
+        if let Err(error) = cut {
+            tracing::error!("vnode {}: cannot cut off what a failed change left: {error}", id.vnode);
+        }
     }
 }

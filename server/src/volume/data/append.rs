@@ -64,11 +64,7 @@ impl Data {
         };
         if recorded.is_err() {
             // Nothing was acknowledged: the record's size counts, and what lies behind it goes.
-            file.note_change(offset, data.len() as u64, now);
-            file.note_hole(offset, u64::MAX, now);
-            if let Err(error) = self.blocking(move |files| files.truncate(content, offset)).await {
-                tracing::error!("vnode {}: cannot cut off a failed append: {error}", content.vnode);
-            }
+            self.cut_back(&file, offset).await;
         }
         recorded
     }

@@ -9,6 +9,7 @@ use larder_protocol::ids::{Fid, OpId};
 use larder_protocol::limits::MAX_COPY;
 use larder_protocol::service::file::{Mutated, OpReply};
 
+use super::dirty::DirtyFile;
 use super::write::end_of;
 use super::{Data, drop_privileges, inline_contents, put_inline, slice, splice};
 use crate::volume::access;
@@ -118,14 +119,33 @@ impl Data {
         target: &VnodeRecord,
         source: Source,
     ) -> Result<Mutated, ErrorCode> {
-        let Copy { from_offset, to, to_offset, .. } = what;
-        if !self.room.has_room() {
+        let Copy { from_offset, to, .. } = what;
+        if !self.room.has_room_for(len) {
             return Err(ErrorCode::NoSpace);
         }
         if let Source::Content(from) = &source {
             self.verify_source(*from, from_offset, len).await?;
         }
         let file = self.prepare(to, target, DirtyRecord::InPlace).await?;
+        let copied = self.fill(cred, id, what, len, target, source, &file).await;
+        if copied.is_err() {
+            self.cut_back(&file, target.size).await;
+        }
+        copied
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the parts of one request")]
+    async fn fill(
+        self: &Arc<Self>,
+        cred: Credential,
+        id: OpId,
+        what: Copy,
+        len: u64,
+        target: &VnodeRecord,
+        source: Source,
+        file: &Arc<DirtyFile>,
+    ) -> Result<Mutated, ErrorCode> {
+        let Copy { from_offset, to, to_offset, .. } = what;
         let content = file.id;
         let copied = self
             .blocking(move |files| match source {
@@ -144,7 +164,7 @@ impl Data {
             .await;
         file.note_change(to_offset, len, self.runtime.boottime());
         let done = copied.map_err(|error| self.content_error(content, "copy to", &error))?;
-        self.make_durable(&file).await?;
+        self.make_durable(file).await?;
         let stat = self.content.stat(content).map_err(|error| self.content_error(content, "look at", &error))?;
         let size = target.size.max(to_offset + done);
         self.writer

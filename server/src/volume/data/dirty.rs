@@ -35,6 +35,14 @@ struct Block {
     checksum: Option<u32>,
 }
 
+#[derive(Clone, Copy, Debug)]
+struct PendingIntent {
+    number: u64,
+    /// Whether doing it again could undo a later write.
+    cuts: bool,
+    carried_out: bool,
+}
+
 #[derive(Debug)]
 struct Inner {
     mode: DirtyRecord,
@@ -48,8 +56,8 @@ struct Inner {
     stamp: u64,
     /// Counts holes made: what looking through the file found before one may describe what it removed.
     holes: u64,
-    /// Intents whose rows are there, by number; whether a commit has to take it away.
-    intents: Vec<(u64, bool)>,
+    /// Intents whose rows are there.
+    intents: Vec<PendingIntent>,
     last_write: BootTime,
 }
 
@@ -73,8 +81,16 @@ pub(crate) struct Settlement {
 
 impl DirtyFile {
     pub(crate) fn new(id: ContentId, mode: DirtyRecord, now: BootTime) -> DirtyFile {
-        let inner =
-            Inner { mode, blocks: BTreeMap::new(), void: Vec::new(), rescan: false, stamp: 0, holes: 0, intents: Vec::new(), last_write: now };
+        let inner = Inner {
+            mode,
+            blocks: BTreeMap::new(),
+            void: Vec::new(),
+            rescan: false,
+            stamp: 0,
+            holes: 0,
+            intents: Vec::new(),
+            last_write: now,
+        };
         DirtyFile { id, inner: Mutex::new(inner) }
     }
 
@@ -95,22 +111,26 @@ impl DirtyFile {
 
     /// Notes an intent that a committed batch holds. `cuts` says that doing it again could undo a later write.
     pub(crate) fn note_intent(&self, number: u64, cuts: bool) {
-        self.inner.lock().intents.push((number, cuts));
+        self.inner.lock().intents.push(PendingIntent { number, cuts, carried_out: false });
     }
 
-    /// The intents that must be gone before a later write counts as durable: all, if doing one again could undo it.
+    /// Notes that all intents so far were carried out. Under the gate.
+    pub(crate) fn carried_out(&self) {
+        self.inner.lock().intents.iter_mut().for_each(|intent| intent.carried_out = true);
+    }
+
+    /// The intents that must be gone before a later write counts as durable: all that were carried out, if doing one
+    /// of them again could undo it. One that was not yet carried out must stay: the sync that comes now does not
+    /// cover it.
     pub(crate) fn intents_to_clear(&self) -> Vec<u64> {
         let inner = self.inner.lock();
-        if inner.intents.iter().any(|(_, cuts)| *cuts) {
-            inner.intents.iter().map(|(number, _)| *number).collect()
-        } else {
-            Vec::new()
-        }
+        let done = || inner.intents.iter().filter(|intent| intent.carried_out);
+        if done().any(|intent| intent.cuts) { done().map(|intent| intent.number).collect() } else { Vec::new() }
     }
 
     /// Notes that these intents are gone.
     pub(crate) fn cleared(&self, numbers: &[u64]) {
-        self.inner.lock().intents.retain(|(number, _)| !numbers.contains(number));
+        self.inner.lock().intents.retain(|intent| !numbers.contains(&intent.number));
     }
 
     /// When it was last written.
@@ -149,10 +169,10 @@ impl DirtyFile {
         inner.holes += 1;
         let first_whole = offset.div_ceil(BLOCK);
         let last_whole = if end == u64::MAX { u64::MAX } else { end / BLOCK };
-        if offset % BLOCK != 0 {
+        if !offset.is_multiple_of(BLOCK) {
             inner.set(offset / BLOCK, None);
         }
-        if end != u64::MAX && end % BLOCK != 0 {
+        if end != u64::MAX && !end.is_multiple_of(BLOCK) {
             inner.set(end / BLOCK, None);
         }
         if first_whole < last_whole {
@@ -209,15 +229,16 @@ impl DirtyFile {
         }
     }
 
-    /// What is to be stored, if every changed block's checksum is known. `rescanned` is the token under which every
+    /// What is to be stored for a file of `size` bytes, if every changed block's checksum is known. `rescanned` is the token under which every
     /// block with data was looked at.
-    pub(crate) fn settlement(&self, rescanned: Option<u64>) -> Option<Settlement> {
+    pub(crate) fn settlement(&self, size: u64, rescanned: Option<u64>) -> Option<Settlement> {
         let inner = self.inner.lock();
         if inner.rescan && rescanned != Some(inner.holes) {
             return None;
         }
-        let known: Option<Vec<(u64, u32)>> =
-            inner.blocks.iter().map(|(number, block)| Some((*number, block.checksum?))).collect();
+        // A failed write or a hole behind the end leaves blocks that the file does not have.
+        let there = inner.blocks.range(..size.div_ceil(BLOCK));
+        let known: Option<Vec<(u64, u32)>> = there.map(|(number, block)| Some((*number, block.checksum?))).collect();
         Some(Settlement { replace_all: inner.rescan, void: inner.void.clone(), checksums: known? })
     }
 }
@@ -305,11 +326,11 @@ mod tests {
         assert_eq!(file.expect(1), Expect::Checksum(checksums::of_block(&vec![7; BLOCK as usize])));
         assert_eq!(file.expect(2), Expect::Unknown);
         assert_eq!(file.expect(3), Expect::Stored);
-        assert!(file.settlement(None).is_none());
+        assert!(file.settlement(u64::MAX, None).is_none());
         for (block, stamp) in file.unknown(10) {
             file.supply(block, stamp, 9);
         }
-        let settlement = file.settlement(None).expect("all is known");
+        let settlement = file.settlement(u64::MAX, None).expect("all is known");
         assert_eq!(settlement.checksums.iter().map(|(block, _)| *block).collect::<Vec<_>>(), [0, 1, 2]);
     }
 
@@ -334,7 +355,7 @@ mod tests {
         assert!(matches!(file.expect(2), Expect::Checksum(_)));
         file.note_hole(BLOCK, 2 * BLOCK, NOW);
         let void = |file: &DirtyFile| file.inner.lock().void.clone();
-        assert_eq!(void(&file), [1..u64::MAX]);
+        assert_eq!(void(&file).as_slice(), std::slice::from_ref(&(1..u64::MAX)));
     }
 
     #[test]
@@ -347,12 +368,12 @@ mod tests {
         file.found(token, 0, 42);
         file.found(token, 1, 43);
         assert_eq!(file.expect(0), written, "a write wins");
-        assert!(file.settlement(None).is_none());
-        let settlement = file.settlement(Some(token)).expect("all is known");
+        assert!(file.settlement(u64::MAX, None).is_none());
+        let settlement = file.settlement(u64::MAX, Some(token)).expect("all is known");
         assert!(settlement.replace_all);
         assert_eq!(settlement.checksums.len(), 2);
         file.note_hole(0, 10 * BLOCK, NOW);
         file.found(token, 1, 43);
-        assert!(file.settlement(Some(token)).is_none(), "what was seen before the hole does not count");
+        assert!(file.settlement(u64::MAX, Some(token)).is_none(), "what was seen before the hole does not count");
     }
 }

@@ -24,24 +24,29 @@ pub(super) mod copy;
 pub(crate) mod dirty;
 pub(crate) mod gates;
 mod prepare;
+#[cfg(test)]
+mod race_tests;
 mod read;
 pub(crate) mod room;
 pub(crate) mod settle;
-mod truncate;
 #[cfg(test)]
 mod tests;
+mod truncate;
 pub mod unsettled;
 mod write;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use larder_protocol::attr::{Attr, Credential, FileType};
+use larder_protocol::attr::{Attr, Credential, FileType, Timestamp};
 use larder_protocol::error::ErrorCode;
 use larder_protocol::ids::{Epoch, Fid, Verifier, VolumeId};
 use larder_protocol::runtime::{RuntimeExt, SharedRuntime};
+
+use parking_lot::Mutex;
 
 use super::content::{Content, ContentId};
 use super::context::{ChangeCounter, Context};
@@ -54,6 +59,9 @@ use dirty::{DirtyFile, DirtyFiles};
 use gates::Gates;
 use room::RoomGauge;
 use unsettled::UnsettledMap;
+
+/// Files that can be synced beside each other.
+pub(super) const SYNC_LOCKS: usize = 64;
 
 /// Contents of a volume's files.
 pub(super) struct Data {
@@ -73,6 +81,15 @@ pub(super) struct Data {
     pub(super) dirty: DirtyFiles,
     /// How often trust in the page cache ended (D8).
     pub(super) distrusted: AtomicU64,
+    /// Under `process`: content files with acknowledged changes that are to be synced with the next beat.
+    pub(super) unsynced: Mutex<BTreeSet<ContentId>>,
+    /// Removed content files whose intents are still there: vnode and number.
+    pub(super) removed: Mutex<Vec<(u64, u64)>>,
+    /// Files whose access time is to be renewed, with their generations.
+    pub(super) touched: Mutex<BTreeMap<u64, (u64, Timestamp)>>,
+    /// Held by vnode while a file is synced: the kernel reports a failure once, and whoever else asks must find it
+    /// counted.
+    pub(super) syncing: [Mutex<()>; SYNC_LOCKS],
 }
 
 impl Data {
@@ -129,8 +146,9 @@ impl Data {
     }
 
     /// Makes a content file durable (under `power`). A failure ends trust in the page cache (D8).
-    async fn sync(&self, id: ContentId) -> Result<(), ErrorCode> {
+    async fn sync(self: &Arc<Self>, id: ContentId) -> Result<(), ErrorCode> {
         if !self.durable {
+            self.unsynced.lock().insert(id);
             return Ok(());
         }
         self.sync_now(id).await
@@ -159,13 +177,42 @@ impl Data {
     }
 
     /// As [`sync`](Data::sync), under any durability.
-    async fn sync_now(&self, id: ContentId) -> Result<(), ErrorCode> {
-        let Err(error) = self.blocking(move |content| content.sync(id)).await else { return Ok(()) };
-        self.distrusted.fetch_add(1, Ordering::AcqRel);
-        if let Err(error) = self.blocking(move |content| content.distrust(id)).await {
-            tracing::error!("vnode {}: cannot drop its cached pages: {error}", id.vnode);
+    async fn sync_now(self: &Arc<Self>, id: ContentId) -> Result<(), ErrorCode> {
+        let data = Arc::clone(self);
+        let synced = self
+            .blocking(move |content| {
+                let _one_at_a_time = data.syncing[id.vnode as usize % SYNC_LOCKS].lock();
+                let synced = content.sync(id);
+                if let Err(error) = &synced
+                    && error.kind() != io::ErrorKind::NotFound
+                {
+                    data.distrusted.fetch_add(1, Ordering::AcqRel);
+                    if let Err(error) = content.distrust(id) {
+                        tracing::error!("vnode {}: cannot drop its cached pages: {error}", id.vnode);
+                    }
+                }
+                synced
+            })
+            .await;
+        match synced {
+            Ok(()) => Ok(()),
+            // Content files go with their vnodes, or when others take their place.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(ErrorCode::Stale),
+            Err(error) => Err(self.content_error(id, "sync", &error)),
         }
-        Err(self.content_error(id, "sync", &error))
+    }
+
+    /// Under `process`: makes what was acknowledged since the last beat durable.
+    pub(super) async fn sync_acknowledged(self: &Arc<Self>) {
+        let ids = std::mem::take(&mut *self.unsynced.lock());
+        for id in ids {
+            match self.sync_now(id).await {
+                Ok(()) | Err(ErrorCode::Stale) => {}
+                Err(_) => {
+                    self.unsynced.lock().insert(id);
+                }
+            }
+        }
     }
 
     /// After a mutation that replaced a file's contents by inline ones, or freed the file: nothing is dirty there any
@@ -175,15 +222,31 @@ impl Data {
         self.unsettled.remove(vnode);
     }
 
-    /// Removes the content file of an intent that a committed batch holds, then the intent. Waits for the gate, so
-    /// that an operation that is making the file ends first.
+    /// Makes removals durable, then lets go of their intents.
+    pub(super) async fn finish_removals(&self) {
+        let removed = std::mem::take(&mut *self.removed.lock());
+        if removed.is_empty() {
+            return;
+        }
+        if let Err(error) = self.blocking(|content| content.sync_removals()).await {
+            tracing::warn!("volume {}: cannot sync the removal of old contents: {error}", self.id);
+            self.removed.lock().extend(removed);
+            return;
+        }
+        self.writer.lazily(move |cx| {
+            for (vnode, intent) in removed {
+                cx.draft.delete(super::keys::Table::Intents, &super::keys::intent(vnode, intent));
+            }
+            Ok(())
+        });
+    }
+
+    /// Removes the content file of an intent that a committed batch holds; the intent goes once that is durable. Waits
+    /// for the gate, so that an operation that is making the file ends first.
     pub(super) async fn remove_content(&self, id: ContentId, intent: u64) {
         let _pass = self.gates.alone(id.vnode).await;
         match self.blocking(move |content| content.remove(id)).await {
-            Ok(()) => self.writer.lazily(move |cx| {
-                cx.draft.delete(super::keys::Table::Intents, &super::keys::intent(id.vnode, intent));
-                Ok(())
-            }),
+            Ok(()) => self.removed.lock().push((id.vnode, intent)),
             // The intent stays, so the next start tries again.
             Err(error) => tracing::warn!("vnode {}: cannot remove its old contents: {error}", id.vnode),
         }
@@ -238,7 +301,12 @@ fn splice(contents: &mut Vec<u8>, offset: u64, data: &[u8]) {
 }
 
 /// Clears what a write by this caller takes away (setuid, setgid, file capabilities), if anything.
-fn drop_privileges(cx: &mut Context<'_, '_>, cred: &Credential, vnode: u64, record: &mut VnodeRecord) -> Result<bool, ErrorCode> {
+fn drop_privileges(
+    cx: &mut Context<'_, '_>,
+    cred: &Credential,
+    vnode: u64,
+    record: &mut VnodeRecord,
+) -> Result<bool, ErrorCode> {
     let mut changed = super::access::drop_privileges(cred, record);
     if record.xattrs > 0 {
         let key = super::keys::xattr(vnode, b"security.capability");

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use larder_protocol::error::ErrorCode;
 use larder_protocol::ids::Fid;
 
-use super::{Data, inline_contents};
 use super::dirty::DirtyFile;
+use super::{Data, inline_contents};
 use crate::volume::content::ContentId;
 use crate::volume::keys::{self, Table};
 use crate::volume::record::{Body, DirtyRecord, INLINE_MAX, Intent, VnodeRecord};
@@ -37,7 +37,7 @@ impl Data {
                     return Ok(file);
                 }
                 // The record's size must count from now on, so it has to be right first.
-                (DirtyRecord::InPlace, DirtyRecord::Appending) => self.settle_behind_gate(&file).await?,
+                (DirtyRecord::InPlace, DirtyRecord::Appending) => self.settle_behind_gate(&file, None).await?,
             }
         }
         self.enter(fid, version, mode).await?;
@@ -77,6 +77,7 @@ impl Data {
         if let Some(intent) = intent {
             // Making an empty file that is there does nothing to it.
             file.note_intent(intent, false);
+            file.carried_out();
         }
         file.note_change(0, INLINE_MAX, now);
         Ok(file)
@@ -125,8 +126,7 @@ impl Data {
         contents: Bytes,
     ) -> Result<(), ErrorCode> {
         let (vnode, version) = (id.vnode, id.version);
-        let intent =
-            self.writer.internal(move |cx| Ok(cx.add_intent(vnode, &Intent::Remove { version })?)).await?;
+        let intent = self.writer.internal(move |cx| Ok(cx.add_intent(vnode, &Intent::Remove { version })?)).await?;
         let made = self
             .blocking(move |content| {
                 content.create(id)?;
@@ -134,24 +134,30 @@ impl Data {
             })
             .await;
         let made = match made {
-            Ok(()) => self.sync(id).await,
+            // Under `process` too: what leaves the metadata was durable there.
+            Ok(()) => self.sync_now(id).await,
             Err(error) => Err(self.content_error(id, "make", &error)),
         };
-        if let Err(code) = made {
+        let moved = match made {
+            Ok(()) => {
+                self.writer
+                    .internal(move |cx| {
+                        let (mut record, _) = inline_contents(cx, fid)?;
+                        record.body = Body::Content { version };
+                        cx.update(vnode, &record)?;
+                        cx.draft.delete(Table::Inline, &keys::vnode(vnode));
+                        cx.draft.delete(Table::Intents, &keys::intent(vnode, intent));
+                        Ok(cx.draft.put(Table::Dirty, &keys::vnode(vnode), &mode)?)
+                    })
+                    .await
+            }
+            Err(code) => Err(code),
+        };
+        if moved.is_err() {
             let data = Arc::clone(self);
             // Behind the gate that the caller holds.
             self.runtime.spawn(Box::pin(async move { data.remove_content(id, intent).await }));
-            return Err(code);
         }
-        self.writer
-            .internal(move |cx| {
-                let (mut record, _) = inline_contents(cx, fid)?;
-                record.body = Body::Content { version };
-                cx.update(vnode, &record)?;
-                cx.draft.delete(Table::Inline, &keys::vnode(vnode));
-                cx.draft.delete(Table::Intents, &keys::intent(vnode, intent));
-                Ok(cx.draft.put(Table::Dirty, &keys::vnode(vnode), &mode)?)
-            })
-            .await
+        moved
     }
 }

@@ -18,6 +18,9 @@ use crate::volume::content::ContentId;
 use crate::volume::record::{BLOCK, Body, VnodeRecord};
 use crate::volume::view::{Records, Verified};
 
+/// Files whose access times wait to be renewed; of more than that, some are not.
+const MAX_TOUCHED: usize = 4096;
+
 /// An access time is renewed when it is older than this many seconds, or than the last change (`relatime`, mount(8)).
 const RELATIME_SECS: i64 = 24 * 3600;
 
@@ -140,6 +143,11 @@ impl Data {
                 None => checksums::is_zero(data),
             };
             if !good {
+                let version = view.vnode(id.vnode)?.map(|record| record.body);
+                if version != Some(Body::Content { version: id.version }) {
+                    // Removed, or emptied, while it was read: its checksums went with it.
+                    return Err(ErrorCode::Stale);
+                }
                 let vnode = id.vnode;
                 tracing::error!("volume {}, vnode {vnode}: block {block} does not match its checksum", self.id);
                 return Err(ErrorCode::Io);
@@ -154,12 +162,26 @@ impl Data {
         if !wants_touch(record, now) {
             return;
         }
+        let mut touched = self.touched.lock();
+        if touched.len() < MAX_TOUCHED {
+            touched.insert(fid.vnode, (fid.generation, now));
+        }
+    }
+
+    /// Hands the access times that were renewed to the next batch.
+    pub(in crate::volume) fn store_touched(&self) {
+        let touched = std::mem::take(&mut *self.touched.lock());
+        if touched.is_empty() {
+            return;
+        }
         self.writer.lazily(move |cx| {
-            // Against the stored record: what lies over it belongs to the file's own writes.
-            let Some(mut stored) = cx.draft.vnode(fid.vnode)? else { return Ok(()) };
-            if stored.generation == fid.generation && wants_touch(&stored, now) {
-                stored.atime = now;
-                cx.draft.put_vnode(fid.vnode, &stored)?;
+            for (vnode, (generation, now)) in touched {
+                // Against the stored record: what lies over it belongs to the file's own writes.
+                let Some(mut stored) = cx.draft.vnode(vnode)? else { continue };
+                if stored.generation == generation && wants_touch(&stored, now) {
+                    stored.atime = now;
+                    cx.draft.put_vnode(vnode, &stored)?;
+                }
             }
             Ok(())
         });

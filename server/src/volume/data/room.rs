@@ -35,15 +35,20 @@ impl RoomGauge {
     /// Whether there is more left than the reserve. When the operating system does not say, yes: the write itself
     /// will find out.
     pub(crate) fn has_room(&self) -> bool {
+        self.has_room_for(0)
+    }
+
+    /// As [`has_room`](RoomGauge::has_room), after taking up `bytes` more.
+    pub(crate) fn has_room_for(&self, bytes: u64) -> bool {
         let now = self.runtime.boottime();
         let mut plenty = self.plenty.lock();
-        if plenty.is_some_and(|at| now.saturating_sub(at) < GOOD_FOR) {
+        if bytes < PLENTY && plenty.is_some_and(|at| now.saturating_sub(at) < GOOD_FOR) {
             return true;
         }
         let Ok(space) = self.content.space() else { return true };
         let reserve = reserve(space.total);
         *plenty = (space.available > reserve + PLENTY).then_some(now);
-        space.available > reserve && space.files_free > 0
+        space.available > reserve.saturating_add(bytes) && space.files_free > 0
     }
 }
 

@@ -7,13 +7,14 @@ use larder_protocol::error::ErrorCode;
 use larder_protocol::runtime::BootTime;
 use larder_protocol::service::file::SeekWhat;
 
+use super::Data;
 use super::checksums;
 use super::dirty::{DirtyFile, Settlement};
-use super::Data;
 use crate::volume::content::{Content, ContentId};
 use crate::volume::context::Context;
 use crate::volume::keys::{self, Table};
 use crate::volume::record::{BLOCK, Body};
+use crate::volume::view::{Records, Verified};
 
 /// Blocks whose checksums are computed in one piece of blocking work.
 const BLOCKS_AT_A_TIME: usize = 256;
@@ -36,14 +37,26 @@ impl Data {
                 usize::from(done.is_err())
             }
         };
-        futures::stream::iter(idle).map(settle).buffer_unordered(FILES_AT_A_TIME).fold(0, |sum, one| async move { sum + one }).await
+        futures::stream::iter(idle)
+            .map(settle)
+            .buffer_unordered(FILES_AT_A_TIME)
+            .fold(0, |sum, one| async move { sum + one })
+            .await
     }
 
     /// Settles one file, doing as much as can be done without holding up its users before it takes the gate.
     async fn settle(self: &Arc<Self>, vnode: u64) -> Result<(), ErrorCode> {
         let Some(file) = self.dirty.get(vnode) else { return Ok(()) };
+        if self.is_gone(&file)? {
+            let _pass = self.gates.alone(vnode).await;
+            // Nobody makes it dirty again: under the gate it is still gone, or has other contents.
+            if self.is_gone(&file)? && self.dirty.get(vnode).is_some_and(|current| Arc::ptr_eq(&current, &file)) {
+                self.forget(vnode);
+            }
+            return Ok(());
+        }
         self.sync_now(file.id).await?;
-        self.look_through(&file).await?;
+        let rescanned = self.look_through(&file, None).await?;
         for _ in 0..ROUNDS {
             if self.compute_unknown(&file).await? < BLOCKS_AT_A_TIME {
                 break;
@@ -51,19 +64,29 @@ impl Data {
         }
         let _pass = self.gates.alone(vnode).await;
         match self.dirty.get(vnode) {
-            Some(current) if Arc::ptr_eq(&current, &file) => self.settle_behind_gate(&file).await,
+            Some(current) if Arc::ptr_eq(&current, &file) => self.settle_behind_gate(&file, rescanned).await,
             // Replaced, or settled by someone else, meanwhile.
             _ => Ok(()),
         }
     }
 
     /// Settles a file under its gate, held alone (D5).
-    pub(super) async fn settle_behind_gate(self: &Arc<Self>, file: &Arc<DirtyFile>) -> Result<(), ErrorCode> {
+    pub(super) async fn settle_behind_gate(
+        self: &Arc<Self>,
+        file: &Arc<DirtyFile>,
+        rescanned: Option<u64>,
+    ) -> Result<(), ErrorCode> {
         let id = file.id;
-        let rescanned = self.look_through(file).await?;
+        let size = self.size_of(id)?;
+        let longer = self.content.stat(id).is_ok_and(|stat| stat.size > size);
+        if longer {
+            // What a failed change left behind the end, and could not take back.
+            self.cut_back(file, size).await;
+        }
+        let rescanned = self.look_through(file, rescanned).await?;
         while self.compute_unknown(file).await? > 0 {}
         self.sync_now(id).await?;
-        let settlement = file.settlement(rescanned).ok_or(ErrorCode::Internal)?;
+        let settlement = file.settlement(size, rescanned).ok_or(ErrorCode::Internal)?;
         let stat = self.content.stat(id).map_err(|error| self.content_error(id, "look at", &error))?;
         self.writer
             .internal(move |cx| {
@@ -74,7 +97,7 @@ impl Data {
                 record.blocks = stat.blocks;
                 store_settlement(cx, id.vnode, &settlement)?;
                 cx.draft.delete(Table::Dirty, &keys::vnode(id.vnode));
-                cx.draft.delete_prefix(Table::Intents, &keys::vnode(id.vnode))?;
+                cx.drop_intents(id.vnode)?;
                 Ok(cx.update(id.vnode, &record)?)
             })
             .await?;
@@ -82,9 +105,31 @@ impl Data {
         Ok(())
     }
 
-    /// Looks through a file of which a crash left nothing known. The token is for [`DirtyFile::settlement`].
-    async fn look_through(&self, file: &Arc<DirtyFile>) -> Result<Option<u64>, ErrorCode> {
+    /// Whether the vnode is no more, or has other contents than these.
+    fn is_gone(&self, file: &DirtyFile) -> Result<bool, ErrorCode> {
+        let snapshot = self.meta.snapshot()?;
+        let record = Verified(&*snapshot).vnode(file.id.vnode)?;
+        Ok(record.is_none_or(|record| record.body != Body::Content { version: file.id.version }))
+    }
+
+    /// The size that a dirty file has.
+    fn size_of(&self, id: ContentId) -> Result<u64, ErrorCode> {
+        let unsettled = self.unsettled.get(id.vnode);
+        let snapshot = self.meta.snapshot()?;
+        let mut record = Verified(&*snapshot).vnode(id.vnode)?.ok_or(ErrorCode::Stale)?;
+        if let Some(unsettled) = unsettled {
+            unsettled.lay_over(&mut record);
+        }
+        Ok(record.size)
+    }
+
+    /// Looks through a file of which a crash left nothing known, unless that was `done` and still counts. The token
+    /// is for [`DirtyFile::settlement`].
+    async fn look_through(&self, file: &Arc<DirtyFile>, done: Option<u64>) -> Result<Option<u64>, ErrorCode> {
         let Some(token) = file.begin_rescan() else { return Ok(None) };
+        if done == Some(token) {
+            return Ok(done);
+        }
         let id = file.id;
         let mut at = 0;
         loop {
@@ -160,4 +205,3 @@ fn store_settlement(cx: &mut Context<'_, '_>, vnode: u64, settlement: &Settlemen
     }
     Ok(())
 }
-

@@ -10,9 +10,7 @@ use larder_protocol::ids::{ClientId, Epoch, Fid, OpId, Verifier, VolumeId};
 use larder_protocol::name::Name;
 use larder_protocol::payload::Payload;
 use larder_protocol::runtime::{SharedRuntime, SimRuntime};
-use larder_protocol::service::file::{
-    AllocateHow, CreateHow, Op, OpReply, Query, QueryReply, SeekWhat, WriteRequest,
-};
+use larder_protocol::service::file::{AllocateHow, CreateHow, Op, OpReply, Query, QueryReply, SeekWhat, WriteRequest};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
@@ -25,26 +23,26 @@ const FILES: usize = 3;
 const MAX: u64 = 5 * BLOCK;
 
 /// A volume on engines that can lose power, a client's view of what it wrote, and what the files must hold.
-struct World {
-    meta: Arc<MemoryMetadata>,
-    content: Arc<MemoryContent>,
+pub(super) struct World {
+    pub(super) meta: Arc<MemoryMetadata>,
+    pub(super) content: Arc<MemoryContent>,
     durability: Durability,
     runtime: SharedRuntime,
-    volume: Arc<Volume>,
+    pub(super) volume: Arc<Volume>,
     epoch: u64,
     seq: u64,
-    fids: Vec<Fid>,
-    model: Vec<Vec<u8>>,
+    pub(super) fids: Vec<Fid>,
+    pub(super) model: Vec<Vec<u8>>,
     /// Unstable writes since the last commit, with the verifiers they were answered with.
     uncommitted: Vec<Vec<(u64, Bytes, Verifier)>>,
 }
 
-fn root() -> Credential {
+pub(super) fn root() -> Credential {
     Credential::root()
 }
 
 impl World {
-    async fn new(seed: u64, durability: Durability) -> World {
+    pub(super) async fn new(seed: u64, durability: Durability) -> World {
         let runtime: SharedRuntime = Arc::new(SimRuntime::new(seed));
         let meta = Arc::new(MemoryMetadata::new());
         prepare(&*meta, VolumeId(7), "test", runtime.wall()).unwrap();
@@ -72,13 +70,13 @@ impl World {
         world
     }
 
-    async fn op(&mut self, op: Op) -> Result<OpReply, ErrorCode> {
+    pub(super) async fn op(&mut self, op: Op) -> Result<OpReply, ErrorCode> {
         self.seq += 1;
         let id = OpId { client: ClientId(1), incarnation: 1, slot: 0, seq: self.seq };
         Ok(self.volume.mutate(&root(), id, op).await?.reply)
     }
 
-    async fn write(&mut self, file: usize, offset: u64, data: Bytes, stable: bool) {
+    pub(super) async fn write(&mut self, file: usize, offset: u64, data: Bytes, stable: bool) {
         let request = WriteRequest { fid: self.fids[file], offset, data: Payload(data.clone()), stable };
         let written = self.volume.write(&root(), request).await.unwrap();
         assert!(written.stable || !stable);
@@ -89,7 +87,7 @@ impl World {
     }
 
     /// Commits, and sends again what a crash may have lost, as a client does.
-    async fn commit(&mut self, file: usize) {
+    pub(super) async fn commit(&mut self, file: usize) {
         loop {
             let committed = self.volume.commit(&root(), self.fids[file]).await.unwrap();
             let lost: Vec<_> = std::mem::take(&mut self.uncommitted[file]);
@@ -102,14 +100,14 @@ impl World {
         }
     }
 
-    async fn attr(&self, file: usize) -> Attr {
+    pub(super) async fn attr(&self, file: usize) -> Attr {
         match self.volume.query(&root(), Query::Getattr { fid: self.fids[file] }).await.unwrap() {
             QueryReply::Attr(attr) => attr,
             other => panic!("{other:?}"),
         }
     }
 
-    async fn read(&self, file: usize, offset: u64, len: u32) -> Result<Bytes, ErrorCode> {
+    pub(super) async fn read(&self, file: usize, offset: u64, len: u32) -> Result<Bytes, ErrorCode> {
         let query = Query::Read { fid: self.fids[file], offset, len, touch: true };
         match self.volume.query(&root(), query).await? {
             QueryReply::Data { data, .. } => Ok(data.0),
@@ -117,19 +115,19 @@ impl World {
         }
     }
 
-    async fn check(&self, file: usize, when: &str) {
+    pub(super) async fn check(&self, file: usize, when: &str) {
         let attr = self.attr(file).await;
         assert_eq!(attr.size, self.model[file].len() as u64, "size of {file} {when}");
         let data = self.read(file, 0, 1 << 20).await.unwrap_or_else(|error| panic!("{when}: {error}"));
         assert!(data == self.model[file], "contents of {file} {when}");
     }
 
-    fn put(&mut self, file: usize, offset: u64, data: &[u8]) {
+    pub(super) fn put(&mut self, file: usize, offset: u64, data: &[u8]) {
         super::splice(&mut self.model[file], offset, data);
     }
 
     /// The process ends, or power does, and the volume is opened again.
-    fn crash(&mut self, power: bool, seed: u64) {
+    pub(super) fn crash(&mut self, power: bool, seed: u64) {
         if power {
             assert_eq!(self.durability, Durability::Power);
             self.meta = Arc::new(self.meta.power_cut(0));
@@ -139,7 +137,7 @@ impl World {
         self.volume = open(&self.meta, &self.content, self.durability, self.epoch, &self.runtime);
     }
 
-    async fn step(&mut self, random: &mut SmallRng) {
+    pub(super) async fn step(&mut self, random: &mut SmallRng) {
         let file = random.random_range(0..FILES);
         // Small and large, so that files live on both sides of the border and move across it.
         let scale = if random.random_bool(0.5) { INLINE_MAX } else { MAX };
@@ -221,7 +219,7 @@ impl World {
     }
 }
 
-fn open(
+pub(super) fn open(
     meta: &Arc<MemoryMetadata>,
     content: &Arc<MemoryContent>,
     durability: Durability,
@@ -272,7 +270,7 @@ async fn history(seed: u64) {
 
 #[test]
 fn contents_follow_the_model_through_crashes_and_power_cuts() {
-    for seed in 0..300 {
+    for seed in 0..150 {
         let run = std::panic::catch_unwind(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
             runtime.unwrap().block_on(history(seed));

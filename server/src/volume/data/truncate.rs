@@ -94,8 +94,12 @@ impl Data {
                 return Err(code);
             }
         };
-        file.note_hole(size, u64::MAX, self.runtime.boottime());
         let cut = self.blocking(move |files| files.truncate(content, size)).await;
+        // After it: a checksum computed in between would be that of what is cut.
+        file.note_hole(size, u64::MAX, self.runtime.boottime());
+        if cut.is_ok() {
+            file.carried_out();
+        }
         if let OpReply::Attr(change) = &mut done.reply {
             self.follow_blocks(content, &mut change.attr);
         }
@@ -165,8 +169,9 @@ impl Data {
             if done.is_err() && elsewhere.load(Ordering::Relaxed) {
                 continue;
             }
-            if let (Ok(_), Some(vnode)) = (&done, found) {
-                self.forget(vnode);
+            // The name may have been free by then: the file that had it lives on elsewhere.
+            if let Ok(Mutated { reply: OpReply::Entry { attr, created: false, .. }, .. }) = &done {
+                self.forget(attr.fid.vnode);
             }
             return done;
         }

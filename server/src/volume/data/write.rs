@@ -12,8 +12,9 @@ use super::dirty::DirtyFile;
 use super::{Data, drop_privileges, inline_contents, put_inline, splice};
 use crate::volume::access;
 use crate::volume::content::ContentId;
+use crate::volume::keys::{self, Table};
 use crate::volume::record::{Body, DirtyRecord, INLINE_MAX, Unsettled, VnodeRecord};
-use crate::volume::view::{Records, Verified};
+use crate::volume::view::{Records, Verified, View};
 
 /// Writes up to this size go to the page cache from the task itself: that takes less than waking another thread.
 const QUICK_WRITE: usize = 16 << 10;
@@ -47,11 +48,7 @@ impl Data {
         Ok(Written { stable: request.stable, verifier, attr })
     }
 
-    async fn write_inline(
-        self: &Arc<Self>,
-        cred: &Credential,
-        request: WriteRequest,
-    ) -> Result<AttrChange, ErrorCode> {
+    async fn write_inline(self: &Arc<Self>, cred: &Credential, request: WriteRequest) -> Result<AttrChange, ErrorCode> {
         let cred = cred.clone();
         self.writer
             .internal(move |cx| {
@@ -73,8 +70,12 @@ impl Data {
         fid: Fid,
         record: &VnodeRecord,
     ) -> Result<bool, ErrorCode> {
-        if record.xattrs == 0 && !access::drop_privileges(cred, &mut record.clone()) {
-            return Ok(false);
+        if !access::drop_privileges(cred, &mut record.clone()) {
+            let capability = keys::xattr(fid.vnode, b"security.capability");
+            let snapshot = self.meta.snapshot()?;
+            if record.xattrs == 0 || Verified(&*snapshot).get(Table::Xattrs, &capability)?.is_none() {
+                return Ok(false);
+            }
         }
         let cred = cred.clone();
         self.writer
@@ -139,10 +140,7 @@ impl Data {
         let change = self.changes.next();
         let now = self.runtime.wall();
         let blocks = self.content.stat(id).map_or(record.blocks, |stat| stat.blocks);
-        self.unsettled.set(
-            fid.vnode,
-            Unsettled { size, blocks, mtime: now, data_change: change, ctime: now, change },
-        );
+        self.unsettled.set(fid.vnode, Unsettled { size, blocks, mtime: now, data_change: change, ctime: now, change });
         // Names and extended attributes change without the gate: what came before this change is whatever is stored
         // by now.
         let snapshot = self.meta.snapshot()?;

@@ -1,9 +1,14 @@
 //! Content files on disk against those in memory, and what only files on disk can do.
 
+mod segments;
+
 use proptest::prelude::*;
 
 use super::*;
 use crate::volume::content::memory::MemoryContent;
+
+/// Small enough that the files here have several.
+const SMALL_SEGMENT: u64 = 8192;
 
 const IDS: [ContentId; 3] = [
     ContentId { vnode: 3, version: 1 },
@@ -97,12 +102,22 @@ proptest! {
     #[test]
     fn both_do_the_same(steps in prop::collection::vec((0..IDS.len(), step()), 1..60)) {
         let dir = tempfile::tempdir().unwrap();
-        let files = FileContent::open(&dir.path().join("content")).unwrap();
+        let files = FileContent::open_with_segments(&dir.path().join("content"), SMALL_SEGMENT).unwrap();
         let memory = MemoryContent::new();
         for (id, step) in steps {
             let id = IDS[id];
             // Nothing and no file at all: what a file system says of these is its own affair.
             if matches!(step, Step::Write(_, 0, _) | Step::Punch(_, 0) | Step::Reserve(_, 0, _)) && files.stat(id).is_err() {
+                continue;
+            }
+            // Segments past the end would change the size.
+            if let Step::Reserve(at, len, true) = step
+                && files.stat(id).is_ok_and(|stat| at + len > stat.size.max(1).next_multiple_of(SMALL_SEGMENT))
+                && at + len >= SMALL_SEGMENT
+            {
+                let before = files.stat(id).unwrap().size;
+                prop_assert!(files.reserve(id, at, len, true).is_err() || len == 0);
+                prop_assert_eq!(files.stat(id).unwrap().size, before);
                 continue;
             }
             prop_assert_eq!(run(&files, id, &step), run(&memory, id, &step), "{:?}", step);
@@ -120,7 +135,7 @@ proptest! {
         };
         prop_assert_eq!(list(&files), list(&memory));
         // Another process sees the same.
-        let reopened = FileContent::open(&dir.path().join("content")).unwrap();
+        let reopened = FileContent::open_with_segments(&dir.path().join("content"), SMALL_SEGMENT).unwrap();
         for id in list(&memory).0 {
             prop_assert_eq!(reopened.read(id, 0, 40_000).unwrap(), memory.read(id, 0, 40_000).unwrap());
         }

@@ -46,6 +46,18 @@ impl Sparse {
         data
     }
 
+    /// The parts of a range that are no holes, and how far into it each starts.
+    pub(super) fn data(&self, offset: u64, len: u64) -> Vec<(u64, Vec<u8>)> {
+        let end = offset.saturating_add(len).min(self.size);
+        let blocks = offset / BLOCK..end.div_ceil(BLOCK).max(offset / BLOCK);
+        let part = |number: &u64| {
+            let (from, to) = ((number * BLOCK).max(offset), ((number + 1) * BLOCK).min(end));
+            // At most a block.
+            (from - offset, self.read(from, to.saturating_sub(from) as usize))
+        };
+        self.blocks.range(blocks).map(|(number, _)| part(number)).collect()
+    }
+
     pub(super) fn write(&mut self, offset: u64, data: &[u8]) {
         let mut done = 0;
         while done < data.len() {
