@@ -123,6 +123,11 @@ impl<P: Piece> Extents<P> {
         starts.into_iter().filter_map(|start| self.remove(start).map(|piece| (start, piece))).collect()
     }
 
+    /// Changes every range, but not its number of bytes.
+    pub fn for_each_mut(&mut self, change: impl FnMut(&mut P)) {
+        self.map.values_mut().for_each(change);
+    }
+
     /// Drops everything.
     pub fn clear(&mut self) {
         self.map.clear();

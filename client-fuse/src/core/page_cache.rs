@@ -3,6 +3,9 @@
 //! The pages are known to be good as of one `change`. This client's own changes move it on without spoiling them: each
 //! reply says the `change` before and after, and pairs that join end to end form a chain. A `change` that the chain
 //! does not reach was somebody else's.
+//!
+//! An open that has the pages dropped takes effect only when the kernel has received its reply. Until it is seen to have
+//! (*confirmed*), another open must not have them kept, for its reply could come first.
 
 /// Pairs remembered while replies are out of order. More than are ever in flight for one file.
 const MAX_LINKS: usize = 64;
@@ -12,19 +15,37 @@ const MAX_LINKS: usize = 64;
 pub struct Pages {
     good_at: Option<u64>,
     links: Vec<(u64, u64)>,
+    /// Counts the times the pages were to be dropped.
+    round: u32,
+    /// Whether the kernel has dropped them for this round.
+    confirmed: bool,
 }
 
 impl Pages {
-    /// The pages were dropped, or are being filled for the first time, at this `change`.
-    pub fn filled(&mut self, change: u64) {
-        self.good_at = Some(change);
-        self.links.clear();
-        self.links.shrink_to_fit();
+    /// The kernel is being told to drop the pages, and those read from then on are good at this `change`. Returns what
+    /// to pass to [`Pages::dropped`] once it has.
+    pub fn filled(&mut self, change: u64) -> u32 {
+        if self.good_at != Some(change) {
+            self.start_over();
+            self.good_at = Some(change);
+        }
+        self.round
+    }
+
+    /// The kernel has dropped the pages as [`Pages::filled`] wanted; of no effect if they are to be dropped anew.
+    pub fn dropped(&mut self, round: u32) {
+        self.confirmed |= self.round == round;
     }
 
     /// Nothing is known of the pages any more.
     pub fn forget(&mut self) {
+        self.start_over();
+    }
+
+    fn start_over(&mut self) {
         self.good_at = None;
+        self.round = self.round.wrapping_add(1);
+        self.confirmed = false;
         self.links.clear();
         self.links.shrink_to_fit();
     }
@@ -45,6 +66,11 @@ impl Pages {
     /// Whether the pages are good at `change`.
     pub fn good_at(&self, change: u64) -> bool {
         self.good_at == Some(change)
+    }
+
+    /// Whether the kernel may keep the pages at an open that found the file at `change`.
+    pub fn may_keep(&self, change: u64) -> bool {
+        self.confirmed && self.good_at(change)
     }
 
     /// Whether anything is known of the pages.
@@ -83,6 +109,27 @@ mod tests {
         assert!(!pages.good_at(7) && pages.good_at(5));
         pages.filled(7);
         assert!(pages.good_at(7));
+    }
+
+    #[test]
+    fn pages_are_kept_only_after_the_kernel_has_dropped_the_old_ones() {
+        let mut pages = Pages::default();
+        let first = pages.filled(5);
+        assert!(pages.good_at(5) && !pages.may_keep(5));
+        assert_eq!(pages.filled(5), first, "another open meanwhile drops them too, and either will do");
+        pages.own_change(5, 6);
+        pages.dropped(first);
+        assert!(pages.may_keep(6) && !pages.may_keep(5));
+        let second = pages.filled(7);
+        pages.dropped(first);
+        assert!(!pages.may_keep(7), "that was the drop before");
+        pages.forget();
+        pages.dropped(second);
+        let third = pages.filled(7);
+        pages.dropped(second);
+        assert!(!pages.may_keep(7));
+        pages.dropped(third);
+        assert!(pages.may_keep(7));
     }
 
     #[test]

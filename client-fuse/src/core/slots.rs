@@ -1,7 +1,8 @@
 //! Replay slots of one client in one volume: which operation gets which slot and number.
 //!
 //! 1. A slot has at most one operation outstanding.
-//! 2. Each operation uses up the next number of its slot, whatever becomes of it.
+//! 2. Each operation that is sent uses up the next number of its slot, whatever becomes of it. One that is not leaves
+//!    the number to the next: the server knows a client by the first number of a slot, so that one must not be skipped.
 //! 3. The lowest free slot is taken first, so that a client that does one thing at a time uses one slot.
 //! 4. A new incarnation starts with all slots free and counts from 1; what old operations give back is ignored.
 
@@ -61,7 +62,17 @@ impl Slots {
         Some(Place { incarnation: self.incarnation, slot: free as u32, seq: slot.seq })
     }
 
-    /// The operation has been answered, or was never sent.
+    /// The operation was never sent.
+    pub fn give_back(&mut self, place: Place) {
+        self.free(place);
+        if place.incarnation == self.incarnation
+            && let Some(slot) = self.slots.get_mut(place.slot as usize)
+        {
+            slot.seq = place.seq - 1;
+        }
+    }
+
+    /// The operation has been answered.
     pub fn free(&mut self, place: Place) {
         if place.incarnation == self.incarnation
             && let Some(slot) = self.slots.get_mut(place.slot as usize)
@@ -85,6 +96,21 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn an_operation_that_was_not_sent_leaves_its_number_to_the_next() {
+        let mut slots = Slots::new(1);
+        slots.set_limit(1);
+        let unsent = slots.take().unwrap();
+        slots.give_back(unsent);
+        assert_eq!(slots.take(), Some(unsent));
+        slots.renew(2);
+        slots.set_limit(1);
+        let first = slots.take().unwrap();
+        slots.give_back(unsent);
+        assert_eq!(slots.take(), None, "a place of an older life is ignored");
+        assert_eq!((first.incarnation, first.seq), (2, 1));
+    }
 
     #[test]
     fn the_lowest_free_slot_counts_on() {

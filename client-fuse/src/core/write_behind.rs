@@ -11,6 +11,7 @@
 //! 5. A flush waits for the data that was there when it began, not for data written later (*epochs*), so a steady
 //!    writer cannot hold it for ever.
 //! 6. Dirty data is kept back to be coalesced until somebody flushes, it is old, or there is much of it.
+//! 7. While it is held, only what was there when that began is sent, as often as it takes until it is committed.
 
 use std::time::Duration;
 
@@ -103,7 +104,16 @@ struct InFlight {
 struct Committing {
     id: u64,
     stamp: u64,
-    owed: Option<u64>,
+    owed: Option<Owed>,
+}
+
+/// A commit that is due although the data it was to be for was overwritten meanwhile.
+#[derive(Clone, Copy, Debug)]
+struct Owed {
+    /// The first flush that waits for it.
+    epoch: u64,
+    /// That of the overwritten writes, or `None` if they had several, so that some are lost already.
+    verifier: Option<Verifier>,
 }
 
 impl Piece for Dirty {
@@ -140,14 +150,14 @@ pub struct WriteBehind {
     in_flight: Vec<InFlight>,
     sent: Extents<Sent>,
     committing: Option<Committing>,
-    /// The epoch of a flush that must commit although the data it waits for was overwritten meanwhile.
-    owed: Option<u64>,
+    owed: Option<Owed>,
     epoch: u64,
     send_goal: u64,
     commit_goal: u64,
     commit_now: bool,
     streaming: bool,
-    paused: u32,
+    /// While it is held: the last epoch that is sent.
+    barrier: Option<u64>,
     last_id: u64,
     stamp: u64,
     /// How often data became dirty again.
@@ -169,7 +179,7 @@ impl WriteBehind {
             commit_goal: 0,
             commit_now: false,
             streaming: false,
-            paused: 0,
+            barrier: None,
             last_id: 0,
             stamp: 0,
             setbacks: 0,
@@ -197,7 +207,11 @@ impl WriteBehind {
             since = since.min(old.since);
         }
         match self.dirty.remove_ending_at(offset) {
-            Some((start, mut chunk)) if chunk.data.len() + data.len() <= self.config.max_write => {
+            // What a hold waits for does not grow, lest a steady writer keep it waiting.
+            Some((start, mut chunk))
+                if chunk.data.len() + data.len() <= self.config.max_write
+                    && self.barrier.is_none_or(|barrier| chunk.epoch > barrier) =>
+            {
                 chunk.data.extend_from_slice(&data);
                 chunk.epoch = chunk.epoch.min(epoch);
                 chunk.since = chunk.since.min(since);
@@ -214,10 +228,10 @@ impl WriteBehind {
     }
 
     /// Puts data in flight at once, for a mode that buffers nothing. `None` if it has to wait, because older data of
-    /// the range is still on its way (rule 1) or sending is paused.
+    /// the range is still on its way (rule 1) or it is held (rule 7).
     pub fn write_through(&mut self, offset: u64, data: &Bytes, now: BootTime) -> Option<Action> {
         let end = offset + data.len() as u64;
-        if self.paused > 0 || self.dirty.overlaps(offset, end) || self.in_flight_overlaps(offset, end) {
+        if self.barrier.is_some() || self.dirty.overlaps(offset, end) || self.in_flight_overlaps(offset, end) {
             return None;
         }
         self.overwrite_sent(offset, end);
@@ -260,17 +274,20 @@ impl WriteBehind {
         }
     }
 
-    /// Sends nothing until [`WriteBehind::resume`].
-    pub fn pause(&mut self) {
-        self.paused += 1;
+    /// Flushes durably and until [`WriteBehind::release`] sends nothing that is written later (rule 7). Once the epoch
+    /// returned is reached and it is quiet, nothing is sent at all. One hold at a time.
+    pub fn hold(&mut self) -> u64 {
+        let epoch = self.flush(true);
+        self.barrier = Some(epoch);
+        epoch
     }
 
-    /// Takes back one [`WriteBehind::pause`].
-    pub fn resume(&mut self) {
-        self.paused = self.paused.saturating_sub(1);
+    /// Ends the hold.
+    pub fn release(&mut self) {
+        self.barrier = None;
     }
 
-    /// Forgets all data: the file is gone, or was truncated to nothing.
+    /// Forgets all data: the file is gone.
     pub fn discard(&mut self) {
         self.dirty.clear();
         self.sent.clear();
@@ -283,9 +300,6 @@ impl WriteBehind {
 
     /// The next request to make, if any is due. Call it until it returns `None`.
     pub fn next_action(&mut self) -> Option<Action> {
-        if self.paused > 0 {
-            return None;
-        }
         self.next_commit().or_else(|| self.next_write())
     }
 
@@ -294,7 +308,8 @@ impl WriteBehind {
             self.commit_now = false;
             return None;
         }
-        let flushed = self.uncommitted(self.commit_goal) && self.reached(self.commit_goal, false);
+        let goal = self.committable();
+        let flushed = self.uncommitted(goal) && self.reached(goal, false);
         let due = flushed || self.commit_now || self.sent.weight() > self.config.commit_at;
         if self.committing.is_some() || !due {
             return None;
@@ -305,14 +320,21 @@ impl WriteBehind {
         Some(Action::Commit { id })
     }
 
+    /// The last epoch that is to be committed. What is held back is not waited for.
+    fn committable(&self) -> u64 {
+        self.barrier.map_or(self.commit_goal, |barrier| barrier.min(self.commit_goal))
+    }
+
     fn next_write(&mut self) -> Option<Action> {
         if self.in_flight.len() >= self.config.window {
             return None;
         }
-        let (goal, max) = (self.send_goal, self.config.max_write);
+        let (goal, max, barrier) = (self.send_goal, self.config.max_write, self.barrier);
         self.streaming &= self.dirty.weight() > self.config.low;
-        let free =
-            |(start, chunk): &(u64, &Dirty)| !self.in_flight_overlaps(*start, start + chunk.data.len().min(max) as u64);
+        let allowed = |chunk: &Dirty| barrier.is_none_or(|barrier| chunk.epoch <= barrier);
+        let free = |(start, chunk): &(u64, &Dirty)| {
+            allowed(chunk) && !self.in_flight_overlaps(*start, start + chunk.data.len().min(max) as u64)
+        };
         let mut due = self.dirty.iter().find(|(start, chunk)| chunk.epoch <= goal && free(&(*start, *chunk)));
         if due.is_none() && self.streaming {
             let full = |(start, chunk): &(u64, &Dirty)| chunk.data.len() >= max && free(&(*start, *chunk));
@@ -326,7 +348,7 @@ impl WriteBehind {
         }
         loop {
             let end = offset + chunk.data.len() as u64;
-            let joins = |next: &Dirty| chunk.data.len() + next.data.len() <= max;
+            let joins = |next: &Dirty| allowed(next) && chunk.data.len() + next.data.len() <= max;
             match self.dirty.at(end) {
                 Some((start, next)) if start == end && joins(next) => {
                     if self.in_flight_overlaps(end, end + next.data.len() as u64) {
@@ -342,10 +364,9 @@ impl WriteBehind {
         }
         let Dirty { data, epoch, since } = chunk;
         // A flush of a single request needs no commit if that request is stable.
-        let stable = epoch <= self.commit_goal
-            && self.in_flight.is_empty()
-            && self.reached(self.commit_goal, true)
-            && self.committing.is_none();
+        let goal = self.committable();
+        let stable =
+            epoch <= goal && self.in_flight.is_empty() && self.reached(goal, true) && self.committing.is_none();
         let (id, data) = (self.new_id(), data.freeze());
         self.in_flight.push(InFlight { id, offset, data: data.clone(), epoch, since, wanted: true });
         Some(Action::Write { id, offset, data, stable })
@@ -380,10 +401,25 @@ impl WriteBehind {
     pub fn committed(&mut self, id: u64, outcome: Option<Verifier>) {
         let Some(commit) = self.committing.take_if(|commit| commit.id == id) else { return };
         let mut covered = self.sent.extract(|sent| sent.stamp <= commit.stamp);
-        if let Some(verifier) = outcome {
-            covered.retain(|(_, sent)| sent.verifier != verifier);
-            self.send_again(covered);
+        let Some(verifier) = outcome else { return };
+        covered.retain(|(_, sent)| sent.verifier != verifier);
+        self.send_again(covered);
+        if let Some(owed) = commit.owed
+            && owed.verifier != Some(verifier)
+        {
+            self.make_up_for(owed.epoch);
         }
+    }
+
+    /// The server may have lost data that a flush waits for and that is not here any more, because it was overwritten.
+    /// That flush now waits for what took its place.
+    fn make_up_for(&mut self, epoch: u64) {
+        self.setbacks += 1;
+        self.send_goal = self.send_goal.max(epoch);
+        self.commit_goal = self.commit_goal.max(epoch);
+        self.dirty.for_each_mut(|chunk| chunk.epoch = chunk.epoch.min(epoch));
+        self.in_flight.iter_mut().for_each(|piece| piece.epoch = piece.epoch.min(epoch));
+        self.sent.for_each_mut(|sent| sent.epoch = sent.epoch.min(epoch));
     }
 
     /// This server process answers now. What another one had and did not commit may be lost with it, so until it is
@@ -411,13 +447,20 @@ impl WriteBehind {
     fn overwrite_sent(&mut self, start: u64, end: u64) {
         for (_, old) in self.sent.carve(start, end) {
             if old.epoch <= self.commit_goal {
-                self.owed = Some(self.owed.map_or(old.epoch, |owed| owed.min(old.epoch)));
+                let verifier = Some(old.verifier);
+                self.owed = Some(match self.owed {
+                    Some(owed) => Owed {
+                        epoch: owed.epoch.min(old.epoch),
+                        verifier: verifier.filter(|_| owed.verifier == verifier),
+                    },
+                    None => Owed { epoch: old.epoch, verifier },
+                });
             }
         }
     }
 
     fn uncommitted(&self, epoch: u64) -> bool {
-        let owed = |owed: Option<u64>| owed.is_some_and(|owed| owed <= epoch);
+        let owed = |owed: Option<Owed>| owed.is_some_and(|owed| owed.epoch <= epoch);
         owed(self.owed)
             || self.committing.as_ref().is_some_and(|commit| owed(commit.owed))
             || self.sent.iter().any(|(_, sent)| sent.epoch <= epoch)

@@ -109,6 +109,21 @@ fn another_verifier_sends_everything_again() {
 }
 
 #[test]
+fn what_only_an_older_server_process_had_is_here_again_as_soon_as_a_new_one_answers() {
+    let mut data = small();
+    data.write(0, bytes(1, 8), NOW);
+    data.flush(false);
+    let (id, ..) = write(&mut data);
+    data.wrote(id, Some((false, verifier(1))));
+    data.served_by(Epoch(1));
+    assert_eq!((data.read(0, 8), data.setbacks()), (Cover::None, 0));
+    data.served_by(Epoch(2));
+    assert_eq!((data.read(0, 8), data.end(), data.setbacks()), (Cover::Full(bytes(1, 8)), Some(8), 1));
+    let (_, offset, again, _) = write(&mut data);
+    assert_eq!((offset, again), (0, bytes(1, 8)), "nobody has to ask for it");
+}
+
+#[test]
 fn a_write_that_sees_another_verifier_brings_the_older_ones_back() {
     let mut data = small();
     data.write(0, bytes(1, 16), NOW);
@@ -219,15 +234,51 @@ fn what_is_refused_or_discarded_is_gone() {
 }
 
 #[test]
-fn pausing_holds_requests_back() {
+fn a_hold_sends_what_was_there_and_nothing_written_later() {
     let mut data = small();
-    data.write(0, bytes(1, 8), NOW);
-    data.pause();
-    let epoch = data.flush(true);
+    data.write(0, bytes(1, 4), NOW);
+    let epoch = data.hold();
+    data.write(4, bytes(2, 4), NOW);
+    data.flush(true);
+    assert_eq!(data.write_through(50, &bytes(3, 4), NOW), None);
+    let (id, offset, sent, _) = write(&mut data);
+    assert_eq!((offset, sent), (0, bytes(1, 4)));
     assert_eq!(data.next_action(), None);
+    data.wrote(id, Some((false, verifier(1))));
+    let id = commit(&mut data);
+    data.committed(id, Some(verifier(2)));
     assert!(!data.reached(epoch, true));
-    data.resume();
-    assert!(data.next_action().is_some());
+    let (id, _, sent, _) = write(&mut data);
+    assert_eq!(sent, bytes(1, 4), "lost, so it is sent again although it is held");
+    data.wrote(id, Some((true, verifier(2))));
+    assert!(data.reached(epoch, true) && data.is_quiet());
+    assert_eq!(data.next_action(), None);
+    data.release();
+    assert_eq!(write(&mut data).1, 4);
+}
+
+#[test]
+fn a_flush_waits_for_what_took_the_place_of_data_that_the_server_has_lost() {
+    let mut data = small();
+    data.write(0, bytes(1, 16), NOW);
+    data.write(32, bytes(1, 16), NOW);
+    let epoch = data.flush(true);
+    let (first, second) = (write(&mut data).0, write(&mut data).0);
+    data.wrote(first, Some((false, verifier(1))));
+    data.wrote(second, Some((false, verifier(1))));
+    data.write(0, bytes(2, 16), NOW);
+    data.write(32, bytes(2, 16), NOW);
+    let id = commit(&mut data);
+    let before = data.setbacks();
+    data.committed(id, Some(verifier(2)));
+    assert!(!data.reached(epoch, true) && data.setbacks() > before);
+    let (first, second) = (write(&mut data).0, write(&mut data).0);
+    data.wrote(first, Some((false, verifier(2))));
+    data.wrote(second, Some((false, verifier(2))));
+    assert!(!data.reached(epoch, true));
+    let id = commit(&mut data);
+    data.committed(id, Some(verifier(2)));
+    assert!(data.reached(epoch, true) && data.is_idle());
 }
 
 #[test]
@@ -362,6 +413,57 @@ impl World {
             }
         }
     }
+
+    fn step(&mut self, step: Step) {
+        match step {
+            Step::Write { offset, len } => {
+                let data = self.write(offset, len);
+                self.data.write(offset as u64, data, NOW);
+                self.check();
+            }
+            Step::Through { offset, len } => {
+                // One that must wait is not made; the model would have to wait with it.
+                if let Some(action) = self.data.write_through(offset as u64, &bytes(0, len), NOW) {
+                    let Action::Write { id, offset: at, .. } = action else { panic!("not a write") };
+                    self.data.wrote(id, None);
+                    let data = self.write(offset, len);
+                    let action = self.data.write_through(at, &data, NOW).unwrap();
+                    self.requests.push(action);
+                    self.check();
+                }
+            }
+            Step::Flush { durable } => {
+                let epoch = self.data.flush(durable);
+                if durable {
+                    self.flushes.insert(epoch, self.model.clone());
+                }
+                self.check();
+            }
+            Step::CommitSoon => self.data.commit_soon(),
+            Step::Send => self.send(),
+            Step::Answer { which } => self.answer(which),
+            Step::Restart => {
+                self.server.epoch += 1;
+                self.server.memory.clone_from(&self.server.disk);
+            }
+        }
+    }
+
+    fn finish(&mut self) {
+        // In the end a flush brings everything to the disk, in a bounded number of steps.
+        let epoch = self.data.flush(true);
+        self.flushes.insert(epoch, self.model.clone());
+        for _ in 0..1000 {
+            self.send();
+            if self.requests.is_empty() {
+                break;
+            }
+            self.answer(0);
+        }
+        assert!(self.data.is_idle());
+        assert_eq!(self.server.disk, self.model);
+        assert!(self.flushes.is_empty() || self.data.reached(epoch, true));
+    }
 }
 
 proptest! {
@@ -373,51 +475,43 @@ proptest! {
     fn nothing_is_ever_lost(steps in prop::collection::vec(step(), 1..120)) {
         let mut world = World::new();
         for step in steps {
-            match step {
-                Step::Write { offset, len } => {
-                    let data = world.write(offset, len);
-                    world.data.write(offset as u64, data, NOW);
-                    world.check();
-                }
-                Step::Through { offset, len } => {
-                    // One that must wait is not made; the model would have to wait with it.
-                    if let Some(action) = world.data.write_through(offset as u64, &bytes(0, len), NOW) {
-                        let Action::Write { id, offset: at, .. } = action else { panic!("not a write") };
-                        world.data.wrote(id, None);
-                        let data = world.write(offset, len);
-                        let action = world.data.write_through(at, &data, NOW).unwrap();
-                        world.requests.push(action);
-                        world.check();
-                    }
-                }
-                Step::Flush { durable } => {
-                    let epoch = world.data.flush(durable);
-                    if durable {
-                        world.flushes.insert(epoch, world.model.clone());
-                    }
-                    world.check();
-                }
-                Step::CommitSoon => world.data.commit_soon(),
-                Step::Send => world.send(),
-                Step::Answer { which } => world.answer(which),
-                Step::Restart => {
-                    world.server.epoch += 1;
-                    world.server.memory.clone_from(&world.server.disk);
-                }
-            }
+            world.step(step);
         }
-        // In the end a flush brings everything to the disk, in a bounded number of steps.
-        let epoch = world.data.flush(true);
+        world.finish();
+    }
+
+    /// Once a hold has been waited for, no write goes out until it is released, whatever is written and whatever
+    /// verifier was answered; what was there when it began is on the disk by then.
+    #[test]
+    fn a_hold_lets_nothing_pass(
+        before in prop::collection::vec(step(), 1..60),
+        meanwhile in prop::collection::vec(step(), 1..60),
+        after in prop::collection::vec(step(), 1..20),
+    ) {
+        let mut world = World::new();
+        for step in before {
+            world.step(step);
+        }
+        let epoch = world.data.hold();
         world.flushes.insert(epoch, world.model.clone());
+        for step in meanwhile {
+            world.step(step);
+        }
         for _ in 0..1000 {
             world.send();
-            if world.requests.is_empty() {
+            if world.data.reached(epoch, true) && world.data.is_quiet() {
                 break;
             }
             world.answer(0);
         }
-        prop_assert!(world.data.is_idle());
-        prop_assert_eq!(&world.server.disk, &world.model);
-        prop_assert!(world.flushes.is_empty() || world.data.reached(epoch, true));
+        prop_assert!(world.data.reached(epoch, true) && world.data.is_quiet());
+        prop_assert!(world.requests.is_empty());
+        for step in after {
+            world.step(step);
+            world.send();
+            prop_assert!(world.requests.is_empty(), "{:?}", world.requests);
+        }
+        world.data.release();
+        world.finish();
     }
 }

@@ -218,14 +218,18 @@ impl Filesystem for Adapter {
         handle: FileHandle,
         offset: u64,
         data: &[u8],
-        _write_flags: WriteFlags,
-        _flags: OpenFlags,
+        write_flags: WriteFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         // The slice is the buffer that the thread reads its next request into.
         let data = Bytes::copy_from_slice(data);
-        answer!(self, reply, vfs => vfs.write(handle.0, offset, data), |reply: ReplyWrite, size| reply.written(size));
+        let origin = convert::write_origin(write_flags, flags);
+        answer!(
+            self, reply, vfs => vfs.write_from(origin, handle.0, offset, data),
+            |reply: ReplyWrite, size| reply.written(size)
+        );
     }
 
     fn flush(&self, _: &Request, _node: INodeNo, handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {

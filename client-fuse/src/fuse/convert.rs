@@ -2,11 +2,11 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use fuser::{Errno, FileAttr, FopenFlags, INodeNo, RenameFlags, TimeOrNow};
+use fuser::{Errno, FileAttr, FopenFlags, INodeNo, OpenFlags, RenameFlags, TimeOrNow, WriteFlags};
 use larder_protocol::attr::{Attr, FileType, SetTime, Timestamp};
 use larder_protocol::service::file::{RenameHow, SeekWhat};
 
-use crate::vfs::{Error, Opened};
+use crate::vfs::{Error, Opened, WriteOrigin};
 
 /// The block size shown by stat(2) and statfs(2).
 pub(super) const BLOCK_SIZE: u32 = 4096;
@@ -128,6 +128,17 @@ pub(super) fn seek_what(whence: i32) -> Result<SeekWhat, Errno> {
     }
 }
 
+/// Where a write comes from; `flags` are those that the descriptor has now.
+pub(super) fn write_origin(write: WriteFlags, flags: OpenFlags) -> WriteOrigin {
+    if write.contains(WriteFlags::FUSE_WRITE_CACHE) {
+        WriteOrigin::Page
+    } else if flags.0 & libc::O_APPEND == 0 {
+        WriteOrigin::Positioned
+    } else {
+        WriteOrigin::Opened
+    }
+}
+
 /// How the kernel is to treat an open file.
 ///
 /// `FOPEN_PARALLEL_DIRECT_WRITES` is left out on purpose: without it the kernel keeps the writes of one file apart, as
@@ -162,6 +173,15 @@ mod tests {
             assert_eq!(timestamp(decoded_by_fuser(secs, nanos)), Timestamp { secs, nanos });
         }
         assert_eq!(timestamp(decoded_by_fuser(i64::MIN, 0)), Timestamp { secs: i64::MIN, nanos: 0 });
+    }
+
+    #[test]
+    fn only_writes_of_a_descriptor_that_appends_may_be_appended() {
+        let (none, page) = (WriteFlags::empty(), WriteFlags::FUSE_WRITE_CACHE);
+        let (appends, plain) = (OpenFlags(libc::O_WRONLY | libc::O_APPEND), OpenFlags(libc::O_WRONLY));
+        assert_eq!(write_origin(none, appends), WriteOrigin::Opened);
+        assert_eq!(write_origin(none, plain), WriteOrigin::Positioned);
+        assert_eq!(write_origin(page, appends), WriteOrigin::Page);
     }
 
     #[test]

@@ -22,4 +22,11 @@ impl Kernel for KernelNotifier {
             tracing::debug!("the kernel did not take an invalidation of inode {node}: {error}");
         }
     }
+
+    /// A negative offset leaves the pages alone, so the kernel waits for no lock of theirs.
+    fn expire_attrs(&self, node: u64) {
+        if let Err(error) = self.0.inval_inode(INodeNo(node), -1, 0) {
+            tracing::debug!("the kernel did not take an invalidation of the attributes of inode {node}: {error}");
+        }
+    }
 }

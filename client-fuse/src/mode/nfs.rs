@@ -14,14 +14,15 @@
 //! 1. An attribute is used until it expires: adaptively between the minimum and the maximum, counted from before the
 //!    request. Validity given to the kernel never exceeds what remains ([`crate::core::attr_cache`]).
 //! 2. `open` revalidates with the server unless `nocto`; a changed `change` drops the kernel's pages
-//!    ([`crate::core::page_cache`]).
+//!    ([`crate::core::page_cache`]) and ends the validity of its attributes, of which the size is one.
 //! 3. A cached block is used only while its file's attributes are unexpired or just revalidated: the kernel asks for
 //!    attributes before it reads from its pages (`AUTO_INVAL_DATA`), and drops them if size or modification time have
 //!    changed; a change that shows in neither is told to the kernel.
 //! 4. Writes are buffered and coalesced; sent at close, fsync, memory pressure or after 30 s; `close` returns after
-//!    commit, with the error if there was one ([`crate::core::write_behind`]).
+//!    commit, with the error if there was one ([`crate::core::write_behind`]). Writes of others than root to a file with setuid
+//!    or setgid bits are sent at once, because the server takes these away.
 //! 5. Files opened with `O_APPEND` append at the server, past the kernel's pages, because the kernel's idea of the
-//!    end is stale.
+//!    end is stale. Mapped pages of such a file are written where they belong.
 //! 6. A server that goes away is a slow operation (`hard`) or an error after its time (`soft`); the end of the mount
 //!    ends every wait ([`crate::rpc`]).
 //! 7. Locks are the kernel's, among the programs of one client; the mount's options say `nolock`.

@@ -219,9 +219,19 @@ impl Channel {
         Ok(welcome)
     }
 
-    fn up(&self, connection: Arc<Connection>) {
-        *self.state.lock() = State::Up(connection);
+    /// This is the connection now.
+    pub(super) fn up(self: &Arc<Channel>, connection: Arc<Connection>) {
+        *self.state.lock() = State::Up(connection.clone());
         self.changed.notify_waiters();
+        // If it died before, the task that watched it has not seen that it was this channel's.
+        if connection.is_dead() && self.number == 0 && !self.shared.aborted.is_cancelled() {
+            self.shared.lost("it closed the connection");
+            let channel = self.clone();
+            self.shared.runtime.spawn(Box::pin(async move {
+                // Only to have it opened; whoever needs it waits for it too.
+                let _ = channel.connection().await;
+            }));
+        }
     }
 
     async fn reconnect(self: Arc<Channel>) {

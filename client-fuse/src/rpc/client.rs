@@ -167,8 +167,8 @@ impl Client {
     /// Changes something, exactly once.
     ///
     /// # Errors
-    /// The server's, or that there is no answer. After `MaybeExecuted` the operation goes on being sent in the
-    /// background until it is answered, because its slot is of no use before.
+    /// The server's, or that there is no answer. After `MaybeExecuted` the operation is not executed any more if it was
+    /// not before; its slot is of no use until the server has said so.
     pub async fn mutate(self: &Arc<Client>, cred: &Credential, op: Op) -> Result<Mutated, Failure> {
         let (kind, started) = (op.kind(), self.shared.runtime.boottime());
         let appended = if let Op::Append { data, .. } = &op { data.len() as u64 } else { 0 };
@@ -255,7 +255,11 @@ impl Client {
             let call = connection.call(request.clone(), self.shared.timeo);
             let reply = match self.bounded(limit, call).await {
                 Ok(reply) => reply,
-                Err(cause) => return Err(gave_up(cause, tries)),
+                Err(cause) => {
+                    // Whatever the caller does next is fenced off from this, which must not be executed after it.
+                    connection.kill();
+                    return Err(gave_up(cause, tries));
+                }
             };
             match reply {
                 Ok(reply) => match error_of(&reply) {
@@ -321,6 +325,15 @@ impl Client {
     }
 }
 
+/// A mutation that does nothing, in place of one that was given up: under the same id, so that the server answers it
+/// with the result of that one if it was executed or is being so, and otherwise uses the id up. Only a forget of what
+/// cannot be there has no effect, and the number of an object is never 0.
+fn without_effect(request: &LarderRequest) -> Option<LarderRequest> {
+    let LarderRequest::Mutate { cred, id, op } = request else { return None };
+    let nothing = Fid { volume: op.fid()?.volume, vnode: 0, generation: 0 };
+    Some(LarderRequest::Mutate { cred: cred.clone(), id: *id, op: Op::Forget { fids: vec![nothing] } })
+}
+
 /// The channel of a file's writes.
 fn file_channel(fid: Fid) -> u32 {
     1 + (fid.vnode % u64::from(DATA_CHANNELS)) as u32
@@ -343,8 +356,8 @@ fn error_of(reply: &LarderResponse) -> Option<ErrorCode> {
     }
 }
 
-/// A mutation under way. If its future is dropped after it was sent and before it was answered, it goes on in the
-/// background, because its slot cannot be used before.
+/// A mutation under way. If it is given up after it was sent and before it was answered, its slot cannot be used before
+/// it is certain that it is not executed later: that is seen to in the background.
 struct Pending {
     client: Arc<Client>,
     slot: Option<SlotGuard>,
@@ -389,13 +402,19 @@ impl Pending {
 
 impl Drop for Pending {
     fn drop(&mut self) {
+        if self.tries.sent > 0
+            && let Some(slot) = &mut self.slot
+        {
+            slot.sent();
+        }
         if self.answered || self.tries.open == 0 || self.client.shared.aborted.is_cancelled() {
             return;
         }
         let slot = self.slot.take();
         let (client, channel, life, mut tries) = (self.client.clone(), self.channel, self.life, self.tries);
-        // `Drop` cannot move the request out; a mutation is small, and its payload is shared.
-        let request = self.request.clone();
+        let Some(request) = without_effect(&self.request) else { return };
+        // The next connection fences this one, and with it what is on its way there.
+        client.channels[channel as usize].kill();
         self.client.shared.runtime.spawn(Box::pin(async move {
             let _ = client.exchange(channel, &request, None, &mut tries, Some(life)).await;
             drop(slot);

@@ -43,6 +43,10 @@ struct Server {
     world: Mutex<World>,
     unreachable: AtomicBool,
     forget_client: AtomicU64,
+    /// Requests to be swallowed, whatever the weather.
+    swallow_next: AtomicU64,
+    /// What was executed.
+    operations: Mutex<Vec<Op>>,
     executed: AtomicU64,
 }
 
@@ -62,6 +66,8 @@ impl Server {
             world: Mutex::new(World { epoch: 1, ..World::default() }),
             unreachable: AtomicBool::new(false),
             forget_client: AtomicU64::new(0),
+            swallow_next: AtomicU64::new(0),
+            operations: Mutex::default(),
             executed: AtomicU64::new(0),
         })
     }
@@ -126,7 +132,7 @@ impl Larder for Session {
         })
     }
 
-    async fn mutate(self, _: Context, _: Credential, id: OpId, _: Op) -> Result<Mutated, ErrorCode> {
+    async fn mutate(self, _: Context, _: Credential, id: OpId, op: Op) -> Result<Mutated, ErrorCode> {
         let (server, weather) = (self.server.clone(), self.server.weather);
         if self.fenced() {
             return Err(ErrorCode::Fenced);
@@ -138,7 +144,9 @@ impl Larder for Session {
         if server.chance(weather.not_ready) {
             return Err(ErrorCode::Unavailable);
         }
-        if server.chance(weather.swallow) {
+        let counts = |left: u64| left.checked_sub(1);
+        let swallowed = server.swallow_next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, counts).is_ok();
+        if swallowed || server.chance(weather.swallow) {
             return std::future::pending().await;
         }
         if server.chance(weather.cut_before) {
@@ -150,6 +158,7 @@ impl Larder for Session {
             if id.seq > last {
                 let result = server.executed.fetch_add(1, Ordering::Relaxed) + 1;
                 world.slots.insert(id.slot, (id.seq, result));
+                server.operations.lock().push(op);
                 result
             } else if id.seq == last {
                 recorded
@@ -302,6 +311,22 @@ async fn an_operation_given_up_keeps_its_slot_until_it_is_answered() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_operation_given_up_is_not_executed_later() {
+    let server = Server::new(Weather::default(), 1);
+    let client = client(&server, 1, Patience::Soft(Duration::from_secs(3)));
+    client.connect().await.unwrap();
+    assert_eq!(mutate(&client).await, Ok(1));
+    server.swallow_next.store(1, Ordering::Relaxed);
+    assert_eq!(mutate(&client).await, Err(Failure::MaybeExecuted(Cause::TimedOut)));
+    assert!(!client.is_connected(), "what comes next goes over a connection that fences this one");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let nothing = Op::Forget { fids: vec![Fid { volume: FID.volume, vnode: 0, generation: 0 }] };
+    assert_eq!(*server.operations.lock(), [op(), nothing], "its number is used up");
+    assert_eq!(mutate(&client).await, Ok(3));
+    assert_eq!(server.world.lock().slots.keys().copied().collect::<Vec<_>>(), [0], "and its slot is free");
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_end_of_the_mount_ends_every_wait() {
     let server = Server::new(Weather { swallow: 1000, ..Weather::default() }, 1);
     let client = client(&server, 1, Patience::Hard);
@@ -344,6 +369,22 @@ async fn a_new_server_process_is_noticed_without_a_request() {
     client.channels[0].kill();
     client.shared().new_epoch.notified().await;
     assert_eq!(client.shared().server_restarts.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_control_channel_that_dies_before_it_is_up_is_opened_again() {
+    let server = Server::new(Weather::default(), 1);
+    let client = client(&server, 1, Patience::Hard);
+    client.connect().await.unwrap();
+    let channel = &client.channels[0];
+    let dead = channel.connection().await.unwrap();
+    dead.kill();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(client.is_connected());
+    channel.up(dead);
+    assert!(!client.is_connected());
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(client.is_connected(), "although nothing is asked");
 }
 
 #[tokio::test(start_paused = true)]

@@ -25,6 +25,7 @@ struct Inner {
 pub struct SlotGuard {
     queue: Arc<SlotQueue>,
     place: Place,
+    sent: bool,
 }
 
 impl SlotGuard {
@@ -32,11 +33,19 @@ impl SlotGuard {
     pub fn place(&self) -> Place {
         self.place
     }
+
+    /// The operation was sent, so that its number is used up.
+    pub fn sent(&mut self) {
+        self.sent = true;
+    }
 }
 
 impl Drop for SlotGuard {
     fn drop(&mut self) {
-        self.queue.inner.lock().slots.free(self.place);
+        {
+            let slots = &mut self.queue.inner.lock().slots;
+            if self.sent { slots.free(self.place) } else { slots.give_back(self.place) }
+        }
         SlotQueue::hand_out(&self.queue);
     }
 }
@@ -78,7 +87,7 @@ impl SlotQueue {
                 if inner.waiting.is_empty()
                     && let Some(place) = inner.slots.take()
                 {
-                    return SlotGuard { queue: self.clone(), place };
+                    return SlotGuard { queue: self.clone(), place, sent: false };
                 }
                 let (give, turn) = oneshot::channel();
                 inner.waiting.push_back(give);
@@ -101,7 +110,7 @@ impl SlotQueue {
                 }
                 let Some(place) = inner.slots.take() else { return };
                 let Some(give) = inner.waiting.pop_front() else { return };
-                (give, SlotGuard { queue: queue.clone(), place })
+                (give, SlotGuard { queue: queue.clone(), place, sent: false })
             };
             // A waiter that left meanwhile sends the guard back, and dropping it (without the lock) frees the slot
             // for the next.
@@ -121,14 +130,16 @@ mod tests {
     async fn slots_are_given_in_the_order_of_asking() {
         let queue = SlotQueue::new(1);
         queue.set_limit(1);
-        let first = queue.acquire().await;
+        let mut first = queue.acquire().await;
+        first.sent();
         let mut second = Box::pin(queue.acquire());
         let mut third = Box::pin(queue.acquire());
         assert!((&mut second).now_or_never().is_none());
         assert!((&mut third).now_or_never().is_none());
         drop(first);
         assert!((&mut third).now_or_never().is_none());
-        let guard = second.await;
+        let mut guard = second.await;
+        guard.sent();
         assert_eq!(guard.place().seq, 2);
         drop(guard);
         assert_eq!(third.await.place().seq, 3);

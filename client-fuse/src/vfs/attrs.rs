@@ -37,7 +37,7 @@ impl Vfs {
         self.counters.miss(Miss::Changed);
         if unseen && open {
             self.notifier.inval_data(node.number);
-            pages.filled(change);
+            pages.forget();
         }
     }
 
@@ -84,9 +84,14 @@ impl Vfs {
         Attributes { node: node.number, attr: self.shown(&state), ttl }
     }
 
-    /// How long names in a directory may be used.
-    pub(super) fn dir_ttl(&self, dir: &Node) -> Duration {
-        self.policy.usable(&dir.state.lock().attrs, self.runtime.boottime()).unwrap_or(Duration::ZERO)
+    /// How long names may be used that a reply has shown in a directory at `change`: not at all if the directory is
+    /// known to be another by now.
+    pub(super) fn dir_ttl(&self, dir: &Node, change: u64) -> Duration {
+        let state = dir.state.lock();
+        if state.attrs.attr().change != change {
+            return Duration::ZERO;
+        }
+        self.policy.usable(&state.attrs, self.runtime.boottime()).unwrap_or(Duration::ZERO)
     }
 
     /// Asks the server for attributes.
@@ -111,25 +116,21 @@ impl Vfs {
         Ok(self.view(node))
     }
 
-    /// An object that a reply has shown under a name, as a lookup's result. Counts a lookup.
-    pub(super) fn entry(&self, attr: Attr, dir: &Node, sent: Stamp) -> Entry {
+    /// An object that a reply has shown under a name in a directory at `change`, as a lookup's result. Counts a lookup.
+    pub(super) fn entry(&self, attr: Attr, dir: &Node, change: u64, sent: Stamp) -> Entry {
         let limits = self.policy.attr_limits(attr.kind);
         let (node, new) = self.nodes.intern(&attr, sent, self.stamp(), limits);
         if !new {
             self.learn(&node, attr, sent);
         }
-        self.entry_of(&node, dir)
-    }
-
-    pub(super) fn entry_of(&self, node: &Arc<Node>, dir: &Node) -> Entry {
         node.parent.store(dir.number, std::sync::atomic::Ordering::Relaxed);
-        let Attributes { attr, ttl, .. } = self.view(node);
+        let Attributes { attr, ttl, .. } = self.view(&node);
         Entry {
             node: node.number,
             generation: node.fid.generation,
             attr,
             attr_ttl: ttl,
-            entry_ttl: self.policy.entry_ttl(self.dir_ttl(dir)),
+            entry_ttl: self.policy.entry_ttl(self.dir_ttl(dir, change)),
         }
     }
 

@@ -17,6 +17,7 @@ const TICK: Duration = Duration::from_secs(1);
 pub(super) fn start(vfs: &Arc<Vfs>) {
     let (weak, runtime, wake) = (Arc::downgrade(vfs), vfs.runtime.clone(), vfs.wake.clone());
     let client = vfs.client.clone();
+    let letting_go = Arc::new(tokio::sync::Mutex::new(()));
     let task = async move {
         let shared = client.shared();
         loop {
@@ -34,7 +35,13 @@ pub(super) fn start(vfs: &Arc<Vfs>) {
                 vfs.check_sent();
             } else if !idle {
                 vfs.send_old();
-                vfs.let_go().await;
+                // The server may be away for long, and age goes on meanwhile. One at a time suffices.
+                if let Ok(turn) = letting_go.clone().try_lock_owned() {
+                    vfs.runtime.clone().spawn(Box::pin(async move {
+                        vfs.let_go().await;
+                        drop(turn);
+                    }));
+                }
             }
         }
     };
@@ -45,9 +52,14 @@ impl Vfs {
     /// Tells the server which orphans it need not keep. What fails is freed when the client leaves.
     async fn let_go(&self) {
         loop {
-            let fids = self.removals.take_forgets(MAX_FORGET);
+            let mut fids = self.removals.take_forgets(MAX_FORGET);
             if fids.is_empty() {
                 return;
+            }
+            // One that is being opened after all is let go when it is closed.
+            fids.retain(|fid| !self.nodes.keep(*fid));
+            if fids.is_empty() {
+                continue;
             }
             if let Err(error) = self.client.mutate(&Credential::root(), Op::Forget { fids }).await {
                 tracing::debug!("orphans could not be let go: {error:?}");

@@ -99,7 +99,7 @@ impl Vfs {
 
     fn item(&self, handle: &DirHandle, listing: &Listing, entry: &DirEntry, plus: bool) -> DirItem {
         let shown = match &entry.attr {
-            Some(attr) if plus => Some(self.entry(attr.clone(), &handle.node, listing.sent)),
+            Some(attr) if plus => Some(self.entry(attr.clone(), &handle.node, listing.change, listing.sent)),
             _ => None,
         };
         DirItem {
@@ -123,8 +123,9 @@ impl Vfs {
         let query = Query::Readdir { dir: handle.node.fid, cookie, max_bytes: LISTING, plus };
         match self.client.query(&handle.cred, query).await? {
             QueryReply::Listing { entries, end, dir } => {
+                let change = dir.change;
                 self.learn(&handle.node, dir, sent);
-                let listing = Arc::new(Listing { after: cookie, entries, end, sent, plus });
+                let listing = Arc::new(Listing { after: cookie, entries, end, sent, change, plus });
                 *handle.listing.lock() = Some(listing.clone());
                 Ok(listing)
             }
@@ -166,7 +167,7 @@ mod tests {
                 attr: None,
             })
             .collect();
-        Listing { after, entries, end, sent: Stamp::default(), plus: false }
+        Listing { after, entries, end, sent: Stamp::default(), change: 0, plus: false }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::Error;
-use crate::core::write_behind::{Config, WriteBehind};
+use crate::core::write_behind::{Action, Config, WriteBehind};
 
 /// The data of one file.
 pub(super) struct FileState {
@@ -71,6 +71,12 @@ impl FileState {
 }
 
 impl Flow {
+    /// The next request to make, if any is due, and on whose behalf.
+    pub(super) fn next(&mut self) -> Option<(Action, Arc<Credential>)> {
+        let action = self.data.next_action()?;
+        Some((action, self.cred.clone()))
+    }
+
     /// Notes a failure for every handle to report.
     pub(super) fn fail(&mut self, error: Error) {
         self.failures += 1;

@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use futures::stream::{FuturesOrdered, StreamExt};
+use larder_protocol::attr::{SETGID, SETUID};
 use larder_protocol::error::ErrorCode;
 use larder_protocol::payload::Payload;
 use larder_protocol::runtime::RuntimeExt;
 use larder_protocol::service::file::{Op, OpReply, Query, QueryReply};
 
 use super::handle::FileHandle;
-use super::{Error, Vfs, unexpected};
+use super::{Error, Vfs, WriteOrigin, unexpected};
 use crate::core::attr_cache::Miss;
 use crate::core::write_behind::Cover;
 use crate::mode::Writes;
@@ -28,6 +29,7 @@ impl Vfs {
         if !handle.readable {
             return Err(Error::BadHandle);
         }
+        self.in_use(&handle);
         let Ok(end) = Vfs::end_of(offset, size.into()) else { return Ok(Bytes::new()) };
         loop {
             let (cover, local_end, setbacks) = {
@@ -35,7 +37,11 @@ impl Vfs {
                 let flow = handle.file.flow.lock();
                 let local_end = flow.data.end().unwrap_or(0);
                 let end = end.min(known.max(local_end));
-                (if offset < end { flow.data.read(offset, end) } else { Cover::None }, end.min(local_end), flow.data.setbacks())
+                (
+                    if offset < end { flow.data.read(offset, end) } else { Cover::None },
+                    end.min(local_end),
+                    flow.data.setbacks(),
+                )
             };
             match cover {
                 Cover::Full(data) => {
@@ -100,12 +106,20 @@ impl Vfs {
         }
     }
 
+    /// Writes as the file was opened, and returns how many bytes.
+    ///
+    /// # Errors
+    /// Those of [`Vfs::write_from`].
+    pub async fn write(&self, handle: u64, offset: u64, data: Bytes) -> Result<u32, Error> {
+        self.write_from(WriteOrigin::Opened, handle, offset, data).await
+    }
+
     /// Writes, and returns how many bytes.
     ///
     /// # Errors
     /// The server's, or that there is no answer. Failures of writes that were buffered are reported by
     /// [`Vfs::flush`] and [`Vfs::fsync`].
-    pub async fn write(&self, handle: u64, offset: u64, data: Bytes) -> Result<u32, Error> {
+    pub async fn write_from(&self, origin: WriteOrigin, handle: u64, offset: u64, data: Bytes) -> Result<u32, Error> {
         let handle = self.handles.file(handle)?;
         if !handle.writable {
             return Err(Error::BadHandle);
@@ -114,18 +128,45 @@ impl Vfs {
         if len == 0 {
             return Ok(0);
         }
-        match handle.plan.writes {
+        if origin != WriteOrigin::Page {
+            // A page is written through any handle, perhaps one whose open is not complete.
+            self.in_use(&handle);
+        }
+        let mode = handle.node.state.lock().attrs.attr().mode;
+        let loses_privilege = mode & (SETUID | SETGID) != 0 && handle.cred.uid != 0;
+        let writes = match handle.plan.writes {
+            Writes::Appended if origin != WriteOrigin::Opened => Writes::Through,
+            // The server takes the bits away, and the program that has written is to see it.
+            Writes::Buffered if loses_privilege => Writes::Through,
+            writes => writes,
+        };
+        let written = self.write_as(writes, &handle, offset, data, len).await;
+        if loses_privilege {
+            self.notifier.expire_attrs(handle.node.number);
+        }
+        written
+    }
+
+    async fn write_as(
+        &self,
+        writes: Writes,
+        handle: &FileHandle,
+        offset: u64,
+        data: Bytes,
+        len: u32,
+    ) -> Result<u32, Error> {
+        match writes {
             Writes::Buffered => {
                 Vfs::end_of(offset, len.into())?;
-                self.write_buffered(&handle, offset, data).await?;
+                self.write_buffered(handle, offset, data).await?;
             }
             Writes::Through => {
                 Vfs::end_of(offset, len.into())?;
-                return self.in_pieces(data, |at, piece| self.write_through(&handle, offset + at, piece)).await;
+                return self.in_pieces(data, |at, piece| self.write_through(handle, offset + at, piece)).await;
             }
             Writes::Appended => {
                 let _exclusive = self.exclusive(&handle.node, &handle.file).await?;
-                return self.in_pieces(data, |_, piece| self.append(&handle, piece)).await;
+                return self.in_pieces(data, |_, piece| self.append(handle, piece)).await;
             }
         }
         Ok(len)
@@ -154,18 +195,27 @@ impl Vfs {
 
     async fn write_through(&self, handle: &FileHandle, offset: u64, data: Bytes) -> Result<(), Error> {
         let (node, file) = (&handle.node, &handle.file);
-        let action = loop {
+        let next = loop {
             let changed = file.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            {
+            let other = {
                 let mut flow = file.flow.lock();
-                flow.cred = handle.cred.clone();
-                if let Some(action) = flow.data.write_through(offset, &data, self.runtime.boottime()) {
-                    break action;
+                let other = flow.cred != handle.cred && !flow.data.is_idle();
+                if !other {
+                    if let Some(action) = flow.data.write_through(offset, &data, self.runtime.boottime()) {
+                        flow.cred = handle.cred.clone();
+                        break (action, handle.cred.clone());
+                    }
+                    // What is in the way may be waiting to be coalesced.
+                    flow.data.flush(false);
                 }
-                // What is in the way may be waiting to be coalesced.
-                flow.data.flush(false);
+                other
+            };
+            if other {
+                // Each write goes out under the credential it came with.
+                self.flush_data(node, file, true).await?;
+                continue;
             }
             self.kick(node, file);
             self.until_abort(changed).await?;
@@ -175,7 +225,7 @@ impl Vfs {
         // Once it is in flight it must be taken to its end, even if the caller gives up.
         let task = {
             let (vfs, node, file) = (vfs, node.clone(), file.clone());
-            async move { vfs.carry_out(&node, &file, action).await }
+            async move { vfs.carry_out(&node, &file, next).await }
         };
         self.runtime.detached(task).await.unwrap_or(Err(Error::Aborted))?;
         self.kick(&node, &file);
@@ -221,6 +271,7 @@ impl Vfs {
     /// What went wrong with earlier writes, once for each handle.
     pub async fn flush(&self, handle: u64) -> Result<(), Error> {
         let handle = self.handles.file(handle)?;
+        self.in_use(&handle);
         if handle.writable && handle.plan.flush_on_close {
             self.flush_data(&handle.node, &handle.file, true).await?;
         }

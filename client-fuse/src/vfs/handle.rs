@@ -30,6 +30,9 @@ pub(super) struct FileHandle {
     pub writable: bool,
     /// How many of the file's failures it has reported, or need not.
     pub seen_failures: AtomicU64,
+    /// What its first request says of the kernel's pages ([`Pages::dropped`](crate::core::page_cache::Pages::dropped)),
+    /// plus one; 0 if that is said or there is nothing to say.
+    pub dropping: AtomicU64,
 }
 
 /// An open directory.
@@ -52,6 +55,8 @@ pub(super) struct Listing {
     pub end: bool,
     /// When they were asked for.
     pub sent: Stamp,
+    /// The directory's `change` that they belong to.
+    pub change: u64,
     /// Whether they have attributes.
     pub plus: bool,
 }

@@ -37,7 +37,9 @@ use tokio::sync::Notify;
 pub use error::{AttachError, Error};
 pub use node::ROOT;
 pub use stats::ClientStats;
-pub use types::{Attributes, DirItem, DirName, Entry, Kernel, LookupCache, LookupResult, Mode, MountOptions, Opened};
+pub use types::{
+    Attributes, DirItem, DirName, Entry, Kernel, LookupCache, LookupResult, Mode, MountOptions, Opened, WriteOrigin,
+};
 
 use crate::core::attr_cache::Stamp;
 use crate::mode::CachePolicy;
@@ -171,7 +173,7 @@ impl Vfs {
         self.credentials.of(uid, gid, pid, self.runtime.boottime())
     }
 
-    /// Whom to tell that cached pages are no longer good. Starts a thread for it.
+    /// Whom to tell that cached pages or attributes are no longer good. Starts a thread for it.
     ///
     /// # Errors
     /// That of the system, if there is no thread to be had.

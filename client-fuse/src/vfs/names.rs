@@ -71,10 +71,11 @@ impl Vfs {
         let query = Query::Lookup { dir: dir.fid, name: Name::new(name)? };
         match self.client.query(cred, query).await? {
             QueryReply::Entry { attr, dir: dir_attr } => {
+                let change = dir_attr.change;
                 self.learn(&dir, dir_attr, sent);
                 Ok(match attr {
-                    Some(attr) => LookupResult::Found(self.entry(attr, &dir, sent)),
-                    None => LookupResult::Missing { ttl: self.policy.negative_ttl(self.dir_ttl(&dir)) },
+                    Some(attr) => LookupResult::Found(self.entry(attr, &dir, change, sent)),
+                    None => LookupResult::Missing { ttl: self.policy.negative_ttl(self.dir_ttl(&dir, change)) },
                 })
             }
             _ => Err(unexpected()),
@@ -106,7 +107,7 @@ impl Vfs {
         match self.client.mutate(cred, op).await?.reply {
             OpReply::Entry { attr, dir: dir_change, created } => {
                 self.learn_own(dir, &dir_change, sent);
-                Ok((self.entry(attr, dir, sent), created))
+                Ok((self.entry(attr, dir, dir_change.attr.change, sent), created))
             }
             _ => Err(unexpected()),
         }
@@ -275,18 +276,6 @@ impl Vfs {
     pub(super) fn forget_orphan(&self, fid: Fid) {
         self.removals.forgets.lock().push(fid);
         self.wake.notify_one();
-    }
-
-    /// Forgets what a create has truncated. Returns whether writes are in flight, which may reach the server after it.
-    pub(super) fn truncated_elsewhere(&self, node: &Arc<Node>) -> bool {
-        let Some(file) = node.file() else { return false };
-        let in_flight = {
-            let mut flow = file.flow.lock();
-            flow.data.discard();
-            flow.data.has_unsent()
-        };
-        self.settle(node, &file);
-        in_flight
     }
 }
 

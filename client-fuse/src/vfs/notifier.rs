@@ -1,8 +1,8 @@
-//! Telling the kernel, from a thread of its own: a notification may block until a request is answered, so a task that
-//! answers requests must not make it.
+//! Telling the kernel. Where that may block until a request is answered, a thread of its own does it, because a task
+//! that answers requests must not.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -12,6 +12,7 @@ use super::Kernel;
 #[derive(Default)]
 pub(super) struct Notifier {
     queue: Arc<Queue>,
+    kernel: OnceLock<Arc<dyn Kernel>>,
 }
 
 #[derive(Default)]
@@ -33,8 +34,10 @@ impl Notifier {
         if std::mem::replace(&mut self.queue.pending.lock().running, true) {
             return Ok(());
         }
-        let queue = self.queue.clone();
-        std::thread::Builder::new().name("larder-notify".to_owned()).spawn(move || queue.run(&*kernel))?;
+        let (queue, listener) = (self.queue.clone(), kernel.clone());
+        std::thread::Builder::new().name("larder-notify".to_owned()).spawn(move || queue.run(&*listener))?;
+        // Only the first start comes here.
+        let _ = self.kernel.set(kernel);
         Ok(())
     }
 
@@ -43,6 +46,13 @@ impl Notifier {
         let mut pending = self.queue.pending.lock();
         if pending.running && pending.data.insert(node) {
             self.queue.filled.notify_one();
+        }
+    }
+
+    /// A file's attributes are no longer good. The kernel knows when this returns.
+    pub(super) fn expire_attrs(&self, node: u64) {
+        if let Some(kernel) = self.kernel.get() {
+            kernel.expire_attrs(node);
         }
     }
 
@@ -86,6 +96,10 @@ mod tests {
         fn inval_data(&self, node: u64) {
             self.0.lock().send(node).expect("the test listens");
         }
+
+        fn expire_attrs(&self, node: u64) {
+            self.0.lock().send(1000 + node).expect("the test listens");
+        }
     }
 
     #[test]
@@ -96,7 +110,14 @@ mod tests {
         notifier.start(Arc::new(Told(Mutex::new(tell)))).unwrap();
         notifier.inval_data(7);
         assert_eq!(told.recv_timeout(Duration::from_secs(5)), Ok(7), "what came before there was a kernel is moot");
+        notifier.expire_attrs(8);
+        assert_eq!(told.try_recv(), Ok(1008), "without the thread");
         notifier.stop();
-        assert!(told.recv_timeout(Duration::from_secs(5)).is_err(), "the thread and its sender are gone");
+        drop(notifier);
+        assert_eq!(
+            told.recv_timeout(Duration::from_secs(5)),
+            Err(mpsc::RecvTimeoutError::Disconnected),
+            "the thread and its sender are gone"
+        );
     }
 }

@@ -54,7 +54,12 @@ impl Vfs {
         } else {
             self.revalidate(cred, &node, &plan).await?;
         }
-        Ok(opening.finish(flags, plan))
+        let opened = opening.finish(flags, plan);
+        if !opened.keep_cache {
+            // The kernel believes its size of the file as long as its attributes are valid, pages or no pages.
+            self.notifier.expire_attrs(node.number);
+        }
+        Ok(opened)
     }
 
     /// Makes a file, or takes the one that is there, and opens it.
@@ -83,7 +88,7 @@ impl Vfs {
         // Counts as open before it is sent, lest a removal that is sent later takes the file away.
         let counted = Counted::new(self).await?;
         let op = Op::Create { dir: dir.fid, name, mode: mode & MODE_MASK, umask, how };
-        let (entry, created) = self.make(cred, &dir, op).await?;
+        let (mut entry, created) = self.make(cred, &dir, op).await?;
         if entry.attr.kind != FileType::Regular {
             self.forget(entry.node, 1);
             return Err(if entry.attr.kind == FileType::Directory {
@@ -94,7 +99,8 @@ impl Vfs {
             .into());
         }
         let node = self.node(entry.node)?;
-        let again = truncate && !created && self.truncated_elsewhere(&node);
+        // Writes that are still on their way would reach the server after the truncation.
+        let again = truncate && !created && node.file().is_some_and(|file| !file.is_idle());
         let opening = self.pin(&node, cred, counted);
         if again {
             let set = SetAttr { size: Some(0), ..SetAttr::default() };
@@ -102,6 +108,8 @@ impl Vfs {
                 self.forget(entry.node, 1);
                 return Err(error);
             }
+            let seen = self.view(&node);
+            (entry.attr, entry.attr_ttl) = (seen.attr, seen.ttl);
         }
         Ok((entry, opening.finish(flags, self.policy.open(flags))))
     }
@@ -143,31 +151,44 @@ impl Vfs {
         Ok(())
     }
 
-    /// Whether the kernel's pages are still good, and notes what they will be good at from now on.
-    fn keep_pages(&self, node: &Node) -> bool {
+    /// Whether the kernel's pages are still good, or else what they will be good at from now on, as the handle's
+    /// `dropping`.
+    fn keep_pages(&self, node: &Node) -> (bool, u64) {
         let mut state = node.state.lock();
         let (change, unordered) = (state.attrs.attr().change, state.attrs.is_unordered());
         let pages = state.pages.get_or_insert_with(|| Box::new(Pages::default()));
-        let (good, known) = (pages.good_at(change), pages.known());
+        let (good, known) = (pages.may_keep(change), pages.known());
         if unordered {
             // What is known may not be the newest, so neither these pages nor those read now can be told from old ones.
             pages.forget();
-            return false;
+            return (false, 0);
         }
         if good {
             self.counters.hit();
-        } else {
-            if known {
-                self.counters.miss(Miss::Changed);
-            }
-            pages.filled(change);
+            return (true, 0);
         }
-        good
+        if known {
+            self.counters.miss(Miss::Changed);
+        }
+        (false, u64::from(pages.filled(change)) + 1)
+    }
+
+    /// A request through this handle: the kernel has received the reply to its open.
+    pub(super) fn in_use(&self, handle: &FileHandle) {
+        if handle.dropping.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        if let Some(round) = handle.dropping.swap(0, Ordering::Relaxed).checked_sub(1)
+            && let Some(pages) = handle.node.state.lock().pages.as_deref_mut()
+        {
+            pages.dropped(round as u32);
+        }
     }
 
     /// Closes a file. What is still unsent goes on in the background.
     pub async fn release(&self, handle: u64) {
         let Some(handle) = self.handles.remove_file(handle) else { return };
+        self.in_use(&handle);
         self.close(&handle.node, &handle.file);
     }
 
@@ -222,7 +243,7 @@ struct Opening<'a> {
 impl Opening<'_> {
     fn finish(mut self, flags: i32, plan: OpenPlan) -> Opened {
         self.opened = true;
-        let keep_cache = self.vfs.keep_pages(&self.node);
+        let (keep_cache, dropping) = self.vfs.keep_pages(&self.node);
         let (readable, writable) = access(flags);
         let handle = self.vfs.handles.add_file(FileHandle {
             node: self.node.clone(),
@@ -232,6 +253,7 @@ impl Opening<'_> {
             readable,
             writable,
             seen_failures: AtomicU64::new(self.file.flow.lock().failures),
+            dropping: AtomicU64::new(dropping),
         });
         Opened { handle, keep_cache, direct_io: plan.direct_io, noflush: !writable }
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use larder_protocol::attr::Credential;
 use larder_protocol::error::ErrorCode;
 use larder_protocol::payload::Payload;
 use larder_protocol::service::file::WriteRequest;
@@ -94,9 +95,9 @@ impl Vfs {
             if flow.sending {
                 None
             } else {
-                let action = flow.data.next_action();
-                flow.sending = action.is_some();
-                action
+                let next = flow.next();
+                flow.sending = next.is_some();
+                next
             }
         };
         match (first, self.weak.upgrade()) {
@@ -109,19 +110,19 @@ impl Vfs {
     }
 
     /// Sends what is due until nothing is.
-    async fn send(self: Arc<Vfs>, node: Arc<Node>, file: Arc<FileState>, first: Action) {
+    async fn send(self: Arc<Vfs>, node: Arc<Node>, file: Arc<FileState>, first: (Action, Arc<Credential>)) {
         let mut under_way = FuturesUnordered::new();
         under_way.push(self.carry_out(&node, &file, first));
         loop {
             loop {
-                let action = {
+                let next = {
                     let mut flow = file.flow.lock();
-                    let action = flow.data.next_action();
-                    flow.sending = action.is_some() || !under_way.is_empty();
-                    action
+                    let next = flow.next();
+                    flow.sending = next.is_some() || !under_way.is_empty();
+                    next
                 };
-                match action {
-                    Some(action) => under_way.push(self.carry_out(&node, &file, action)),
+                match next {
+                    Some(next) => under_way.push(self.carry_out(&node, &file, next)),
                     None => break,
                 }
             }
@@ -142,12 +143,16 @@ impl Vfs {
         self.settle(&node, &file);
     }
 
-    /// Makes one request and takes in its answer.
+    /// Makes one request, on behalf of whoever it was given with, and takes in its answer.
     ///
     /// # Errors
     /// The server's, or that there is no answer; the data of the request is given up.
-    pub(super) async fn carry_out(&self, node: &Arc<Node>, file: &Arc<FileState>, action: Action) -> Result<(), Error> {
-        let cred = file.flow.lock().cred.clone();
+    pub(super) async fn carry_out(
+        &self,
+        node: &Arc<Node>,
+        file: &Arc<FileState>,
+        (action, cred): (Action, Arc<Credential>),
+    ) -> Result<(), Error> {
         let sent = self.stamp();
         let result = match action {
             Action::Write { id, offset, data, stable } => {
@@ -232,10 +237,10 @@ impl Vfs {
         file: &'a Arc<FileState>,
     ) -> Result<Exclusive<'a>, Error> {
         let turn = self.until_abort(file.exclusive.lock()).await?;
-        self.flush_data(node, file, true).await?;
-        file.flow.lock().data.pause();
+        let epoch = file.flow.lock().data.hold();
         let exclusive = Exclusive { vfs: self, node, file, _turn: turn };
-        self.wait_for(file, |flow| flow.data.is_quiet()).await?;
+        self.kick(node, file);
+        self.wait_for(file, |flow| flow.data.reached(epoch, true) && flow.data.is_quiet()).await?;
         Ok(exclusive)
     }
 
@@ -306,7 +311,7 @@ impl Vfs {
     }
 }
 
-/// No write of the file is in flight while this lives.
+/// All that was written to the file is committed, and no write of it is in flight while this lives.
 pub(super) struct Exclusive<'a> {
     vfs: &'a Vfs,
     node: &'a Arc<Node>,
@@ -316,7 +321,7 @@ pub(super) struct Exclusive<'a> {
 
 impl Drop for Exclusive<'_> {
     fn drop(&mut self) {
-        self.file.flow.lock().data.resume();
+        self.file.flow.lock().data.release();
         self.file.changed.notify_waiters();
         self.vfs.kick(self.node, self.file);
     }

@@ -50,10 +50,20 @@ impl Vfs {
     /// `NoSuchRange` if there is none; the server's, or that there is no answer.
     pub async fn lseek(&self, handle: u64, offset: u64, what: SeekWhat) -> Result<u64, Error> {
         let handle = self.handles.file(handle)?;
-        self.flush_data(&handle.node, &handle.file, false).await?;
-        match self.client.query(&handle.cred, Query::Seek { fid: handle.node.fid, offset, what }).await? {
-            QueryReply::Offset(offset) => Ok(offset),
-            _ => Err(unexpected()),
+        loop {
+            let setbacks = handle.file.flow.lock().data.setbacks();
+            self.flush_data(&handle.node, &handle.file, false).await?;
+            let found = self.client.query(&handle.cred, Query::Seek { fid: handle.node.fid, offset, what }).await;
+            let mut flow = handle.file.flow.lock();
+            self.follow_server(&mut flow);
+            if flow.data.setbacks() != setbacks {
+                // A new server process has answered, before it was sent again what the old one lost.
+                continue;
+            }
+            return match found? {
+                QueryReply::Offset(offset) => Ok(offset),
+                _ => Err(unexpected()),
+            };
         }
     }
 
@@ -80,8 +90,9 @@ impl Vfs {
             return Ok(0);
         }
         Vfs::end_of(offset_out, len)?;
-        // The source only needs its data to be there; taking both exclusively could deadlock with a copy back.
-        self.flush_data(&from.node, &from.file, false).await?;
+        // Committed, so that a restart of the server does not take it from under the copy. Nothing keeps newer data
+        // from following, which is in order; taking both files exclusively could deadlock with a copy back.
+        self.flush_data(&from.node, &from.file, true).await?;
         let _exclusive = self.exclusive(&to.node, &to.file).await?;
         let sent = self.stamp();
         let op =

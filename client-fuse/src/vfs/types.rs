@@ -210,8 +210,23 @@ impl DirName {
     }
 }
 
-/// What the file system tells the kernel on its own. Called from a thread that serves no requests, so it may block.
+/// Where a write comes from, which decides where in the file it goes if the file was opened to append.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WriteOrigin {
+    /// A program, through a descriptor with the flags of the open.
+    Opened,
+    /// A program, through a descriptor that does not append any more (`F_SETFL` of fcntl(2)).
+    Positioned,
+    /// A page that some program has mapped; the handle is any that may be written.
+    Page,
+}
+
+/// What the file system tells the kernel on its own.
 pub trait Kernel: Send + Sync + 'static {
-    /// Drops the kernel's pages of a file.
+    /// Drops the kernel's pages of a file. Called from a thread that serves no requests, so it may block.
     fn inval_data(&self, node: u64);
+
+    /// The attributes that the kernel has of a file are to be asked for again before they are used; its pages stay.
+    /// Called while a request for the file is being served, so it must wait for no other.
+    fn expire_attrs(&self, node: u64);
 }

@@ -2,7 +2,7 @@
 //!
 //! The methods of [`Larder`] are sorted by how a request may be repeated, because that is what the two ends must
 //! agree on: a *query* changes nothing, a *write* or *commit* has the same effect twice as once, and a *mutation* is
-//! recognised by its [`OpId`](crate::ids::OpId) and runs once.
+//! recognised by its [`OpId`] and runs once.
 
 pub mod file;
 pub mod kind;

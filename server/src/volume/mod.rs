@@ -1,7 +1,7 @@
 //! A volume: a tree of files with its metadata, contents, and one writer.
 //!
 //! A request comes in through [`Volume::query`], [`Volume::mutate`], [`Volume::write`] or [`Volume::commit`]. Changes
-//! of metadata are decided and applied by one [writer]; contents are the business of [`data`]; what the disk holds is
+//! of metadata are decided and applied by one `writer`; contents are the business of [`data`]; what the disk holds is
 //! behind two traits, [`meta`] and [`content`].
 
 pub mod access;

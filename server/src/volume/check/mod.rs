@@ -1,8 +1,8 @@
 //! The offline check of a store: every invariant of its volumes, and the repair of what can be mended without losing
 //! data.
 //!
-//! A check is a few passes over one snapshot of a volume: the [`rows`] and what they say of each vnode, the [`tree`],
-//! the [`contents`], the [`counts`]. With repair, each finding that can be mended adds its changes to one draft; after
+//! A check is a few passes over one snapshot of a volume: the `rows` and what they say of each vnode, the `tree`,
+//! the `contents`, the `counts`. With repair, each finding that can be mended adds its changes to one draft; after
 //! the passes it is committed and the volume is checked again, until nothing mendable is found. So a repair is
 //! believed only if a check of its result says so.
 

@@ -3,7 +3,7 @@
 //! Small contents live in the metadata and change with it, in one batch. Larger ones live in a content file, which is
 //! written in place and gets ahead of the metadata; until it is *settled* the file is *dirty*:
 //!
-//! **D1**, **D2**: the gates; see [`gates`].
+//! **D1**, **D2**: the gates; see `gates`.
 //! **D3.** Before a content file is written, its vnode is entered durably in `Dirty`. Recovery takes the size from the
 //! content file, and a new change attribute, for exactly those.
 //! **D4.** What is done to a content file beside writing (making it, cutting it, holes) is first entered in `Intents`
