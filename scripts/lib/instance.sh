@@ -29,7 +29,7 @@ start_server() {
         </dev/null >>"$STATE/larderd.log" 2>&1 &
     local pid=$!
     say "$pid" >"$STATE/larderd.pid"
-    say "$1" >"$STATE/store"
+    say "$1" >"$STATE/store.path"
     server_answers() { [ -s "$STATE/address" ] || gone "$pid"; }
     if ! wait_for 30 server_answers || gone "$pid"; then
         tail -5 "$STATE/larderd.log" >&2
