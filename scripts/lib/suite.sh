@@ -8,7 +8,7 @@
 MODE=${1:?usage: SUITE nfs|direct}
 BIN=${LARDER_BIN_DIR:-$TARGET/debug}
 SIZE=${LARDER_TEST_SIZE:-ci}
-WORK=$(mktemp -d "${LARDER_TEST_TMP:-${TMPDIR:-/tmp}}/larder-suite.XXXXXX")
+WORK=$(mktemp -d "${LARDER_TEST_TMP:-${TMPDIR:-/tmp}}/s.XXXXXX")
 # Other users must reach the mount.
 chmod 755 "$WORK"
 MNT=$WORK/mnt

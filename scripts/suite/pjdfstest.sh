@@ -28,6 +28,14 @@ on() {
     grep -q '^Summary: ' "$2" || { tail -20 "$2" && return 1; }
 }
 
+# in_place PLACE: a directory there whose path has 40 bytes. The suite builds the longest possible path from where it
+# runs, and miscounts for some lengths; short ones also leave room for the paths of sockets.
+in_place() {
+    local pad=$((40 - ${#1} - 1))
+    [ "$pad" -ge 1 ] || die "$1 is too long a path for pjdfstest: set TMPDIR to a shorter one."
+    printf '%s/%s' "$1" "$(printf 'p%.0s' $(seq "$pad"))"
+}
+
 # figure WORD OUT: the number before the word in the closing line.
 figure() { grep '^Summary: ' "$2" | grep -o "[0-9]* $1" | grep -o '[0-9]*'; }
 
@@ -53,15 +61,18 @@ ext4_place() {
 compare() {
     local ext4 place
     place=$(ext4_place)
-    on "$place/here" "$WORK/ext4.out"
+    on "$(in_place "$place")" "$WORK/ext4.out"
     [ "$place" = "$WORK" ] || umount "$WORK/ext4"
-    on "$MNT/here" "$WORK/mount.out"
+    on "$(in_place "$MNT")" "$WORK/mount.out"
     ext4=$(grep '^Summary: ' "$WORK/ext4.out")
     say "ext4:   $ext4"
     say "larder: $(grep '^Summary: ' "$WORK/mount.out")"
     [ "$(figure total "$WORK/ext4.out")" -gt 300 ]
     same "$(figure total "$WORK/mount.out")" "$(figure total "$WORK/ext4.out")"
-    same "$(figure failed "$WORK/ext4.out")" 0
+    if [ "$(figure failed "$WORK/ext4.out")" != 0 ]; then
+        grep -A4 ' FAILED$' "$WORK/ext4.out" | head -30
+        die "ext4 itself fails here, so this says nothing"
+    fi
 
     local unexpected
     unexpected=$(comm -23 <(names FAILED "$WORK/mount.out") <(listed failed))
