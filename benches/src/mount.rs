@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rustix::fs::statfs;
@@ -17,6 +17,9 @@ const FUSE_SUPER_MAGIC: i64 = 0x6573_5546;
 
 /// How long a mount may take to answer, or a client to end.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long a file of a mount may stay open in a process that is just starting.
+const BRIEFLY: Duration = Duration::from_secs(3);
 
 /// How a client caches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,7 +112,14 @@ impl Mount {
         let Some(mut client) = self.client.take() else { return Ok(()) };
         let mut command = Command::new(binary("larder")?);
         command.arg("umount").args(force.then_some("--force")).arg(&self.path);
-        if let Err(error) = run(&mut command) {
+        // Tests run beside each other: a child that another one just forked has this mount's files open until it execs.
+        let start = Instant::now();
+        let mut unmounted = run(&mut command).map(|_| ());
+        while unmounted.is_err() && start.elapsed() < BRIEFLY {
+            std::thread::sleep(Duration::from_millis(50));
+            unmounted = run(&mut command).map(|_| ());
+        }
+        if let Err(error) = unmounted {
             // What the failure leaves must not stay behind.
             let _ = unmount(&self.path, UnmountFlags::DETACH);
             return Err(error);
