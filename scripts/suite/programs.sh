@@ -144,8 +144,8 @@ find_and_du() {
 }
 
 sparse_copies() {
-    truncate -s 200M "$WORK/sparse"
-    echo data | dd of="$WORK/sparse" bs=1 seek=100M conv=notrunc status=none
+    truncate -s 40M "$WORK/sparse"
+    echo data | dd of="$WORK/sparse" bs=1 seek=20M conv=notrunc status=none
     cp --sparse=always "$WORK/sparse" "$MNT/sparse"
     cmp "$WORK/sparse" "$MNT/sparse"
     [ "$(du -k "$MNT/sparse" | cut -f1)" -lt 1024 ]
