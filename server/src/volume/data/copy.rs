@@ -182,15 +182,7 @@ impl Data {
     /// Bad bytes must not be copied under a new checksum: what is copied is verified first.
     async fn verify_source(&self, id: ContentId, offset: u64, len: u64) -> Result<(), ErrorCode> {
         const PIECE: u64 = 1 << 20;
-        let record = {
-            let unsettled = self.unsettled.get(id.vnode);
-            let snapshot = self.meta.snapshot()?;
-            let mut record = Verified(&*snapshot).vnode(id.vnode)?.ok_or(ErrorCode::Stale)?;
-            if let Some(unsettled) = unsettled {
-                unsettled.lay_over(&mut record);
-            }
-            record
-        };
+        let record = self.current(id.vnode)?;
         let mut at = offset;
         while at < offset + len {
             let piece = PIECE.min(offset + len - at);

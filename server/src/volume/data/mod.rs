@@ -102,12 +102,18 @@ impl Data {
 
     /// The record that a file handle names, as it is now (D6).
     pub(super) fn load(&self, fid: Fid) -> Result<VnodeRecord, ErrorCode> {
-        let unsettled = self.unsettled.get(fid.vnode);
-        let snapshot = self.meta.snapshot()?;
-        let mut record = Verified(&*snapshot).vnode(fid.vnode)?.ok_or(ErrorCode::Stale)?;
+        let record = self.current(fid.vnode)?;
         if record.generation != fid.generation || fid.volume != self.id {
             return Err(ErrorCode::Stale);
         }
+        Ok(record)
+    }
+
+    /// A vnode's record, as it is now (D6).
+    fn current(&self, vnode: u64) -> Result<VnodeRecord, ErrorCode> {
+        let unsettled = self.unsettled.get(vnode);
+        let snapshot = self.meta.snapshot()?;
+        let mut record = Verified(&*snapshot).vnode(vnode)?.ok_or(ErrorCode::Stale)?;
         if let Some(unsettled) = unsettled {
             unsettled.lay_over(&mut record);
         }

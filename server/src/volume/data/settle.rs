@@ -77,7 +77,7 @@ impl Data {
         rescanned: Option<u64>,
     ) -> Result<(), ErrorCode> {
         let id = file.id;
-        let size = self.size_of(id)?;
+        let size = self.current(id.vnode)?.size;
         let longer = self.content.stat(id).is_ok_and(|stat| stat.size > size);
         if longer {
             // What a failed change left behind the end, and could not take back.
@@ -110,17 +110,6 @@ impl Data {
         let snapshot = self.meta.snapshot()?;
         let record = Verified(&*snapshot).vnode(file.id.vnode)?;
         Ok(record.is_none_or(|record| record.body != Body::Content { version: file.id.version }))
-    }
-
-    /// The size that a dirty file has.
-    fn size_of(&self, id: ContentId) -> Result<u64, ErrorCode> {
-        let unsettled = self.unsettled.get(id.vnode);
-        let snapshot = self.meta.snapshot()?;
-        let mut record = Verified(&*snapshot).vnode(id.vnode)?.ok_or(ErrorCode::Stale)?;
-        if let Some(unsettled) = unsettled {
-            unsettled.lay_over(&mut record);
-        }
-        Ok(record.size)
     }
 
     /// Looks through a file of which a crash left nothing known, unless that was `done` and still counts. The token
