@@ -119,8 +119,8 @@ impl Volumes {
             return Err(ErrorCode::Unavailable);
         }
         let StoredVolume { id, name, dir } = stored;
-        let config =
-            VolumeConfig { dir, durability: source.durability, epoch: source.epoch, runtime: self.runtime.clone() };
+        let (durability, epoch, runtime) = (source.durability, source.epoch, self.runtime.clone());
+        let config = VolumeConfig { id, dir, durability, epoch, runtime };
         let opened = self.runtime.blocking(move || volume::open(config)).await;
         match opened {
             Some(Ok(volume)) => {
@@ -141,5 +141,33 @@ impl Volumes {
                 Err(ErrorCode::Internal)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use larder_protocol::runtime::SystemRuntime;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_copy_of_a_volume_under_another_id_is_not_opened() {
+        let parent = tempfile::tempdir().unwrap();
+        let store = Store::open(&parent.path().join("store")).unwrap();
+        let [root] = &store.volumes().unwrap()[..] else { panic!("not one volume") };
+        let copy = root.dir.with_file_name("2-copy");
+        fs::create_dir_all(copy.join("content")).unwrap();
+        fs::copy(root.dir.join("meta.sqlite"), copy.join("meta.sqlite")).unwrap();
+        let before = fs::read(copy.join("meta.sqlite")).unwrap();
+
+        let runtime = Arc::new(SystemRuntime::new(tokio::runtime::Handle::current()));
+        let volumes = Arc::new(Volumes::stored(store, Durability::Power, Epoch(1), runtime).unwrap());
+        // Clients would take the two for one volume, and its handles for those of the other.
+        assert_eq!(volumes.named("copy").await.err(), Some(ErrorCode::Io));
+        assert_eq!(volumes.named("root").await.unwrap().id(), VolumeId::ROOT);
+        volumes.close().await.unwrap();
+        assert_eq!(fs::read(copy.join("meta.sqlite")).unwrap(), before);
     }
 }

@@ -42,6 +42,8 @@ pub enum Durability {
 /// How to open a volume.
 #[derive(Clone)]
 pub struct VolumeConfig {
+    /// The id that the volume is known by, which must be the one that it has itself.
+    pub id: VolumeId,
     /// The volume's directory.
     pub dir: PathBuf,
     /// What an acknowledged change survives.
@@ -70,6 +72,16 @@ pub enum OpenError {
         path: PathBuf,
         /// Why.
         error: StoreError,
+    },
+    /// It is another volume, or a copy of one.
+    #[error("{path}: the directory is named for volume {named}, and what is in it is volume {id}; was it copied?")]
+    Id {
+        /// The volume's directory.
+        path: PathBuf,
+        /// The id in the directory's name.
+        named: VolumeId,
+        /// The volume's own.
+        id: VolumeId,
     },
 }
 
@@ -157,6 +169,13 @@ pub fn open(config: VolumeConfig) -> Result<Arc<Volume>, OpenError> {
         return Err(OpenError::Io { error: io::ErrorKind::NotFound.into(), path });
     }
     let meta = SqliteMetadata::open(&path, config.durability).map_err(store_error(dir))?;
+    // Before recovery changes anything.
+    let snapshot = meta.snapshot().map_err(store_error(dir))?;
+    let id = Verified(&*snapshot).header().map_err(store_error(dir))?.id;
+    drop(snapshot);
+    if id != config.id {
+        return Err(OpenError::Id { path: dir.clone(), named: config.id, id });
+    }
     let content = FileContent::open(&dir.join(CONTENT)).map_err(io_error(&dir.join(CONTENT)))?;
     open_on(Arc::new(meta), Arc::new(content), config.durability, config.epoch, config.runtime)
         .map_err(store_error(dir))

@@ -225,6 +225,11 @@ impl<'a> Draft<'a> {
         self.changes.is_empty()
     }
 
+    /// The rows that were changed.
+    pub fn changed(&self) -> impl Iterator<Item = (Table, &[u8])> {
+        self.changes.keys().map(|(table, key)| (*table, key.as_slice()))
+    }
+
     /// The changes, sealed, as one batch.
     pub fn into_batch(self) -> Batch {
         let seal = |((table, key), value): ((Table, Vec<u8>), Option<Vec<u8>>)| {

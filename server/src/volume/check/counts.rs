@@ -1,13 +1,11 @@
 //! Counters of the volume, and what stands alone: extended attributes and replay slots.
 
-use larder_protocol::attr::Timestamp;
 use larder_protocol::ids::ClientId;
-use rustix::time::{ClockId, clock_gettime};
 
-use super::Volume;
 use super::found::Findings;
 use super::nodes::Nodes;
 use super::rows::{get, scan_records};
+use super::{Volume, now};
 use crate::volume::context::CHANGES;
 use crate::volume::error::StoreResult;
 use crate::volume::keys::{self, Table};
@@ -91,8 +89,7 @@ fn slots(volume: &Volume<'_>, findings: &mut Findings<'_>) -> StoreResult<()> {
     })?;
     all.extend(missing);
     for (client, incarnation) in all {
-        let now = clock_gettime(ClockId::Realtime);
-        let last_seen = Timestamp { secs: now.tv_sec, nanos: 0 };
+        let last_seen = now();
         let what = format!("client {client} has replay slots, and the volume does not know it");
         // Its slots must stay: it may be about to retry what they answer.
         findings.mend(None, what, "made known again", |draft| {

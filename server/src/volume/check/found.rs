@@ -1,13 +1,15 @@
 //! Findings as they come up, and what mending them takes.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{Finding, Outcome, hex};
+use super::{Finding, Outcome, hex, now, vnode_of};
 use crate::volume::content::ContentId;
 use crate::volume::content::files::FileContent;
+use crate::volume::context::next_incarnation;
 use crate::volume::error::StoreResult;
-use crate::volume::keys::Table;
+use crate::volume::keys::{self, Table};
 use crate::volume::meta::Batch;
 use crate::volume::record::VnodeRecord;
 use crate::volume::view::{Draft, Records};
@@ -30,10 +32,11 @@ impl<'a> Mending<'a> {
     }
 
     /// Moves files aside and gives back the batch to commit. `None` if nothing is to be changed.
-    pub(super) fn carry_out(self, dir: &Path, content: &FileContent) -> anyhow::Result<Option<Batch>> {
+    pub(super) fn carry_out(mut self, dir: &Path, content: &FileContent) -> anyhow::Result<Option<Batch>> {
         if self.draft.is_empty() && self.moves.is_empty() {
             return Ok(None);
         }
+        self.renew()?;
         // What leaves its place is safe elsewhere before the metadata says so.
         let lost = dir.join(LOST_ROWS);
         for (name, bytes) in self.rows {
@@ -55,6 +58,27 @@ impl<'a> Mending<'a> {
         }
         fs::File::open(dir)?.sync_all()?;
         Ok(Some(self.draft.into_batch()))
+    }
+
+    /// Raises the volume's incarnation, and gives each vnode that is touched a new change attribute: clients that have
+    /// cached what it was must see that it is not that any more.
+    fn renew(&mut self) -> StoreResult<()> {
+        let mut header = self.draft.header()?;
+        header.incarnation = next_incarnation(header.incarnation, now(), rand::random());
+        let visible = [Table::Vnodes, Table::Inline, Table::Entries, Table::Cookies, Table::Xattrs];
+        let touched: BTreeSet<u64> = self
+            .draft
+            .changed()
+            .filter(|(table, _)| visible.contains(table))
+            .filter_map(|(_, key)| vnode_of(key))
+            .collect();
+        for vnode in touched {
+            edit(&mut self.draft, vnode, |record| {
+                record.change = header.incarnation;
+                record.data_change = header.incarnation;
+            })?;
+        }
+        self.draft.put(Table::Header, keys::HEADER, &header)
     }
 }
 

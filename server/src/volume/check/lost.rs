@@ -1,16 +1,14 @@
 //! `/lost+found`: where vnodes without a name get one.
 
-use larder_protocol::attr::{FileType, Timestamp};
+use larder_protocol::attr::FileType;
 use larder_protocol::ids::{MAX_VNODE, ROOT_VNODE};
 use larder_protocol::name::Name;
-use rustix::time::{ClockId, clock_gettime};
 
-use super::Volume;
 use super::found::Findings;
 use super::nodes::Nodes;
 use super::rows::with_prefix;
 use super::tree::Nameless;
-use crate::volume::context::CHANGES;
+use super::{Volume, now};
 use crate::volume::error::{StoreError, StoreResult};
 use crate::volume::keys::{self, Table};
 use crate::volume::record::{Body, CookieRecord, EntryRecord, VnodeRecord};
@@ -73,8 +71,7 @@ fn directory(draft: &mut Draft<'_>) -> StoreResult<u64> {
     if vnode > MAX_VNODE {
         return Err(StoreError::Engine("the volume has no vnode number left".to_owned()));
     }
-    let now = clock_gettime(ClockId::Realtime);
-    let now = Timestamp { secs: now.tv_sec, nanos: u32::try_from(now.tv_nsec).unwrap_or(0) };
+    let now = now();
     let record = VnodeRecord {
         generation: header.incarnation,
         mode: 0o700,
@@ -87,9 +84,9 @@ fn directory(draft: &mut Draft<'_>) -> StoreResult<u64> {
         mtime: now,
         ctime: now,
         btime: now,
-        // No client has seen it, and the next opening of the volume begins above this.
-        change: header.incarnation + CHANGES - 1,
-        data_change: header.incarnation + CHANGES - 1,
+        // The repair gives a new one to all that it touches.
+        change: 0,
+        data_change: 0,
         xattrs: 0,
         body: Body::Directory { parent: ROOT_VNODE, entries: 0, next_cookie: 1 },
     };

@@ -19,8 +19,9 @@ use std::fmt;
 use std::path::Path;
 
 use anyhow::Context as _;
-use larder_protocol::attr::FileType;
+use larder_protocol::attr::{FileType, Timestamp};
 use larder_protocol::ids::{ROOT_VNODE, VolumeId};
+use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
 use self::found::{Findings, Mending};
@@ -255,6 +256,12 @@ fn passes(volume: &Volume<'_>, header: &HeaderRecord, findings: &mut Findings<'_
 /// The key of a vnode for messages and files.
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The wall clock: the check runs beside no other machine and in real time.
+fn now() -> Timestamp {
+    let now = clock_gettime(ClockId::Realtime);
+    Timestamp { secs: now.tv_sec, nanos: now.tv_nsec as u32 }
 }
 
 /// The vnode that a key begins with.

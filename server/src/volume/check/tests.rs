@@ -236,6 +236,27 @@ fn counters_of_the_volume_are_mended() {
 }
 
 #[test]
+fn what_is_mended_looks_changed_to_clients() {
+    let fixture = is_mended(
+        |fixture| {
+            fixture.edit(|draft| {
+                edit(draft, 5, |record| record.nlink = 7);
+                draft.delete(Table::Entries, &keys::entry(1, &name("link")));
+            });
+        },
+        &[(5, "links"), (1, "cannot be looked up")],
+    );
+    let meta = fixture.meta();
+    let snapshot = meta.snapshot().unwrap();
+    let view = Verified(&*snapshot);
+    assert!(view.header().unwrap().incarnation > 2);
+    for (vnode, was_touched) in [(1, true), (2, false), (3, false), (5, true), (6, false)] {
+        let record = view.vnode(vnode).unwrap().unwrap();
+        assert_eq!((record.change > 5, record.data_change > 5), (was_touched, was_touched), "vnode {vnode}");
+    }
+}
+
+#[test]
 fn counters_of_vnodes_are_mended() {
     is_mended(|f| f.edit(|d| edit(d, 3, |r| r.nlink = 1)), &[(3, "1 links, and it has 2")]);
     is_mended(|f| f.edit(|d| edit(d, 2, |r| r.nlink = 9)), &[(2, "9 links, and it has 3")]);
