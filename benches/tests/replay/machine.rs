@@ -84,6 +84,10 @@ impl Runtime for Machine {
         tasks.push(handle);
     }
 
+    fn spawn_at(&self, _place: usize, task: BoxFuture<()>) {
+        self.spawn(task);
+    }
+
     fn spawn_blocking(&self, work: Box<dyn FnOnce() + Send>) {
         if self.is_dead() {
             return;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use larder_protocol::runtime::{SharedRuntime, SystemRuntime};
+use larder_protocol::runtime::SystemRuntime;
 use rustix::io::Errno;
 use serde_json::{Value, json};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -19,7 +19,7 @@ use super::options::Options;
 use super::spec::Spec;
 use super::{rundir, unmount};
 use crate::fuse::{self, Mounted};
-use crate::rpc::TcpConnector;
+use crate::rpc::{CHANNELS, TcpConnector};
 use crate::vfs::Vfs;
 
 /// How long the server may take until the volume is attached, also for a `hard` mount.
@@ -66,22 +66,24 @@ impl Plan {
 /// # Errors
 /// Why there is no mount: then nothing is left mounted.
 pub(super) fn run(plan: Plan, ready: impl FnOnce(&str) -> io::Result<()>) -> anyhow::Result<()> {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(cores.max(4))
-        .enable_all()
-        .build()
-        .context("cannot start threads")?;
-    let result = runtime.block_on(serve(&plan, ready));
+    let (runtime, executors) = SystemRuntime::start("larder", CHANNELS).context("cannot start threads")?;
+    // This thread takes signals and commands.
+    let main = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start threads")?;
+    let result = main.block_on(serve(&plan, Arc::new(runtime), ready));
     // What still runs is a blocking call that met its bound and was given up.
-    runtime.shutdown_timeout(Duration::from_secs(1));
+    executors.stop(Duration::from_secs(1));
+    main.shutdown_background();
     result
 }
 
-async fn serve(plan: &Plan, ready: impl FnOnce(&str) -> io::Result<()>) -> anyhow::Result<()> {
+async fn serve(
+    plan: &Plan,
+    runtime: Arc<SystemRuntime>,
+    ready: impl FnOnce(&str) -> io::Result<()>,
+) -> anyhow::Result<()> {
     let mut signals = Signals::new().context("cannot handle signals")?;
-    let tokio = tokio::runtime::Handle::current();
-    let runtime: SharedRuntime = Arc::new(SystemRuntime::new(tokio.clone()));
+    // Where the answers to most requests come in.
+    let control = runtime.executor(0).clone();
     let server = plan.spec.server.to_string();
     let connector = Arc::new(TcpConnector::new(server.clone()));
     let attaching = Vfs::attach(runtime, connector, &plan.spec.volume, plan.options.mount.clone());
@@ -93,11 +95,8 @@ async fn serve(plan: &Plan, ready: impl FnOnce(&str) -> io::Result<()>) -> anyho
             ATTACH_WITHIN.as_secs()
         ),
     };
-    // Mounting blocks until the kernel has been answered.
-    let mounted = tokio::task::block_in_place(|| {
-        fuse::mount(&vfs, &tokio, &plan.spec.to_string(), &plan.mountpoint, &plan.options.kernel)
-    });
-    let mounted = match mounted {
+    // Mounting blocks until the kernel has been answered, which needs only other threads.
+    let mounted = match fuse::mount(&vfs, &control, &plan.spec.to_string(), &plan.mountpoint, &plan.options.kernel) {
         Ok(mounted) => mounted,
         Err(error) => {
             finish(&vfs).await;

@@ -2,24 +2,29 @@
 
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::task::{Context, Poll, Waker};
 
+use async_task::Runnable;
 use tokio::runtime::Handle;
 
-/// Runs `answer`, which holds the request's reply: here and now as far as it gets without waiting, and from then on as
-/// a task. What is cached is so answered by the thread that read the request, without waking another.
+/// Runs `answer`, which holds the request's reply: here and now as far as it gets without waiting, and then wherever it
+/// is woken. What is cached is so answered by the thread that read the request; and what waited for the server, by the
+/// thread that took the server's answer. No other has to wake up.
 ///
 /// A panic ends that request alone: its reply is dropped, which answers EIO.
 pub(super) fn serve(tokio: &Handle, answer: impl Future<Output = ()> + Send + 'static) {
     let _inside = tokio.enter();
-    let mut answer = Box::pin(answer);
-    let mut context = Context::from_waker(Waker::noop());
+    let executor = tokio.clone();
+    // A task spawned by a worker thread is the next that this worker runs.
+    let schedule = move |woken: Runnable| {
+        drop(executor.spawn(async move {
+            let _ = woken.run();
+        }))
+    };
+    let (first, task) = async_task::spawn(answer, schedule);
+    task.detach();
     // Nothing that the future touched is looked at again after a panic: it is dropped whole.
-    match catch_unwind(AssertUnwindSafe(|| answer.as_mut().poll(&mut context))) {
-        Ok(Poll::Ready(())) => {}
-        // The first poll as a task registers the task's waker in place of the one that does nothing.
-        Ok(Poll::Pending) => drop(tokio.spawn(answer)),
-        Err(_) => tracing::error!("a request met a defect and was answered with EIO; the panic is reported above"),
+    if catch_unwind(AssertUnwindSafe(|| first.run())).is_err() {
+        tracing::error!("a request met a defect and was answered with EIO; the panic is reported above");
     }
 }
 

@@ -1,21 +1,26 @@
 //! One channel: a connection that is opened again, one generation higher, whenever it was lost.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use larder_protocol::handshake::{Hello, MAX_VERSION, MIN_VERSION, Refusal, Welcome};
 use larder_protocol::ids::{ClientId, Epoch};
 use larder_protocol::limits::MAX_DEADLINE;
 use larder_protocol::runtime::SharedRuntime;
+use larder_protocol::service::file::Op;
 use larder_protocol::service::{LarderRequest, LarderResponse};
 use larder_protocol::stats::Recorder;
 use parking_lot::Mutex;
 use tarpc::client::{Channel as Pipe, RpcError};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::connector::Connector;
+use super::driver::Driver;
 use super::slot_queue::SlotQueue;
 use super::{Cause, ConnectError};
 
@@ -23,6 +28,9 @@ use super::{Cause, ConnectError};
 const BACKOFF_MIN: Duration = Duration::from_millis(10);
 /// The longest.
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
+
+/// Bytes of data that take longer to send than another thread takes to wake up.
+const MUCH: usize = 64 << 10;
 
 /// What all channels of a client share.
 pub struct Shared {
@@ -115,6 +123,7 @@ impl Shared {
 /// A connection on which `hello` was answered.
 pub struct Connection {
     pipe: Pipe<LarderRequest, LarderResponse>,
+    driver: Arc<Driver>,
     dead: CancellationToken,
 }
 
@@ -126,9 +135,17 @@ impl Connection {
     pub async fn call(&self, request: LarderRequest, timeout: Duration) -> Result<LarderResponse, RpcError> {
         let mut context = tarpc::context::current();
         context.deadline = Instant::now() + timeout.min(MAX_DEADLINE);
+        let data = payload_len(&request);
+        let mut call = pin!(self.pipe.call(context, request));
+        if data <= MUCH {
+            let sent = poll_fn(|cx| Poll::Ready(self.driver.with(|| call.as_mut().poll(cx)))).await;
+            if let Poll::Ready(reply) = sent {
+                return reply;
+            }
+        }
         tokio::select! {
             biased;
-            reply = self.pipe.call(context, request) => reply,
+            reply = call => reply,
             () = self.dead.cancelled() => Err(RpcError::Shutdown),
         }
     }
@@ -166,6 +183,11 @@ impl Channel {
         Arc::new(Channel { shared, number, generation: AtomicU64::new(0), state, changed: Notify::new() })
     }
 
+    /// Where its bytes are moved, and what waits for them goes on.
+    fn place(&self) -> usize {
+        self.number as usize
+    }
+
     /// Whether there is a connection now.
     pub fn is_up(&self) -> bool {
         matches!(&*self.state.lock(), State::Up(connection) if !connection.is_dead())
@@ -198,7 +220,7 @@ impl Channel {
                     State::Connecting => {}
                     State::Up(_) | State::Idle => {
                         *state = State::Connecting;
-                        self.shared.runtime.spawn(Box::pin(self.clone().reconnect()));
+                        self.shared.runtime.spawn_at(self.place(), Box::pin(self.clone().reconnect()));
                     }
                 }
             }
@@ -214,7 +236,16 @@ impl Channel {
     /// # Errors
     /// Why there is none.
     pub async fn connect_first(self: &Arc<Channel>) -> Result<Welcome, ConnectError> {
-        let (connection, welcome) = self.connect_once().await?;
+        let (done, result) = oneshot::channel();
+        let channel = self.clone();
+        let connecting = async move {
+            let attempt = channel.connect_once().await;
+            // If nobody waits any more the connection is dropped, and with it closed.
+            let _ = done.send(attempt);
+        };
+        self.shared.runtime.spawn_at(self.place(), Box::pin(connecting));
+        let attempt = result.await.map_err(|_| ConnectError::Network("the attempt met a defect".to_owned()))?;
+        let (connection, welcome) = attempt?;
         self.up(connection);
         Ok(welcome)
     }
@@ -276,8 +307,14 @@ impl Channel {
         };
         let tarpc::client::NewClient { client: pipe, dispatch } =
             tarpc::client::new(tarpc::client::Config::default(), transport);
-        let connection = Arc::new(Connection { pipe, dead: CancellationToken::new() });
-        self.watch(dispatch, connection.dead.clone());
+        let driver = Driver::new(Box::pin(async move {
+            match dispatch.await {
+                Ok(()) => "it closed the connection".to_owned(),
+                Err(error) => chain(&error),
+            }
+        }));
+        let connection = Arc::new(Connection { pipe, driver, dead: CancellationToken::new() });
+        self.watch(connection.driver.clone(), connection.dead.clone());
         let hello = Hello {
             min_version: MIN_VERSION,
             max_version: MAX_VERSION,
@@ -310,19 +347,12 @@ impl Channel {
 
     /// Runs a connection until it ends or is given up. The control channel is then opened again at once, so that a
     /// server that was restarted is noticed although nothing is asked of it.
-    fn watch(
-        self: &Arc<Channel>,
-        dispatch: impl Future<Output = Result<(), impl std::error::Error>> + Send + 'static,
-        dead: CancellationToken,
-    ) {
+    fn watch(self: &Arc<Channel>, driver: Arc<Driver>, dead: CancellationToken) {
         let channel = Arc::downgrade(self);
         let aborted = self.shared.aborted.clone();
         self.shared.runtime.spawn(Box::pin(async move {
             let why = tokio::select! {
-                ended = dispatch => match ended {
-                    Ok(()) => "it closed the connection".to_owned(),
-                    Err(error) => chain(&error),
-                },
+                why = driver.run() => why,
                 () = dead.cancelled() => "no answer in time".to_owned(),
                 () = aborted.cancelled() => "the mount is shutting down".to_owned(),
             };
@@ -335,6 +365,15 @@ impl Channel {
                 let _ = channel.connection().await;
             }
         }));
+    }
+}
+
+/// Bytes of file data in a request.
+fn payload_len(request: &LarderRequest) -> usize {
+    match request {
+        LarderRequest::Write { request, .. } => request.data.len(),
+        LarderRequest::Mutate { op: Op::Append { data, .. }, .. } => data.len(),
+        _ => 0,
     }
 }
 

@@ -20,6 +20,8 @@ use super::{Cause, ConnectError, Failure};
 
 /// Channels for data, beside the one for small requests.
 const DATA_CHANNELS: u32 = 2;
+/// Channels of a client.
+pub const CHANNELS: usize = 1 + DATA_CHANNELS as usize;
 /// The first wait before asking a server again that said it is not ready.
 const NOT_READY_MIN: Duration = Duration::from_millis(10);
 /// The longest.

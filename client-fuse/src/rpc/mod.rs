@@ -1,7 +1,7 @@
 //! Requests to one server, over connections that come and go.
 //!
-//! [`connector`] opens connections; [`channel`] keeps one of them open, generation after generation; [`slot_queue`]
-//! hands out replay slots; [`client`] sends requests and repeats them until they are answered.
+//! [`connector`] opens connections; [`channel`] keeps one of them open, generation after generation; `driver` moves
+//! its bytes; [`slot_queue`] hands out replay slots; [`client`] sends requests and repeats them until they are answered.
 //!
 //! A request that was sent and not answered *may have been executed*. It is sent again only after the `hello` of a
 //! newer generation of the same channel has been answered: then the server reads nothing more of the old generation
@@ -10,9 +10,10 @@
 pub mod channel;
 pub mod client;
 pub mod connector;
+mod driver;
 pub mod slot_queue;
 
-pub use client::{Client, Patience};
+pub use client::{CHANNELS, Client, Patience};
 pub use connector::{BoxTransport, Connector, Link, TcpConnector};
 
 use larder_protocol::error::ErrorCode;

@@ -30,24 +30,21 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     let config = ServeConfig::resolve(args)?;
     log(config.log.as_deref())?;
     let workers = available_parallelism().map_or(MIN_WORKERS, |cores| cores.get().max(MIN_WORKERS));
-    let executor = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(workers)
-        .thread_name("larderd")
-        .enable_all()
-        .build()
-        .context("cannot start threads")?;
-    let result = executor.block_on(serve(config));
+    // This thread takes connections and signals, and those others do the work.
+    let main = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start threads")?;
+    let (runtime, executors) = SystemRuntime::start("larderd", workers).context("cannot start threads")?;
+    let result = main.block_on(serve(config, Arc::new(runtime)));
     // Whatever still runs was given its time by then.
-    executor.shutdown_background();
+    executors.stop(Duration::ZERO);
+    main.shutdown_background();
     result
 }
 
-async fn serve(config: ServeConfig) -> anyhow::Result<()> {
+async fn serve(config: ServeConfig, runtime: SharedRuntime) -> anyhow::Result<()> {
     let mut term = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     // Before the store is opened: a wrong address should not cost a recovery.
     let listeners = listener::bind(&config.listen, config.insecure).await?;
-    let runtime: SharedRuntime = Arc::new(SystemRuntime::new(tokio::runtime::Handle::current()));
     let server = ServerConfig {
         store: config.store.clone(),
         durability: config.durability.into(),

@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tracing::{debug, warn};
 
 use super::sessions::Peer;
-use crate::service::Server;
+use crate::service::{Server, serve_connection};
 
 /// Connections of all clients together.
 const MAX_CONNECTIONS: usize = 8192;
@@ -48,7 +48,7 @@ pub async fn bind(addresses: &[SocketAddr], insecure: bool) -> anyhow::Result<Ve
 
 /// Takes connections until the server ends.
 pub async fn accept(server: Arc<Server>, listener: TcpListener) {
-    loop {
+    for place in 0.. {
         let accepted = tokio::select! {
             () = server.ending() => return,
             accepted = listener.accept() => accepted,
@@ -56,8 +56,8 @@ pub async fn accept(server: Arc<Server>, listener: TcpListener) {
         match accepted {
             Ok((stream, address)) if server.connections() < MAX_CONNECTIONS => {
                 let peer = Peer::Tcp(address);
-                match prepare(&stream) {
-                    Ok(()) => server.clone().serve_in_background(ServerTransport::new(stream), peer),
+                match prepare(&stream).and_then(|()| stream.into_std()) {
+                    Ok(stream) => serve(&server, place, stream, peer),
                     Err(error) => debug!(%peer, "connection lost before it began: {error}"),
                 }
             }
@@ -68,6 +68,21 @@ pub async fn accept(server: Arc<Server>, listener: TcpListener) {
             }
         }
     }
+}
+
+/// Serves a connection at a place of its own.
+fn serve(server: &Arc<Server>, place: usize, stream: std::net::TcpStream, peer: Peer) {
+    let serving = {
+        let server = server.clone();
+        async move {
+            // Here, so that it is this place that its bytes wake up.
+            match TcpStream::from_std(stream) {
+                Ok(stream) => serve_connection(server, ServerTransport::new(stream), peer).await,
+                Err(error) => warn!(%peer, "connection lost before it began: {error}"),
+            }
+        }
+    };
+    server.runtime().spawn_at(place, Box::pin(server.tracked(serving)));
 }
 
 fn prepare(stream: &TcpStream) -> std::io::Result<()> {

@@ -140,8 +140,13 @@ impl Server {
             + Send
             + 'static,
     {
-        let serving = self.tasks.track_future(serve_connection(self.clone(), transport, peer));
+        let serving = self.tracked(serve_connection(self.clone(), transport, peer));
         self.shared.runtime.spawn(Box::pin(serving));
+    }
+
+    /// The same task, one of those that the server's end waits for.
+    pub(crate) fn tracked<F: Future>(&self, task: F) -> impl Future<Output = F::Output> + use<F> {
+        self.tasks.track_future(task)
     }
 
     /// Counters since the start.

@@ -1,0 +1,258 @@
+//! Driving a connection: by a task of its own, and by whoever has just given it a request.
+//!
+//! Handing a request to a sleeping task costs the wake-up of a thread, about as much as sending it. So the caller polls
+//! the connection itself, unless someone else is at it, who then looks once more.
+//!
+//! - **V1** The connection is polled by one thread at a time: by that which set [`DRIVING`].
+//! - **V2** A wake-up sets [`PENDING`]. Whoever drives clears it before a poll and lets go only if it is still clear; if
+//!   nobody drives, it is passed on to the task. So none is lost.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+
+use futures::task::AtomicWaker;
+use larder_protocol::runtime::BoxFuture;
+use parking_lot::Mutex;
+
+/// Someone polls the connection.
+const DRIVING: u8 = 1;
+/// There is something to do that the last poll has not seen.
+const PENDING: u8 = 2;
+
+/// Polls in a row by a caller, who has something else to do, before the task goes on.
+const ROUNDS: usize = 4;
+
+enum Dispatch {
+    Running(BoxFuture<String>),
+    Ended(String),
+    Closed,
+}
+
+/// A connection's dispatch: the future that sends its requests and takes their answers. It ends with the reason why
+/// the connection is over.
+pub(super) struct Driver {
+    state: AtomicU8,
+    dispatch: Mutex<Dispatch>,
+    task: AtomicWaker,
+}
+
+impl Driver {
+    pub(super) fn new(dispatch: BoxFuture<String>) -> Arc<Driver> {
+        let dispatch = Mutex::new(Dispatch::Running(dispatch));
+        Arc::new(Driver { state: AtomicU8::new(0), dispatch, task: AtomicWaker::new() })
+    }
+
+    /// The task that drives the connection when no caller does. Says why the connection is over; dropped, it closes it.
+    pub(super) async fn run(self: Arc<Driver>) -> String {
+        let closing = Closing(self);
+        poll_fn(|cx| {
+            closing.0.task.register(cx.waker());
+            if closing.0.take_turn() {
+                closing.0.drive();
+            }
+            match &mut *closing.0.dispatch.lock() {
+                Dispatch::Ended(why) => Poll::Ready(std::mem::take(why)),
+                _ => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    /// Does what gives the connection something to do, then drives it.
+    pub(super) fn with<T>(self: &Arc<Driver>, hand_over: impl FnOnce() -> T) -> T {
+        if !self.take_turn() {
+            return hand_over();
+        }
+        let turn = Turn(self);
+        let result = hand_over();
+        turn.finish();
+        result
+    }
+
+    fn take_turn(&self) -> bool {
+        self.state.fetch_or(DRIVING, Ordering::AcqRel) & DRIVING == 0
+    }
+
+    /// Polls until there is nothing to do, or for as long as is fair. Ends the turn.
+    fn drive(self: &Arc<Driver>) {
+        let waker = Waker::from(Arc::clone(self));
+        for _ in 0..ROUNDS {
+            self.state.fetch_and(!PENDING, Ordering::AcqRel);
+            self.poll(&mut Context::from_waker(&waker));
+            if self.state.compare_exchange(DRIVING, 0, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+                return;
+            }
+        }
+        self.leave_to_task();
+    }
+
+    fn leave_to_task(&self) {
+        self.state.fetch_and(!DRIVING, Ordering::AcqRel);
+        self.task.wake();
+    }
+
+    fn poll(&self, cx: &mut Context<'_>) {
+        let mut dispatch = self.dispatch.lock();
+        if let Dispatch::Running(running) = &mut *dispatch
+            && let Poll::Ready(why) = running.as_mut().poll(cx)
+        {
+            *dispatch = Dispatch::Ended(why);
+            drop(dispatch);
+            self.task.wake();
+        }
+    }
+}
+
+impl Wake for Driver {
+    fn wake(self: Arc<Driver>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Driver>) {
+        if self.state.fetch_or(PENDING, Ordering::AcqRel) & (DRIVING | PENDING) == 0 {
+            self.task.wake();
+        }
+    }
+}
+
+/// A caller's turn. Should it be cut short by a panic, the task goes on.
+struct Turn<'a>(&'a Arc<Driver>);
+
+impl Turn<'_> {
+    fn finish(self) {
+        self.0.drive();
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.leave_to_task();
+    }
+}
+
+struct Closing(Arc<Driver>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        // What waits for answers learns of it when the dispatch is dropped, outside of the lock.
+        let dispatch = std::mem::replace(&mut *self.0.dispatch.lock(), Dispatch::Closed);
+        drop(dispatch);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::sync::atomic::AtomicUsize;
+    use std::time::Duration;
+
+    use super::*;
+
+    /// A dispatch that counts what it was given, and ends at a number.
+    #[derive(Default)]
+    struct Inbox {
+        items: Mutex<(VecDeque<u64>, Option<Waker>)>,
+        seen: AtomicUsize,
+        sum: AtomicUsize,
+        polled_by: Mutex<Option<std::thread::ThreadId>>,
+        busy: AtomicUsize,
+    }
+
+    impl Inbox {
+        fn give(&self, item: u64) {
+            let mut items = self.items.lock();
+            items.0.push_back(item);
+            if let Some(waker) = items.1.take() {
+                drop(items);
+                waker.wake();
+            }
+        }
+
+        fn dispatch(self: &Arc<Inbox>, until: usize) -> BoxFuture<String> {
+            let inbox = Arc::clone(self);
+            Box::pin(poll_fn(move |cx| {
+                assert_eq!(inbox.busy.fetch_add(1, Ordering::SeqCst), 0, "V1");
+                *inbox.polled_by.lock() = Some(std::thread::current().id());
+                let mut items = inbox.items.lock();
+                while let Some(item) = items.0.pop_front() {
+                    inbox.sum.fetch_add(item as usize, Ordering::SeqCst);
+                    inbox.seen.fetch_add(1, Ordering::SeqCst);
+                }
+                items.1 = Some(cx.waker().clone());
+                inbox.busy.fetch_sub(1, Ordering::SeqCst);
+                if inbox.seen.load(Ordering::SeqCst) == until { Poll::Ready("done".to_owned()) } else { Poll::Pending }
+            }))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_caller_drives_what_it_hands_over() {
+        let inbox = Arc::new(Inbox::default());
+        let driver = Driver::new(inbox.dispatch(2));
+        let task = tokio::spawn(Arc::clone(&driver).run());
+        tokio::task::yield_now().await;
+        let (caller, theirs) = (Arc::clone(&driver), Arc::clone(&inbox));
+        std::thread::spawn(move || {
+            caller.with(|| theirs.give(1));
+            assert_eq!(theirs.seen.load(Ordering::SeqCst), 1, "before the caller goes on");
+            assert_eq!(*theirs.polled_by.lock(), Some(std::thread::current().id()));
+        })
+        .join()
+        .unwrap();
+        // And what nobody drives, the task does.
+        inbox.give(2);
+        assert_eq!(task.await.unwrap(), "done");
+    }
+
+    #[test]
+    fn no_wake_up_is_lost() {
+        const THREADS: usize = 3;
+        const EACH: usize = 20_000;
+        let inbox = Arc::new(Inbox::default());
+        let driver = Driver::new(inbox.dispatch(THREADS * EACH));
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build().unwrap();
+        let task = runtime.spawn(Arc::clone(&driver).run());
+        std::thread::scope(|scope| {
+            for thread in 0..THREADS {
+                let (driver, inbox) = (&driver, &inbox);
+                scope.spawn(move || {
+                    for i in 0..EACH {
+                        if (i + thread) % 3 == 0 { inbox.give(1) } else { driver.with(|| inbox.give(1)) }
+                    }
+                });
+            }
+        });
+        let ended = runtime.block_on(async { tokio::time::timeout(Duration::from_secs(20), task).await });
+        assert_eq!(ended.unwrap().unwrap(), "done");
+        assert_eq!(inbox.sum.load(Ordering::SeqCst), THREADS * EACH);
+    }
+
+    #[tokio::test]
+    async fn a_panic_of_a_caller_leaves_the_connection_to_the_task() {
+        let inbox = Arc::new(Inbox::default());
+        let driver = Driver::new(inbox.dispatch(1));
+        let task = tokio::spawn(Arc::clone(&driver).run());
+        tokio::task::yield_now().await;
+        let caller = Arc::clone(&driver);
+        std::thread::spawn(move || caller.with(|| panic!("on purpose"))).join().unwrap_err();
+        inbox.give(1);
+        assert_eq!(task.await.unwrap(), "done");
+    }
+
+    #[tokio::test]
+    async fn dropping_the_task_closes_the_connection() {
+        let inbox = Arc::new(Inbox::default());
+        let driver = Driver::new(inbox.dispatch(1));
+        let task = tokio::spawn(Arc::clone(&driver).run());
+        tokio::task::yield_now().await;
+        assert_eq!(Arc::strong_count(&inbox), 2);
+        task.abort();
+        assert!(task.await.is_err());
+        assert_eq!(Arc::strong_count(&inbox), 1);
+        driver.with(|| inbox.give(1));
+        assert_eq!(inbox.seen.load(Ordering::SeqCst), 0);
+    }
+}
