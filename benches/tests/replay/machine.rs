@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use larder_protocol::attr::Timestamp;
@@ -82,6 +83,12 @@ impl Runtime for Machine {
             tasks.retain(|task| !task.is_finished());
         }
         tasks.push(handle);
+    }
+
+    fn start(&self, mut task: BoxFuture<()>) {
+        if !self.is_dead() && task.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+            self.spawn(task);
+        }
     }
 
     fn spawn_at(&self, _place: usize, task: BoxFuture<()>) {

@@ -15,11 +15,12 @@ use fuser::{
     ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use larder_protocol::attr::{Credential, SetAttr};
+use larder_protocol::runtime::serving;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::convert::{self, errno};
-use super::{init, reply, serve};
+use super::{init, reply};
 use crate::vfs::Vfs;
 
 /// Serves one mount.
@@ -33,7 +34,7 @@ pub(super) struct Adapter {
 macro_rules! answer {
     ($self:ident, $reply:ident, $vfs:ident => $call:expr, $ok:expr) => {{
         let $vfs = Arc::clone(&$self.vfs);
-        serve::serve(&$self.tokio, async move {
+        serving(&$self.tokio, async move {
             match $call.await {
                 Ok(value) => $ok($reply, value),
                 Err(error) => $reply.error(errno(error)),
@@ -247,7 +248,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let vfs = Arc::clone(&self.vfs);
-        serve::serve(&self.tokio, async move {
+        serving(&self.tokio, async move {
             vfs.release(handle.0).await;
             reply.ok();
         });
@@ -318,7 +319,7 @@ impl Filesystem for Adapter {
 
     fn readdir(&self, _: &Request, _node: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let vfs = Arc::clone(&self.vfs);
-        serve::serve(&self.tokio, async move {
+        serving(&self.tokio, async move {
             match vfs.readdir(handle.0, offset, false, &mut |item| reply::add_name(&mut reply, &item)).await {
                 Ok(()) => reply.ok(),
                 Err(error) => reply.error(errno(error)),
@@ -328,7 +329,7 @@ impl Filesystem for Adapter {
 
     fn readdirplus(&self, _: &Request, _node: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
         let vfs = Arc::clone(&self.vfs);
-        serve::serve(&self.tokio, async move {
+        serving(&self.tokio, async move {
             match vfs.readdir(handle.0, offset, true, &mut |item| reply::add_entry(&mut reply, &item)).await {
                 Ok(()) => reply.ok(),
                 Err(error) => reply.error(errno(error)),

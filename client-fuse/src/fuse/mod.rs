@@ -7,7 +7,6 @@ mod convert;
 mod init;
 mod notify;
 mod reply;
-mod serve;
 
 use std::io;
 use std::path::Path;

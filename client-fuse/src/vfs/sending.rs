@@ -103,7 +103,7 @@ impl Vfs {
         match (first, self.weak.upgrade()) {
             (Some(first), Some(vfs)) => {
                 let (node, file) = (node.clone(), file.clone());
-                self.runtime.spawn(Box::pin(async move { vfs.send(node, file, first).await }));
+                self.runtime.start(Box::pin(async move { vfs.send(node, file, first).await }));
             }
             _ => file.work.notify_one(),
         }

@@ -4,6 +4,7 @@
 //! in production and in a simulation where one seed decides everything.
 
 mod sim;
+mod start;
 mod system;
 
 use std::future::Future;
@@ -17,6 +18,7 @@ use futures::FutureExt;
 use tokio::sync::oneshot;
 
 pub use self::sim::SimRuntime;
+pub use self::start::serving;
 pub use self::system::{Executors, SystemRuntime};
 use crate::attr::Timestamp;
 
@@ -41,6 +43,14 @@ pub trait Runtime: Send + Sync + 'static {
     fn spawn(&self, task: BoxFuture<()>);
     /// As [`spawn`](Runtime::spawn), with other tasks of the same place: what is spawned there wakes no other thread.
     fn spawn_at(&self, place: usize, task: BoxFuture<()>);
+    /// Runs a task here and now as far as it gets without waiting, and from there on its own. What need not wait is so
+    /// done without another thread having to wake up. A panic before the first wait is the caller's.
+    fn start(&self, mut task: BoxFuture<()>) {
+        // The first poll as a task registers that task's waker in place of the one that does nothing.
+        if task.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+            self.spawn(task);
+        }
+    }
     /// Runs work that may block for long (disk I/O) where it holds up no other task.
     fn spawn_blocking(&self, work: Box<dyn FnOnce() + Send>);
 }
@@ -56,12 +66,8 @@ pub trait RuntimeExt {
         work: impl FnOnce() -> T + Send + 'static,
     ) -> impl Future<Output = Option<T>> + Send;
 
-    /// Runs a task here and now as far as it gets without waiting, and from there on its own. What need not wait is so
-    /// done without another thread having to wake up. A panic before the first wait is the caller's.
-    fn start(&self, task: BoxFuture<()>);
-
     /// Runs a task that goes on even if nobody waits for its result any more; `None` if the task panicked. It begins
-    /// as with [`start`](RuntimeExt::start).
+    /// as with [`start`](Runtime::start).
     ///
     /// tarpc drops a handler when its deadline passes or its client is lost. What must not be cut in two runs here.
     fn detached<T: Send + 'static>(
@@ -78,13 +84,6 @@ impl RuntimeExt for dyn Runtime {
             let _ = done.send(work());
         }));
         result.await.ok()
-    }
-
-    fn start(&self, mut task: BoxFuture<()>) {
-        // The first poll as a task registers that task's waker in place of the one that does nothing.
-        if task.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
-            self.spawn(task);
-        }
     }
 
     async fn detached<T: Send + 'static>(&self, task: impl Future<Output = T> + Send + 'static) -> Option<T> {

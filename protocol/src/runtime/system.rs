@@ -15,7 +15,7 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::watch;
 
-use super::{BootTime, BoxFuture, Runtime};
+use super::{BootTime, BoxFuture, Runtime, start};
 use crate::attr::Timestamp;
 
 /// How often an executor looks at the clock at least. A thread that sets a timer on it wakes it only if it would sleep
@@ -56,6 +56,7 @@ impl SystemRuntime {
             executors.push(executor.handle().clone());
             let (mut stopped, running) = (stopped.clone(), running.clone());
             thread::Builder::new().name(format!("{name}-{number}")).spawn(move || {
+                start::set_executor();
                 executor.block_on(async {
                     // Changed, or closed: the end either way.
                     while tokio::time::timeout(TICK, stopped.changed()).await.is_err() {}
@@ -71,6 +72,14 @@ impl SystemRuntime {
     /// The executor of a place.
     pub fn executor(&self, place: usize) -> &Handle {
         &self.executors[place % self.executors.len()]
+    }
+}
+
+impl SystemRuntime {
+    /// The executor of the calling thread, or any.
+    fn here(&self) -> Handle {
+        let any = || self.executor(self.next.fetch_add(1, Ordering::Relaxed)).clone();
+        Handle::try_current().unwrap_or_else(|_| any())
     }
 }
 
@@ -105,14 +114,15 @@ impl Runtime for SystemRuntime {
     }
 
     fn spawn(&self, task: BoxFuture<()>) {
-        match Handle::try_current() {
-            Ok(here) => drop(here.spawn(task)),
-            Err(_) => self.spawn_at(self.next.fetch_add(1, Ordering::Relaxed), task),
-        }
+        drop(self.here().spawn(task));
     }
 
     fn spawn_at(&self, place: usize, task: BoxFuture<()>) {
         drop(self.executor(place).spawn(task));
+    }
+
+    fn start(&self, task: BoxFuture<()>) {
+        start::start(self.here(), task);
     }
 
     fn spawn_blocking(&self, work: Box<dyn FnOnce() + Send>) {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use futures::{FutureExt, Sink, Stream, StreamExt};
 use larder_protocol::error::ErrorCode;
 use larder_protocol::limits::HELLO_TIMEOUT;
-use larder_protocol::runtime::{RuntimeExt, SharedRuntime};
+use larder_protocol::runtime::SharedRuntime;
 use larder_protocol::service::file::{Op, Query};
 use larder_protocol::service::{LarderRequest, LarderResponse};
 use tarpc::server::{BaseChannel, Channel, Config, serve};
