@@ -26,6 +26,7 @@ mod names;
 mod reading;
 mod segments;
 mod space;
+mod writeback;
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
@@ -165,6 +166,12 @@ impl Content for FileContent {
             rest = later;
         }
         Ok(())
+    }
+
+    fn begin_sync(&self, id: ContentId, offset: u64, len: u64) -> io::Result<()> {
+        let end = end_of(offset, len)?;
+        // Few files reach further, and theirs is only a hint less.
+        if end >= self.segment_size { Ok(()) } else { writeback::begin(&*self.first(id)?, offset, len) }
     }
 
     fn stat(&self, id: ContentId) -> io::Result<ContentStat> {

@@ -60,6 +60,11 @@ pub trait Content: Send + Sync + 'static {
     /// Writes all of `data`, extending the file (with a hole before it) where it reaches past the end.
     fn write(&self, id: ContentId, offset: u64, data: &[u8]) -> io::Result<()>;
 
+    /// Begins to make what was written to a range durable, so that [`sync`](Content::sync) has less to wait for. A hint.
+    fn begin_sync(&self, _id: ContentId, _offset: u64, _len: u64) -> io::Result<()> {
+        Ok(())
+    }
+
     /// The size.
     fn stat(&self, id: ContentId) -> io::Result<ContentStat>;
 

@@ -16,8 +16,18 @@ use crate::volume::keys::{self, Table};
 use crate::volume::record::{Body, DirtyRecord, INLINE_MAX, Unsettled, VnodeRecord};
 use crate::volume::view::{Records, Verified, View};
 
+/// A file that is written from one end to the other goes to the disk in steps of so many bytes while more comes in, so
+/// that the commit at its end finds most of the work done.
+const STEP: u64 = 8 << 20;
+
 /// Writes up to this size go to the page cache from the task itself: that takes less than waking another thread.
 const QUICK_WRITE: usize = 16 << 10;
+
+/// The whole steps, offset and length, that a write of `offset..end` ends or lies across.
+fn complete_steps(offset: u64, end: u64) -> Option<(u64, u64)> {
+    let (from, to) = (offset / STEP * STEP, end / STEP * STEP);
+    (to > from).then(|| (from, to - from))
+}
 
 impl Data {
     /// Carries out a write.
@@ -106,7 +116,15 @@ impl Data {
             self.content.write(id, offset, &data)
         } else {
             let data = data.clone();
-            self.blocking(move |content| content.write(id, offset, &data)).await
+            self.blocking(move |content| {
+                content.write(id, offset, &data)?;
+                if let Some((offset, len)) = complete_steps(offset, end) {
+                    // What this cannot begin, the commit does and reports.
+                    let _ = content.begin_sync(id, offset, len);
+                }
+                Ok(())
+            })
+            .await
         };
         let now = self.runtime.boottime();
         let size = match &written {
@@ -181,4 +199,18 @@ impl Data {
 /// Where a change of `len` bytes ends.
 pub(super) fn end_of(offset: u64, len: u64) -> Result<u64, ErrorCode> {
     offset.checked_add(len).filter(|end| *end <= MAX_FILE_SIZE).ok_or(ErrorCode::FileTooLarge)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_step_goes_to_the_disk_with_the_write_that_ends_it() {
+        assert_eq!(complete_steps(0, STEP - 1), None);
+        assert_eq!(complete_steps(STEP - 10, STEP), Some((0, STEP)));
+        assert_eq!(complete_steps(STEP - 10, STEP + 10), Some((0, STEP)));
+        assert_eq!(complete_steps(STEP, STEP + 10), None);
+        assert_eq!(complete_steps(5, 2 * STEP + 5), Some((0, 2 * STEP)));
+    }
 }
