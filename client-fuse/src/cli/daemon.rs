@@ -35,7 +35,7 @@ const LAST_CHANCE: Duration = Duration::from_secs(3);
 /// How long the kernel may take to end a session whose mount is off the tree and not in use.
 const END_WITHIN: Duration = Duration::from_secs(3);
 /// How far the kernel reads ahead, in KiB.
-const READ_AHEAD_KB: u32 = 1024;
+const READ_AHEAD_KB: u32 = 4096;
 
 /// What to mount where.
 #[derive(Clone, Debug)]
