@@ -31,6 +31,12 @@ enum Load {
         #[arg(default_value_t = 1024)]
         mib: usize,
     },
+    /// Touches memory and gives it back. A virtual machine gets memory that it has not used lately from its host, page by
+    /// page and slowly; what is measured next should not pay for that
+    Warm {
+        /// MiB to touch
+        mib: usize,
+    },
     /// Creates (with 4 KiB each), stats, reads, renames and removes files: operations per second of each
     Metadata {
         /// Where to do it; nothing stays behind
@@ -52,6 +58,7 @@ enum Load {
 fn main() -> Result<()> {
     match Cli::parse().load {
         Load::Tcp { mib } => tcp(mib),
+        Load::Warm { mib } => warm(mib),
         Load::Metadata { dir, files } => metadata(&dir, files),
         Load::Populate { address, files } => populate(&address, files),
     }
@@ -83,6 +90,22 @@ fn tcp(mib: usize) -> Result<()> {
     let took = start.elapsed();
     ensure!(received == mib * CHUNK, "{received} bytes arrived of {mib} MiB");
     println!("tcp {:.1}", mib as f64 / took.as_secs_f64());
+    Ok(())
+}
+
+fn warm(mib: usize) -> Result<()> {
+    /// Bytes of a page, or less.
+    const PAGE: usize = 4096;
+    let mut chunks = Vec::new();
+    for _ in 0..mib {
+        let mut chunk = Vec::<u8>::new();
+        chunk.try_reserve_exact(CHUNK).context("not that much memory")?;
+        chunk.resize(CHUNK, 1);
+        chunks.push(chunk);
+    }
+    let touched: usize =
+        chunks.iter().map(|chunk| chunk.iter().step_by(PAGE).map(|byte| usize::from(*byte)).sum::<usize>()).sum();
+    ensure!(touched == mib * (CHUNK / PAGE), "{touched} pages were touched");
     Ok(())
 }
 
