@@ -1,12 +1,13 @@
 //! Tests and measurements of Larder on real mounts.
 //!
 //! [`server`] and [`mount`] run the two binaries and take them down again, [`raw`] speaks the protocol without a
-//! mount, [`size`] says how much to do, [`race`] lets two threads race. The tests under `tests/` state one promise
+//! mount, [`proxy`] is a network with faults, [`size`] says how much to do, [`race`] lets two threads race. The tests under `tests/` state one promise
 //! each; `docs/semantics.md` cites them by name.
 
 pub mod fuzzing;
 pub mod mount;
 pub mod process;
+pub mod proxy;
 pub mod race;
 pub mod raw;
 pub mod server;

@@ -57,6 +57,14 @@ impl Mount {
     /// # Errors
     /// If it does not answer.
     pub fn new(dir: &Path, name: &str, server: &Server, mode: Mode, options: &str) -> Result<Mount> {
+        Mount::of_address(dir, name, server.address(), mode, options)
+    }
+
+    /// As [`new`](Mount::new), of whatever answers at `address`.
+    ///
+    /// # Errors
+    /// If it does not mount.
+    pub fn of_address(dir: &Path, name: &str, address: &str, mode: Mode, options: &str) -> Result<Mount> {
         let path = dir.join(name);
         fs::create_dir_all(&path)?;
         ensure!(Path::new("/dev/fuse").exists(), "/dev/fuse is missing: load the fuse module; mounts cannot be tested");
@@ -65,7 +73,7 @@ impl Mount {
         if !options.is_empty() {
             command.args(["-o", options]);
         }
-        command.arg(server.address()).arg(&path);
+        command.arg(address).arg(&path);
         let mut client = Process::spawn(&mut command, dir, name)?;
         client.wait_ready(PATIENCE, || is_mounted(&path).then_some(()))?;
         Ok(Mount { client: Some(client), mode, path })

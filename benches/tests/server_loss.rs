@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use larder_benches::in_both_modes;
 use larder_benches::mount::{Mode, Mount};
 use larder_benches::process::{run, scratch};
+use larder_benches::proxy::Proxy;
 use larder_benches::server::Server;
 use larder_benches::size::Size;
 use rustix::io::Errno;
@@ -22,6 +23,12 @@ in_both_modes![
     a_soft_mount_gives_up_with_etimedout,
     client_stats_answer_without_a_server,
 ];
+
+/// How long before its end a server works for clients that hear nothing of it any more.
+const UNANSWERED: Duration = Duration::from_millis(20);
+
+/// Programs that change names meanwhile.
+const CHANGERS: usize = 4;
 
 /// A tree of files of many sizes, in an archive beside it.
 fn source_tree(dir: &Path, files: usize) -> (PathBuf, PathBuf) {
@@ -44,15 +51,34 @@ fn git(dir: &Path, args: &[&str]) {
     run(&mut command).unwrap();
 }
 
+/// Changes a name again and again, each time in a way that fails when it is done twice, and says how often.
+fn changing(dir: PathBuf, enough: &AtomicBool) -> impl FnOnce() -> usize {
+    move || {
+        fs::create_dir(&dir).unwrap();
+        let mut changes = 0;
+        while !enough.load(Ordering::SeqCst) {
+            fs::create_dir(dir.join("a")).unwrap();
+            fs::rename(dir.join("a"), dir.join("b")).unwrap();
+            fs::remove_dir(dir.join("b")).unwrap();
+            changes += 3;
+        }
+        fs::remove_dir(&dir).unwrap();
+        changes
+    }
+}
+
 fn untar_and_git_gc_survive_a_server_that_is_killed_every_second(mode: Mode) {
     let dir = scratch().unwrap();
     let (tree, archive) = source_tree(dir.path(), Size::get().pick(200, 1_000, 3_000));
     let kills = Size::get().pick(2, 6, 20);
     let mut server = Server::start(dir.path(), "process").unwrap();
-    let mount = Mount::new(dir.path(), "mnt", &server, mode, "hard").unwrap();
+    let proxy = Proxy::start(server.address()).unwrap();
+    let mount = Mount::of_address(dir.path(), "mnt", &proxy.address(), mode, "hard").unwrap();
     let enough = AtomicBool::new(false);
     let mut replayed = 0;
     std::thread::scope(|scope| {
+        let changes: Vec<_> =
+            (0..CHANGERS).map(|i| scope.spawn(changing(mount.at(format!("changes-{i}")), &enough))).collect();
         let work = scope.spawn(|| {
             // Round after round until the killing is over, so that it always meets a program at work.
             for round in 0.. {
@@ -80,14 +106,22 @@ fn untar_and_git_gc_survive_a_server_that_is_killed_every_second(mode: Mode) {
             }
             // The counter starts anew with each process, so it is read before each end.
             replayed += server.stats().unwrap().replayed;
+            // What is under way is then carried out, and its client cannot know.
+            proxy.lose_replies();
+            std::thread::sleep(UNANSWERED);
             server.kill().unwrap();
             server.restart().unwrap();
         }
         enough.store(true, Ordering::SeqCst);
         let rounds = work.join().unwrap();
-        println!("{} mode: {kills} kills during {rounds} rounds, {replayed} replies from slots", mode.name());
+        let changes: usize = changes.into_iter().map(|changes| changes.join().unwrap()).sum();
+        replayed += server.stats().unwrap().replayed;
+        let mode = mode.name();
+        println!(
+            "{mode} mode: {kills} kills during {rounds} rounds and {changes} changes, {replayed} replies from slots"
+        );
     });
-    println!("last server: {} replies from slots", server.stats().unwrap().replayed);
+    assert!(kills < 6 || replayed > 0, "no kill met an operation that was carried out and not answered");
     mount.close(false).unwrap();
     server.check().unwrap();
 }
