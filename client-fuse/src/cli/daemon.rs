@@ -70,7 +70,7 @@ pub(super) fn run(plan: Plan, ready: impl FnOnce(&str) -> io::Result<()>) -> any
     // This thread takes signals and commands.
     let main = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start threads")?;
     let result = main.block_on(serve(&plan, Arc::new(runtime), ready));
-    // What still runs is a blocking call that met its bound and was given up.
+    // Blocking calls that met their bound were given up, and end with the process.
     executors.stop(Duration::from_secs(1));
     main.shutdown_background();
     result

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::connector::Connector;
 use super::driver::Driver;
+use super::ration::{Ration, Rationed};
 use super::slot_queue::SlotQueue;
 use super::{Cause, ConnectError};
 
@@ -133,6 +134,9 @@ impl Connection {
     /// # Errors
     /// Why there is no answer; the connection is then to be given up with [`Connection::kill`].
     pub async fn call(&self, request: LarderRequest, timeout: Duration) -> Result<LarderResponse, RpcError> {
+        if self.is_dead() {
+            return Err(RpcError::Shutdown);
+        }
         let mut context = tarpc::context::current();
         context.deadline = Instant::now() + timeout.min(MAX_DEADLINE);
         let data = payload_len(&request);
@@ -152,6 +156,7 @@ impl Connection {
 
     /// Uses this connection no more.
     pub fn kill(&self) {
+        self.driver.stop();
         self.dead.cancel();
     }
 
@@ -305,14 +310,16 @@ impl Channel {
                 return Err(ConnectError::Network("no connection in time".to_owned()));
             }
         };
+        let ration = Arc::new(Ration::default());
         let tarpc::client::NewClient { client: pipe, dispatch } =
-            tarpc::client::new(tarpc::client::Config::default(), transport);
-        let driver = Driver::new(Box::pin(async move {
+            tarpc::client::new(tarpc::client::Config::default(), Rationed::new(transport, ration.clone()));
+        let ended = async move {
             match dispatch.await {
                 Ok(()) => "it closed the connection".to_owned(),
                 Err(error) => chain(&error),
             }
-        }));
+        };
+        let driver = Driver::new(Box::pin(ended), ration);
         let connection = Arc::new(Connection { pipe, driver, dead: CancellationToken::new() });
         self.watch(connection.driver.clone(), connection.dead.clone());
         let hello = Hello {

@@ -8,21 +8,25 @@
 //!   nobody drives, it is passed on to the task. So none is lost.
 
 use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
 use futures::task::AtomicWaker;
 use larder_protocol::runtime::BoxFuture;
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
+
+use super::ration::Ration;
 
 /// Someone polls the connection.
 const DRIVING: u8 = 1;
 /// There is something to do that the last poll has not seen.
 const PENDING: u8 = 2;
 
-/// Polls in a row by a caller, who has something else to do, before the task goes on.
-const ROUNDS: usize = 4;
+/// Messages that a caller, who has something else to do, moves each way before the task goes on.
+const CALLERS_SHARE: usize = 2;
 
 enum Dispatch {
     Running(BoxFuture<String>),
@@ -34,30 +38,45 @@ enum Dispatch {
 /// the connection is over.
 pub(super) struct Driver {
     state: AtomicU8,
+    stopped: AtomicBool,
     dispatch: Mutex<Dispatch>,
     task: AtomicWaker,
+    ration: Arc<Ration>,
+    /// Where the connection's deadlines are watched, whoever drives it.
+    home: Option<Handle>,
 }
 
 impl Driver {
-    pub(super) fn new(dispatch: BoxFuture<String>) -> Arc<Driver> {
-        let dispatch = Mutex::new(Dispatch::Running(dispatch));
-        Arc::new(Driver { state: AtomicU8::new(0), dispatch, task: AtomicWaker::new() })
+    /// Drives `dispatch`, whose transport keeps to the ration. Its timers are those of the calling thread's executor.
+    pub(super) fn new(dispatch: BoxFuture<String>, ration: Arc<Ration>) -> Arc<Driver> {
+        Arc::new(Driver {
+            state: AtomicU8::new(0),
+            stopped: AtomicBool::new(false),
+            dispatch: Mutex::new(Dispatch::Running(dispatch)),
+            task: AtomicWaker::new(),
+            ration,
+            home: Handle::try_current().ok(),
+        })
     }
 
     /// The task that drives the connection when no caller does. Says why the connection is over; dropped, it closes it.
-    pub(super) async fn run(self: Arc<Driver>) -> String {
+    pub(super) fn run(self: Arc<Driver>) -> impl Future<Output = String> {
         let closing = Closing(self);
-        poll_fn(|cx| {
-            closing.0.task.register(cx.waker());
-            if closing.0.take_turn() {
-                closing.0.drive();
-            }
-            match &mut *closing.0.dispatch.lock() {
-                Dispatch::Ended(why) => Poll::Ready(std::mem::take(why)),
-                _ => Poll::Pending,
-            }
-        })
-        .await
+        async move {
+            poll_fn(|cx| {
+                let driver = &closing.0;
+                driver.task.register(cx.waker());
+                if driver.take_turn() {
+                    driver.drive(usize::MAX);
+                }
+                // If a caller is at it this is not worth waiting for: it wakes this task when the connection ends.
+                match driver.dispatch.try_lock().as_deref_mut() {
+                    Some(Dispatch::Ended(why)) => Poll::Ready(std::mem::take(why)),
+                    _ => Poll::Pending,
+                }
+            })
+            .await
+        }
     }
 
     /// Does what gives the connection something to do, then drives it.
@@ -71,21 +90,30 @@ impl Driver {
         result
     }
 
+    /// Nothing more is sent or received, whoever drives.
+    pub(super) fn stop(&self) {
+        self.stopped.store(true, Ordering::Release);
+    }
+
     fn take_turn(&self) -> bool {
         self.state.fetch_or(DRIVING, Ordering::AcqRel) & DRIVING == 0
     }
 
-    /// Polls until there is nothing to do, or for as long as is fair. Ends the turn.
-    fn drive(self: &Arc<Driver>) {
+    /// Polls until there is nothing to do, or `share` messages have been moved one way. Ends the turn.
+    fn drive(self: &Arc<Driver>, share: usize) {
         let waker = Waker::from(Arc::clone(self));
-        for _ in 0..ROUNDS {
+        self.ration.set(share);
+        loop {
             self.state.fetch_and(!PENDING, Ordering::AcqRel);
             self.poll(&mut Context::from_waker(&waker));
             if self.state.compare_exchange(DRIVING, 0, Ordering::AcqRel, Ordering::Acquire).is_ok() {
                 return;
             }
+            // The task comes back when its executor has looked after others; a caller that has had its share does not.
+            if share == usize::MAX || self.ration.is_used_up() {
+                return self.leave_to_task();
+            }
         }
-        self.leave_to_task();
     }
 
     fn leave_to_task(&self) {
@@ -94,14 +122,23 @@ impl Driver {
     }
 
     fn poll(&self, cx: &mut Context<'_>) {
-        let mut dispatch = self.dispatch.lock();
-        if let Dispatch::Running(running) = &mut *dispatch
-            && let Poll::Ready(why) = running.as_mut().poll(cx)
-        {
-            *dispatch = Dispatch::Ended(why);
-            drop(dispatch);
-            self.task.wake();
+        if self.stopped.load(Ordering::Acquire) {
+            return;
         }
+        let _inside = self.home.as_ref().map(Handle::enter);
+        let mut dispatch = self.dispatch.lock();
+        let Dispatch::Running(running) = &mut *dispatch else { return };
+        let polled = catch_unwind(AssertUnwindSafe(|| running.as_mut().poll(cx)));
+        let why = match polled {
+            Ok(Poll::Pending) => return,
+            Ok(Poll::Ready(why)) => why,
+            Err(_) => "it met a defect, and the panic is reported above".to_owned(),
+        };
+        let over = std::mem::replace(&mut *dispatch, Dispatch::Ended(why));
+        drop(dispatch);
+        // What waits for answers learns of it now, outside of the lock.
+        drop(over);
+        self.task.wake();
     }
 }
 
@@ -122,7 +159,7 @@ struct Turn<'a>(&'a Arc<Driver>);
 
 impl Turn<'_> {
     fn finish(self) {
-        self.0.drive();
+        self.0.drive(CALLERS_SHARE);
         std::mem::forget(self);
     }
 }
@@ -191,7 +228,7 @@ mod tests {
     #[tokio::test]
     async fn a_caller_drives_what_it_hands_over() {
         let inbox = Arc::new(Inbox::default());
-        let driver = Driver::new(inbox.dispatch(2));
+        let driver = Driver::new(inbox.dispatch(2), Arc::default());
         let task = tokio::spawn(Arc::clone(&driver).run());
         tokio::task::yield_now().await;
         let (caller, theirs) = (Arc::clone(&driver), Arc::clone(&inbox));
@@ -212,7 +249,7 @@ mod tests {
         const THREADS: usize = 3;
         const EACH: usize = 20_000;
         let inbox = Arc::new(Inbox::default());
-        let driver = Driver::new(inbox.dispatch(THREADS * EACH));
+        let driver = Driver::new(inbox.dispatch(THREADS * EACH), Arc::default());
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build().unwrap();
         let task = runtime.spawn(Arc::clone(&driver).run());
         std::thread::scope(|scope| {
@@ -233,7 +270,7 @@ mod tests {
     #[tokio::test]
     async fn a_panic_of_a_caller_leaves_the_connection_to_the_task() {
         let inbox = Arc::new(Inbox::default());
-        let driver = Driver::new(inbox.dispatch(1));
+        let driver = Driver::new(inbox.dispatch(1), Arc::default());
         let task = tokio::spawn(Arc::clone(&driver).run());
         tokio::task::yield_now().await;
         let caller = Arc::clone(&driver);
@@ -245,7 +282,7 @@ mod tests {
     #[tokio::test]
     async fn dropping_the_task_closes_the_connection() {
         let inbox = Arc::new(Inbox::default());
-        let driver = Driver::new(inbox.dispatch(1));
+        let driver = Driver::new(inbox.dispatch(1), Arc::default());
         let task = tokio::spawn(Arc::clone(&driver).run());
         tokio::task::yield_now().await;
         assert_eq!(Arc::strong_count(&inbox), 2);
@@ -254,5 +291,57 @@ mod tests {
         assert_eq!(Arc::strong_count(&inbox), 1);
         driver.with(|| inbox.give(1));
         assert_eq!(inbox.seen.load(Ordering::SeqCst), 0);
+    }
+
+    #[tokio::test]
+    async fn a_task_that_was_never_polled_closes_the_connection() {
+        let inbox = Arc::new(Inbox::default());
+        let driver = Driver::new(inbox.dispatch(9), Arc::default());
+        // The dispatch now knows the driver as its waker, which holds the dispatch.
+        driver.with(|| inbox.give(1));
+        assert_eq!(Arc::strong_count(&inbox), 2);
+        drop(Arc::clone(&driver).run());
+        assert_eq!(Arc::strong_count(&inbox), 1);
+    }
+
+    #[tokio::test]
+    async fn a_stopped_connection_moves_nothing() {
+        let inbox = Arc::new(Inbox::default());
+        let driver = Driver::new(inbox.dispatch(1), Arc::default());
+        let task = tokio::spawn(Arc::clone(&driver).run());
+        tokio::task::yield_now().await;
+        driver.stop();
+        driver.with(|| inbox.give(1));
+        tokio::task::yield_now().await;
+        assert_eq!(inbox.seen.load(Ordering::SeqCst), 0);
+        task.abort();
+    }
+
+    #[tokio::test]
+    async fn a_panic_of_the_dispatch_ends_the_connection() {
+        let driver = Driver::new(Box::pin(async { panic!("on purpose") }), Arc::default());
+        assert!(driver.run().await.contains("defect"));
+    }
+
+    #[tokio::test]
+    async fn a_caller_moves_its_share_and_the_task_the_rest() {
+        let ration = Arc::new(Ration::default());
+        let moved = Arc::new(AtomicUsize::new(0));
+        let dispatch = {
+            let (ration, moved) = (Arc::clone(&ration), Arc::clone(&moved));
+            poll_fn(move |cx| {
+                while moved.load(Ordering::SeqCst) < 10 {
+                    if !ration.take_received(cx) {
+                        return Poll::Pending;
+                    }
+                    moved.fetch_add(1, Ordering::SeqCst);
+                }
+                Poll::Ready("done".to_owned())
+            })
+        };
+        let driver = Driver::new(Box::pin(dispatch), ration);
+        driver.with(|| ());
+        assert_eq!(moved.load(Ordering::SeqCst), CALLERS_SHARE);
+        assert_eq!(driver.run().await, "done");
     }
 }

@@ -11,6 +11,7 @@ pub mod channel;
 pub mod client;
 pub mod connector;
 mod driver;
+mod ration;
 pub mod slot_queue;
 
 pub use client::{CHANNELS, Client, Patience};

@@ -8,10 +8,10 @@ mod start;
 mod system;
 
 use std::future::Future;
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -44,11 +44,14 @@ pub trait Runtime: Send + Sync + 'static {
     /// As [`spawn`](Runtime::spawn), with other tasks of the same place: what is spawned there wakes no other thread.
     fn spawn_at(&self, place: usize, task: BoxFuture<()>);
     /// Runs a task here and now as far as it gets without waiting, and from there on its own. What need not wait is so
-    /// done without another thread having to wake up. A panic before the first wait is the caller's.
+    /// done without another thread having to wake up. A panic ends the task alone.
     fn start(&self, mut task: BoxFuture<()>) {
         // The first poll as a task registers that task's waker in place of the one that does nothing.
-        if task.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
-            self.spawn(task);
+        let first = AssertUnwindSafe(|| task.as_mut().poll(&mut Context::from_waker(Waker::noop())));
+        match catch_unwind(first) {
+            Ok(Poll::Ready(())) => {}
+            Ok(Poll::Pending) => self.spawn(task),
+            Err(_) => tracing::error!("a task met a defect and was dropped; the panic is reported above"),
         }
     }
     /// Runs work that may block for long (disk I/O) where it holds up no other task.

@@ -12,25 +12,41 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use async_task::Runnable;
 use tokio::runtime::Handle;
 
+/// Woken tasks that a serving thread goes on with before it looks for its next request.
+const MAX_WOKEN: usize = 8;
+
 thread_local! {
     /// Tasks that this thread has woken while it is in [`serving`], to be gone on with at the end of that.
     static WOKEN: RefCell<Option<VecDeque<Runnable>>> = const { RefCell::new(None) };
 
-    /// Whether this thread does nothing but run an executor.
-    static IS_EXECUTOR: Cell<bool> = const { Cell::new(false) };
+    /// Whether this thread runs an executor, or serves and has entered one.
+    static HAS_PLACE: Cell<bool> = const { Cell::new(false) };
 }
 
 /// From now on this thread does nothing but run an executor.
 pub(super) fn set_executor() {
-    IS_EXECUTOR.set(true);
+    HAS_PLACE.set(true);
+}
+
+/// The executor that this thread runs or has entered to serve. None for threads that only happen to be in the context
+/// of one, such as those for blocking work.
+pub(super) fn place() -> Option<Handle> {
+    if HAS_PLACE.get() { Handle::try_current().ok() } else { None }
 }
 
 /// Runs a task here as far as it gets without waiting, and then wherever it is woken; if that is no place to run
-/// tasks, on the executor `home`.
+/// tasks, on the executor `home`. A panic ends the task alone.
 pub(super) fn start(home: Handle, task: impl Future<Output = ()> + Send + 'static) {
     let (first, task) = async_task::spawn(task, move |woken| go_on(woken, &home));
     task.detach();
-    first.run();
+    run(first);
+}
+
+fn run(task: Runnable) {
+    // Nothing that the task touched is looked at again after a panic: it is dropped whole.
+    if catch_unwind(AssertUnwindSafe(|| task.run())).is_err() {
+        tracing::error!("a task met a defect and was dropped; the panic is reported above");
+    }
 }
 
 fn go_on(woken: Runnable, home: &Handle) {
@@ -42,24 +58,27 @@ fn go_on(woken: Runnable, home: &Handle) {
         None => Some(woken),
     });
     let Some(woken) = elsewhere else { return };
-    let here = if IS_EXECUTOR.get() { Handle::try_current().ok() } else { None };
-    here.as_ref().unwrap_or(home).spawn(async move { woken.run() });
+    place().as_ref().unwrap_or(home).spawn(async move { run(woken) });
 }
 
 /// Runs a request of a thread that is no executor and waits for requests of its own: `task` as far as it gets without
-/// waiting, and then all that this wakes. What is left goes on where it is woken, or on the executor `home`.
-///
-/// A panic ends the task it happens in alone.
+/// waiting, and then what this wakes, if it is not too much. What is left goes on where it is woken, or on the executor
+/// `home`.
 pub fn serving(home: &Handle, task: impl Future<Output = ()> + Send + 'static) {
     let _inside = home.enter();
+    HAS_PLACE.set(true);
     WOKEN.set(Some(VecDeque::new()));
-    // Nothing that a task touched is looked at again after a panic: it is dropped whole. The panic itself is reported
-    // where it happens.
-    let _ = catch_unwind(AssertUnwindSafe(|| start(home.clone(), task)));
-    while let Some(woken) = WOKEN.with_borrow_mut(|queue| queue.as_mut().and_then(VecDeque::pop_front)) {
-        let _ = catch_unwind(AssertUnwindSafe(|| woken.run()));
+    start(home.clone(), task);
+    for _ in 0..MAX_WOKEN {
+        match WOKEN.with_borrow_mut(|queue| queue.as_mut().and_then(VecDeque::pop_front)) {
+            Some(woken) => run(woken),
+            None => break,
+        }
     }
-    WOKEN.set(None);
+    for woken in WOKEN.take().into_iter().flatten() {
+        home.spawn(async move { run(woken) });
+    }
+    HAS_PLACE.set(false);
 }
 
 #[cfg(test)]
@@ -136,6 +155,41 @@ mod tests {
         });
         thread::spawn(move || go.send(()).unwrap()).join().unwrap();
         assert_eq!(result.recv_timeout(LONG).unwrap(), runtime.handle().id());
+    }
+
+    #[test]
+    fn what_an_executor_wakes_goes_on_there() {
+        let (home, other) = (runtime(), runtime());
+        let (go, wait) = oneshot::channel::<()>();
+        let (done, result) = mpsc::channel();
+        start(home.handle().clone(), async move {
+            wait.await.unwrap();
+            done.send(Handle::try_current().unwrap().id()).unwrap();
+        });
+        other.spawn(async move {
+            HAS_PLACE.set(true);
+            go.send(()).unwrap();
+        });
+        assert_eq!(result.recv_timeout(LONG).unwrap(), other.handle().id());
+    }
+
+    #[test]
+    fn a_thread_that_serves_is_not_kept_from_its_next_request() {
+        const TASKS: usize = 3 * MAX_WOKEN;
+        let runtime = runtime();
+        let (done, result) = mpsc::channel();
+        let go = Arc::new(tokio::sync::Notify::new());
+        for _ in 0..TASKS {
+            let (go, done) = (Arc::clone(&go), done.clone());
+            serving(runtime.handle(), async move {
+                go.notified().await;
+                done.send(thread::current().id()).unwrap();
+            });
+        }
+        serving(runtime.handle(), async move { go.notify_waiters() });
+        let threads: Vec<_> = (0..TASKS).map(|_| result.recv_timeout(LONG).unwrap()).collect();
+        let here = threads.iter().filter(|thread| **thread == thread::current().id()).count();
+        assert_eq!(here, MAX_WOKEN);
     }
 
     #[test]

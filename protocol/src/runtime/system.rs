@@ -1,7 +1,7 @@
 //! The real machine.
 //!
-//! Tasks run on a few threads, each with an executor of its own, and stay where they began: what a connection brings
-//! in is carried out on the connection's thread. Executors that share their tasks wake each other to look for work
+//! Tasks run on a few threads, each with an executor of its own. What is spawned stays where it was; what is started
+//! goes on where it is woken. So what a connection brings in is carried out on the connection's thread. Executors that share their tasks wake each other to look for work
 //! with every request that arrives, and where a request is quick that is most of its time.
 
 use std::io;
@@ -21,6 +21,10 @@ use crate::attr::Timestamp;
 /// How often an executor looks at the clock at least. A thread that sets a timer on it wakes it only if it would sleep
 /// longer; every request sets one, for its deadline.
 const TICK: Duration = Duration::from_secs(1);
+
+/// Tasks that an executor runs before it looks for what sockets have brought: so many readings of a mebibyte may a
+/// lookup have to wait for.
+const POLLS: u32 = 4;
 
 /// The real machine: its clocks, its randomness, and tokio's executors.
 #[derive(Debug)]
@@ -52,7 +56,11 @@ impl SystemRuntime {
         let (running, done) = mpsc::channel();
         let mut executors = Vec::new();
         for number in 0..count.max(1) {
-            let executor = Builder::new_current_thread().thread_name(format!("{name}-io")).enable_all().build()?;
+            let executor = Builder::new_current_thread()
+                .thread_name(format!("{name}-io"))
+                .event_interval(POLLS)
+                .enable_all()
+                .build()?;
             executors.push(executor.handle().clone());
             let (mut stopped, running) = (stopped.clone(), running.clone());
             thread::Builder::new().name(format!("{name}-{number}")).spawn(move || {
@@ -73,19 +81,16 @@ impl SystemRuntime {
     pub fn executor(&self, place: usize) -> &Handle {
         &self.executors[place % self.executors.len()]
     }
-}
 
-impl SystemRuntime {
     /// The executor of the calling thread, or any.
     fn here(&self) -> Handle {
-        let any = || self.executor(self.next.fetch_add(1, Ordering::Relaxed)).clone();
-        Handle::try_current().unwrap_or_else(|_| any())
+        start::place().unwrap_or_else(|| self.executor(self.next.fetch_add(1, Ordering::Relaxed)).clone())
     }
 }
 
 impl Executors {
-    /// Ends the threads. Tasks are dropped at their next wait; those that do not come to one within `patience` are
-    /// left behind.
+    /// Ends the threads. What was spawned is dropped at its next wait, what was started when it is woken. Threads whose
+    /// task does not come to a wait within `patience` are left behind, and so is blocking work.
     pub fn stop(self, patience: Duration) {
         drop(self.stop);
         let until = Instant::now() + patience;

@@ -9,7 +9,6 @@ use futures::{FutureExt, Sink, Stream, StreamExt};
 use larder_protocol::error::ErrorCode;
 use larder_protocol::limits::HELLO_TIMEOUT;
 use larder_protocol::runtime::SharedRuntime;
-use larder_protocol::service::file::{Op, Query};
 use larder_protocol::service::{LarderRequest, LarderResponse};
 use tarpc::server::{BaseChannel, Channel, Config, serve};
 use tarpc::{ClientMessage, Response};
@@ -99,32 +98,14 @@ where
                 let (handler, session, permit) = (handler.clone(), session.clone(), session.begin());
                 // Kept until the answer is handed over, so that answers nobody takes hold back what is read.
                 let in_flight = permit.clone();
-                let elsewhere = takes_long(&request.get().message);
                 let answer = serve(move |_, request| answer(handler, session, request, permit));
-                let answering = Box::pin(async move {
+                // Here, as far as it need not wait: most requests take less than another task would.
+                shared.runtime.start(Box::pin(async move {
                     request.execute(answer).await;
                     drop(in_flight);
-                });
-                if elsewhere {
-                    shared.runtime.spawn(answering);
-                } else {
-                    shared.runtime.start(answering);
-                }
+                }));
             }
         }
-    }
-}
-
-/// Whether answering a request takes longer than having another thread do it.
-fn takes_long(request: &LarderRequest) -> bool {
-    const MUCH: usize = 64 << 10;
-    match request {
-        LarderRequest::Query { query: Query::Read { len, .. }, .. } => *len as usize > MUCH,
-        LarderRequest::Query { query: Query::Readdir { .. }, .. } => true,
-        LarderRequest::Write { request, .. } => request.data.len() > MUCH,
-        LarderRequest::Mutate { op: Op::Append { data, .. }, .. } => data.len() > MUCH,
-        LarderRequest::Mutate { op: Op::CopyRange { .. }, .. } => true,
-        _ => false,
     }
 }
 

@@ -11,7 +11,7 @@ use crate::volume::context::next_incarnation;
 use crate::volume::error::StoreResult;
 use crate::volume::keys::{self, Table};
 use crate::volume::meta::Batch;
-use crate::volume::record::VnodeRecord;
+use crate::volume::record::{HeaderRecord, VnodeRecord};
 use crate::volume::view::{Draft, Records};
 
 /// Where content files go that belong to no vnode.
@@ -21,14 +21,17 @@ const LOST_ROWS: &str = "lost-rows";
 
 /// What is to be changed in a volume.
 pub(super) struct Mending<'a> {
+    /// The volume's incarnation once it is mended.
+    incarnation: u64,
     draft: Draft<'a>,
     moves: Vec<PathBuf>,
     rows: Vec<(String, Vec<u8>)>,
 }
 
 impl<'a> Mending<'a> {
-    pub(super) fn new(draft: Draft<'a>) -> Mending<'a> {
-        Mending { draft, moves: Vec::new(), rows: Vec::new() }
+    pub(super) fn new(draft: Draft<'a>, header: &HeaderRecord) -> Mending<'a> {
+        let incarnation = next_incarnation(header.incarnation, now(), rand::random());
+        Mending { incarnation, draft, moves: Vec::new(), rows: Vec::new() }
     }
 
     /// Moves files aside and gives back the batch to commit. `None` if nothing is to be changed.
@@ -64,7 +67,7 @@ impl<'a> Mending<'a> {
     /// cached what it was must see that it is not that any more.
     fn renew(&mut self) -> StoreResult<()> {
         let mut header = self.draft.header()?;
-        header.incarnation = next_incarnation(header.incarnation, now(), rand::random());
+        header.incarnation = self.incarnation;
         let visible = [Table::Vnodes, Table::Inline, Table::Entries, Table::Cookies, Table::Xattrs];
         let touched: BTreeSet<u64> = self
             .draft
@@ -178,6 +181,12 @@ impl<'a> Findings<'a> {
     pub(super) fn set_content_aside(&mut self, id: ContentId, content: &FileContent) {
         let what = format!("content file {:x}.{:x} belongs to no vnode", id.vnode, id.version);
         self.set_file_aside(Some(id.vnode), what, content.path(id));
+    }
+
+    /// The generation of what a repair makes. Not that of the incarnation before it, which may have given out the same
+    /// vnode number and lost it in a power cut.
+    pub(super) fn generation(&self) -> u64 {
+        self.mending.as_ref().map_or(0, |mending| mending.incarnation)
     }
 
     pub(super) fn list_mut(&mut self) -> &mut [Finding] {

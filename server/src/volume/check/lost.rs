@@ -28,9 +28,10 @@ pub(super) fn link(
         let subdirs = node.dir().map(|dir| dir.subdirs);
         let kept = with_prefix(volume.snapshot, Table::Orphans, vnode)?;
         let what = "it has no name, and no client keeps it";
+        let generation = findings.generation();
         findings.mend(Some(vnode), what, format!("it is /{DIRECTORY}/{vnode} now"), |draft| {
             kept.iter().for_each(|key| draft.delete(Table::Orphans, key));
-            let directory = directory(draft)?;
+            let directory = directory(draft, generation)?;
             let Some(mut record) = draft.vnode(vnode)? else { return Ok(()) };
             record.nlink = subdirs.map_or(1, |subdirs| 2 + subdirs);
             if let Body::Directory { parent, .. } = &mut record.body {
@@ -59,7 +60,7 @@ fn free_name(draft: &Draft<'_>, directory: u64, text: &str) -> StoreResult<Name>
 }
 
 /// The directory, made if it is not there.
-fn directory(draft: &mut Draft<'_>) -> StoreResult<u64> {
+fn directory(draft: &mut Draft<'_>, generation: u64) -> StoreResult<u64> {
     if let Some(entry) = draft.entry(ROOT_VNODE, &name(DIRECTORY)?)?
         && entry.kind == FileType::Directory
         && draft.vnode(entry.vnode)?.is_some_and(|record| record.nlink > 0)
@@ -73,7 +74,7 @@ fn directory(draft: &mut Draft<'_>) -> StoreResult<u64> {
     }
     let now = now();
     let record = VnodeRecord {
-        generation: header.incarnation,
+        generation,
         mode: 0o700,
         nlink: 2,
         uid: 0,

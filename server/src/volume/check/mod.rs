@@ -213,7 +213,7 @@ fn check_once(
         Err(error) => return Err(error.into()),
     };
     let volume = Volume { id, snapshot: &*snapshot, content };
-    let mending = repair.then(|| Mending::new(Draft::new(&view)));
+    let mending = repair.then(|| Mending::new(Draft::new(&view), &header));
     let mut findings = Findings::new(name, mending);
     let nodes = passes(&volume, &header, &mut findings)?;
     paths::add(&volume, &nodes, findings.list_mut())?;

@@ -347,6 +347,12 @@ fn what_has_no_name_gets_one() {
     let (_, lost) = names.iter().find(|(name, _)| name == "lost+found").unwrap();
     assert_eq!(fixture.names(*lost), [("2".to_owned(), 2), ("7".to_owned(), 7)]);
     assert_eq!(fixture.names(2).len(), 3);
+    let meta = fixture.meta();
+    let snapshot = meta.snapshot().unwrap();
+    let view = Verified(&*snapshot);
+    // The incarnation of before may have given out that number to what a power cut has undone.
+    assert_eq!(view.vnode(*lost).unwrap().unwrap().generation, view.header().unwrap().incarnation);
+    assert!(view.header().unwrap().incarnation > 2);
 }
 
 #[test]

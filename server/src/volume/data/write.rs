@@ -112,13 +112,14 @@ impl Data {
         let file = self.prepare(request.fid, record, DirtyRecord::InPlace).await?;
         let id = file.id;
         let (offset, data) = (request.offset, request.data.0.clone());
-        let written = if data.len() <= QUICK_WRITE {
+        let steps = complete_steps(offset, end);
+        let written = if data.len() <= QUICK_WRITE && steps.is_none() {
             self.content.write(id, offset, &data)
         } else {
             let data = data.clone();
             self.blocking(move |content| {
                 content.write(id, offset, &data)?;
-                if let Some((offset, len)) = complete_steps(offset, end) {
+                if let Some((offset, len)) = steps {
                     // What this cannot begin, the commit does and reports.
                     let _ = content.begin_sync(id, offset, len);
                 }
