@@ -38,6 +38,8 @@ packages() {
     [ ${#missing[@]} -gt 0 ] || return 0
     command -v apt-get >/dev/null ||
         die "missing: ${missing[*]}. This is not a Debian system: install them by its own means and try again."
+    [ "$(id -u)" = 0 ] || command -v sudo >/dev/null ||
+        die "missing: ${missing[*]}, and installing them needs root. As root: apt-get install ${missing[*]}"
     say "Installing ${missing[*]}"
     local log
     log=$(mktemp)

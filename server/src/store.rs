@@ -90,7 +90,8 @@ impl Store {
     /// # Errors
     /// As [`open`](Store::open), and when there is no store.
     pub fn open_existing(dir: &Path) -> anyhow::Result<Store> {
-        if examine(dir)? != State::Store {
+        let is_store = dir.join(MARKER).exists() && examine(dir)? == State::Store;
+        if !is_store {
             bail!("{} is not a Larder store; a server makes one at its first start", dir.display());
         }
         Ok(Store { _lock: lock(dir)?, dir: dir.to_owned() })

@@ -77,6 +77,9 @@ fn check_mountpoint(path: &Path) -> anyhow::Result<PathBuf> {
     if !resolved.is_dir() {
         bail!("the mount point {shown} is not a directory");
     }
+    if std::fs::read_dir(&resolved).is_ok_and(|mut entries| entries.next().is_some()) {
+        eprintln!("note: {shown} is not empty; what is in it is hidden while Larder is mounted there");
+    }
     Ok(resolved)
 }
 

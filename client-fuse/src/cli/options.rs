@@ -49,6 +49,9 @@ pub(super) fn parse(lists: &[String], sloppy: bool) -> Result<Options, String> {
             Some(value) => setting(&mut options, &mut validity, name, value)
                 .map_err(|expected| format!("option `{word}`: expected {expected}"))?,
         };
+        if name == "remount" {
+            return Err("a mount of Larder cannot be changed: unmount it, and mount it with other options".to_owned());
+        }
         if !known && !sloppy {
             return Err(format!("unknown option `{word}`; there are: {KNOWN}"));
         }

@@ -147,7 +147,7 @@ fn force(mount: &Mount) -> anyhow::Result<()> {
         None => true,
     };
     if !ended && let Some(pid) = pid {
-        tracing::warn!("killing the process of {shown}, {pid:?}, which does not end");
+        eprintln!("note: the process of {shown} ({}) does not end and is killed", pid.as_raw_nonzero());
         if let Err(error) = rustix::process::kill_process(pid, rustix::process::Signal::KILL) {
             failures.push(format!("its process cannot be killed ({error})"));
         }

@@ -9,16 +9,16 @@ use crate::net::sessions::Peer;
 /// The user and group that stand for "nobody in particular" (`nobody`, `nogroup`; as in exports(5)).
 pub const NOBODY: u32 = 65534;
 
-/// Whether the superuser of a client is the superuser here (`root_squash` of exports(5)).
+/// Whether the superuser of a client becomes nobody here (`root_squash` of exports(5)).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum RootSquash {
-    /// Not for other hosts, but for clients on this one.
+    /// That of another host does, that of this host does not.
     #[default]
     Auto,
-    /// Never: it becomes nobody.
-    On,
     /// Always.
+    On,
+    /// Never.
     Off,
 }
 

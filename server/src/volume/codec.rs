@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::error::{StoreError, StoreResult};
-use super::keys::Table;
+use super::keys::{self, Table};
 
 /// Bytes of the checksum at the end of a sealed row.
 const SEAL: usize = 4;
@@ -53,8 +53,12 @@ pub fn seal(table: Table, key: &[u8], mut value: Vec<u8>) -> Vec<u8> {
 /// `Corrupt`, naming table and key, if it does not match.
 pub fn open(table: Table, key: &[u8], mut sealed: Vec<u8>) -> StoreResult<Vec<u8>> {
     let corrupt = || {
+        let whose = match key.get(..8).and_then(keys::number) {
+            Some(vnode) if table.has_vnode_keys() => format!(", of vnode {vnode},"),
+            _ => String::new(),
+        };
         let key = key.escape_ascii();
-        StoreError::Corrupt(format!("row \"{key}\" of table {} does not match its checksum", table.name()))
+        StoreError::Corrupt(format!("row \"{key}\" of table {}{whose} does not match its checksum", table.name()))
     };
     let value_len = sealed.len().checked_sub(SEAL).ok_or_else(corrupt)?;
     let crc = checksum(table, key, &sealed[..value_len]);

@@ -70,6 +70,11 @@ impl Table {
         }
     }
 
+    /// Whether every key begins with the number of a vnode.
+    pub fn has_vnode_keys(self) -> bool {
+        !matches!(self, Table::Header | Table::Slots | Table::Clients)
+    }
+
     /// Whether every key is one 8-byte number below 2⁶³, which an engine may store more compactly.
     pub fn has_number_keys(self) -> bool {
         matches!(self, Table::Vnodes | Table::Inline | Table::Dirty)

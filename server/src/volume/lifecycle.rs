@@ -108,18 +108,30 @@ pub fn create(dir: &Path, id: VolumeId, name: &str) -> Result<(), OpenError> {
     let meta = SqliteMetadata::create(&dir.join(META), Durability::Power).map_err(store_error(dir))?;
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
     let now = Timestamp { secs: now.tv_sec, nanos: now.tv_nsec as u32 };
-    prepare(&meta, id, name, now).map_err(store_error(dir))?;
+    // What a server that is not root's makes must be of use to whoever runs it.
+    let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    prepare_for(owner, &meta, id, name, now).map_err(store_error(dir))?;
     meta.sync().map_err(store_error(dir))?;
     drop(meta);
     let handle = std::fs::File::open(dir).map_err(io_error(dir))?;
     handle.sync_all().map_err(io_error(dir))
 }
 
-/// Writes the first rows of a volume: its header and its root directory.
+/// Writes the first rows of a volume: its header and its root directory, which is root's.
 ///
 /// # Errors
 /// The metadata engine's.
 pub fn prepare(meta: &dyn Metadata, id: VolumeId, name: &str, now: Timestamp) -> StoreResult<()> {
+    prepare_for((0, 0), meta, id, name, now)
+}
+
+fn prepare_for(
+    (uid, gid): (u32, u32),
+    meta: &dyn Metadata,
+    id: VolumeId,
+    name: &str,
+    now: Timestamp,
+) -> StoreResult<()> {
     let snapshot = meta.snapshot()?;
     let view = Verified(&*snapshot);
     let mut draft = Draft::new(&view);
@@ -127,8 +139,8 @@ pub fn prepare(meta: &dyn Metadata, id: VolumeId, name: &str, now: Timestamp) ->
         generation: 0,
         mode: 0o755,
         nlink: 2,
-        uid: 0,
-        gid: 0,
+        uid,
+        gid,
         size: 4096,
         blocks: 8,
         atime: now,
@@ -248,4 +260,19 @@ pub fn open_on(
     });
     upkeep::start(&volume);
     Ok(volume)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::meta::memory::MemoryMetadata;
+    use super::*;
+
+    #[test]
+    fn the_root_directory_is_of_who_makes_the_volume() {
+        let meta = MemoryMetadata::new();
+        prepare_for((1000, 100), &meta, VolumeId::ROOT, "root", Timestamp::default()).unwrap();
+        let snapshot = meta.snapshot().unwrap();
+        let root = Verified(&*snapshot).vnode(ROOT_VNODE).unwrap().unwrap();
+        assert_eq!((root.uid, root.gid), (1000, 100));
+    }
 }
