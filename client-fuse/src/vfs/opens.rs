@@ -87,6 +87,8 @@ impl Vfs {
         };
         // Counts as open before it is sent, lest a removal that is sent later takes the file away.
         let counted = Counted::new(self).await?;
+        // Writes that are on their way may reach the server after the truncation, and be answered before it is.
+        let on_their_way = if truncate { self.unsent.files() } else { Vec::new() };
         let op = Op::Create { dir: dir.fid, name, mode: mode & MODE_MASK, umask, how };
         let (mut entry, created) = self.make(cred, &dir, op).await?;
         if entry.attr.kind != FileType::Regular {
@@ -99,8 +101,8 @@ impl Vfs {
             .into());
         }
         let node = self.node(entry.node)?;
-        // Writes that are still on their way would reach the server after the truncation.
-        let again = truncate && !created && node.file().is_some_and(|file| !file.is_idle());
+        let was_busy = on_their_way.contains(&(node.number, node.fid.generation));
+        let again = truncate && !created && (was_busy || node.file().is_some_and(|file| !file.is_idle()));
         let opening = self.pin(&node, cred, counted);
         if again {
             let set = SetAttr { size: Some(0), ..SetAttr::default() };

@@ -41,6 +41,11 @@ impl Unsent {
         self.bytes.load(Ordering::Relaxed)
     }
 
+    /// The files that have data on their way: their nodes' numbers and generations.
+    pub(super) fn files(&self) -> Vec<(u64, u64)> {
+        self.files.lock().keys().copied().collect()
+    }
+
     /// Whether any file has data on its way.
     pub(super) fn any(&self) -> bool {
         !self.files.lock().is_empty()
