@@ -95,6 +95,12 @@ pub enum ErrorCode {
     /// The server has a defect; its log says more.
     #[error("internal error of the server")]
     Internal,
+    /// What was to be stored is not staged, or no longer: the server was restarted.
+    #[error("the contents are not staged at the server")]
+    NotStaged,
+    /// The object is not in the state that the request was made for.
+    #[error("the file was changed by another client")]
+    Conflict,
 }
 
 impl ErrorCode {
@@ -130,6 +136,8 @@ impl ErrorCode {
         ErrorCode::Unavailable,
         ErrorCode::Busy,
         ErrorCode::Internal,
+        ErrorCode::NotStaged,
+        ErrorCode::Conflict,
     ];
 
     /// The errno value that programs see (Linux, `asm-generic/errno.h`). The only such table in Larder.
@@ -165,6 +173,8 @@ impl ErrorCode {
             | ErrorCode::UnknownClient
             | ErrorCode::Fenced
             | ErrorCode::Unavailable
+            | ErrorCode::NotStaged
+            | ErrorCode::Conflict
             | ErrorCode::Internal => Errno::IO,
         };
         errno.raw_os_error()

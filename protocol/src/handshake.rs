@@ -4,6 +4,7 @@
 //! channel left behind: when it returns, no request that was sent on an older generation of the channel will be
 //! applied any more. See `docs/protocol.md`, "Connections".
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -11,9 +12,9 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{ClientId, Epoch};
 
 /// The oldest protocol version this build speaks.
-pub const MIN_VERSION: u32 = 1;
+pub const MIN_VERSION: u32 = 2;
 /// The newest protocol version this build speaks.
-pub const MAX_VERSION: u32 = 1;
+pub const MAX_VERSION: u32 = 2;
 
 /// What a client says of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +31,9 @@ pub struct Hello {
     pub channel: u32,
     /// How often the client has opened this channel: a higher one fences all lower ones.
     pub generation: u64,
+    /// Whether its changes are to be answered at once, before other clients have acknowledged that they give up what
+    /// they cached. What these show is then old for up to a lease's term.
+    pub prompt: bool,
     /// Name and version of the client's software, for logs.
     pub software: String,
 }
@@ -54,17 +58,40 @@ pub struct Welcome {
 }
 
 /// The length of a server's promises.
+///
+/// The two clocks may drift apart by the margin within a term: the server waits for `term + margin` from when a renewal
+/// came in, the client counts `term - margin` from before it sent it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaseTerms {
-    /// The short lease over a volume, without which no callback in it counts.
-    pub volume: Duration,
-    /// A callback on one object.
-    pub object: Duration,
+    /// How long a lease runs that is not renewed. No callback counts without it.
+    pub term: Duration,
+    /// What either side allows for the other's clock.
+    pub margin: Duration,
+}
+
+impl LeaseTerms {
+    /// The shortest and the longest term that a server may be given.
+    pub const RANGE: RangeInclusive<Duration> = Duration::from_millis(500)..=Duration::from_secs(3600);
+
+    /// With a margin that is a twentieth of the term.
+    pub fn new(term: Duration) -> LeaseTerms {
+        LeaseTerms { term, margin: term / 20 }
+    }
+
+    /// How long the server keeps a promise after a renewal came in.
+    pub fn kept(&self) -> Duration {
+        self.term + self.margin
+    }
+
+    /// How long a client counts on a promise after it asked for the renewal.
+    pub fn counted(&self) -> Duration {
+        self.term.saturating_sub(self.margin)
+    }
 }
 
 impl Default for LeaseTerms {
     fn default() -> LeaseTerms {
-        LeaseTerms { volume: Duration::from_secs(10), object: Duration::from_secs(3600) }
+        LeaseTerms::new(Duration::from_secs(10))
     }
 }
 

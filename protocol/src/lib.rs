@@ -2,11 +2,12 @@
 //!
 //! Identities ([`ids`], [`name`]), attributes ([`attr`]), errors and their errno table ([`error`]), every bound
 //! ([`limits`]), the first request of a connection ([`handshake`]), the requests themselves ([`service`]), how they
-//! travel ([`transport`], [`payload`]), and the seam to the machine that both ends run on ([`runtime`]).
+//! travel ([`transport`], [`payload`]), what was overtaken while it was under way ([`event_log`]), and the seam to the machine that both ends run on ([`runtime`]).
 //! `docs/protocol.md` explains the contract.
 
 pub mod attr;
 pub mod error;
+pub mod event_log;
 pub mod faults;
 pub mod handshake;
 pub mod ids;

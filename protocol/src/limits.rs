@@ -33,6 +33,20 @@ pub const MAX_IN_FLIGHT: usize = 256;
 pub const MAX_CHANNELS: u32 = 16;
 /// Fids in one `forget`.
 pub const MAX_FORGET: usize = 1024;
+/// Objects in one `recheck`.
+pub const MAX_RECHECK: usize = 1024;
+/// Breaks in one message.
+pub const MAX_BREAKS: usize = 4096;
+/// Callbacks that a server keeps in all; the oldest are broken to make room.
+pub const MAX_CALLBACKS: usize = 4_000_000;
+/// Breaks that may wait for one client's acknowledgement. A client with more of them has its lease ended.
+pub const MAX_OUTSTANDING: usize = 262_144;
+/// Contents that one client may have staged, or copies kept for it, in one volume.
+pub const MAX_STAGES: usize = 64;
+/// How long staged contents, and copies made for fetches, are kept after they were last used.
+pub const STAGE_KEPT: Duration = Duration::from_secs(300);
+/// How long a `breaks` request waits when nothing is broken. Below [`MAX_DEADLINE`].
+pub const BREAKS_WAIT: Duration = Duration::from_secs(540);
 /// Bytes that one server-side copy moves at most; the reply says how many it did.
 pub const MAX_COPY: u64 = 64 << 20;
 /// The longest deadline that a request can carry. A longer one is cut, so that a forged one can do no harm.

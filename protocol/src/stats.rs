@@ -52,6 +52,35 @@ pub struct ServerStats {
     pub batches: u64,
     /// Mutations in these batches.
     pub mutations: u64,
+    /// Leases and callbacks.
+    pub promises: PromiseStats,
+}
+
+/// What a server has promised its clients.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PromiseStats {
+    /// Clients whose lease is running now.
+    pub leases: u64,
+    /// Callbacks held now, each on one object for one client.
+    pub callbacks: u64,
+    /// Bytes of memory that they take, about.
+    pub callback_bytes: u64,
+    /// Callbacks granted.
+    pub granted: u64,
+    /// Grants withheld because the object was being changed.
+    pub withheld: u64,
+    /// Callbacks broken because their object changed.
+    pub broken: u64,
+    /// Callbacks broken to make room for newer ones.
+    pub broken_for_room: u64,
+    /// Leases that ended without the client having asked for it.
+    pub lapsed: u64,
+    /// Mutations that had to wait for a break to be acknowledged, or for a lease to end.
+    pub waited: u64,
+    /// The longest of these waits, in microseconds.
+    pub longest_wait_us: u64,
+    /// Clients that held leases at an earlier server process and have not been heard of since.
+    pub in_grace: u64,
 }
 
 /// Times requests by kind.

@@ -13,6 +13,7 @@ use crate::config::DurabilityLevel;
 use crate::service::credential::RootSquash;
 use crate::store::Store;
 use crate::volume::check;
+use larder_protocol::handshake::LeaseTerms;
 
 /// Larder's file server.
 #[derive(Debug, Parser)]
@@ -73,6 +74,10 @@ pub struct ServeArgs {
     /// Whether the superusers of clients become nobody [default: auto].
     #[arg(long, value_name = "WHEN")]
     pub root_squash: Option<RootSquash>,
+    /// How long a client may rely on what it caches without asking, in seconds: also the longest that a change waits
+    /// for a client that is cut off [default: 10]
+    #[arg(long, value_name = "SECONDS", value_parser = crate::config::lease_term)]
+    pub lease_term: Option<LeaseTerms>,
     /// What to log to standard error, such as `debug` or `larder_server=trace`. Without it RUST_LOG counts
     /// [default: info].
     #[arg(long, value_name = "FILTER")]

@@ -2,8 +2,10 @@
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
+use larder_protocol::handshake::LeaseTerms;
 use serde::Deserialize;
 
 use crate::cli::ServeArgs;
@@ -34,7 +36,7 @@ impl From<DurabilityLevel> for Durability {
 }
 
 /// The keys of a configuration file.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 struct File {
     store: Option<PathBuf>,
@@ -42,6 +44,7 @@ struct File {
     durability: Option<DurabilityLevel>,
     insecure: Option<bool>,
     root_squash: Option<RootSquash>,
+    lease_term: Option<toml::Value>,
     log: Option<String>,
     port_file: Option<PathBuf>,
 }
@@ -59,6 +62,8 @@ pub struct ServeConfig {
     pub insecure: bool,
     /// What becomes of the clients' superusers.
     pub root_squash: RootSquash,
+    /// How long promises last.
+    pub lease: LeaseTerms,
     /// What to log, as a filter of `tracing`.
     pub log: Option<String>,
     /// Where to write the addresses that were opened.
@@ -87,15 +92,37 @@ impl ServeConfig {
             bail!("`listen` names no address; leave it out for {DEFAULT_LISTEN}");
         }
         let listen = listen.iter().map(|text| address(text)).collect::<anyhow::Result<Vec<_>>>()?;
+        let lease = match (args.lease_term, file.lease_term) {
+            (Some(lease), _) => lease,
+            (None, Some(secs)) => lease_term(&secs.to_string()).map_err(|error| anyhow!("`lease-term`: {error}"))?,
+            (None, None) => LeaseTerms::default(),
+        };
         Ok(ServeConfig {
             store,
             listen,
             durability: args.durability.or(file.durability).unwrap_or_default(),
             insecure: args.insecure || file.insecure.unwrap_or(false),
             root_squash: args.root_squash.or(file.root_squash).unwrap_or_default(),
+            lease,
             log: args.log.or(file.log),
             port_file: args.port_file.or(file.port_file),
         })
+    }
+}
+
+/// The terms of leases, from a number of seconds.
+///
+/// # Errors
+/// What would be right.
+pub fn lease_term(text: &str) -> Result<LeaseTerms, String> {
+    let term = text.parse::<f64>().ok().and_then(|secs| Duration::try_from_secs_f64(secs).ok());
+    match term {
+        Some(term) if LeaseTerms::RANGE.contains(&term) => Ok(LeaseTerms::new(term)),
+        _ => Err(format!(
+            "a number of seconds from {} to {}",
+            LeaseTerms::RANGE.start().as_secs_f64(),
+            LeaseTerms::RANGE.end().as_secs()
+        )),
     }
 }
 
@@ -137,6 +164,9 @@ mod tests {
         assert_eq!(config.durability, DurabilityLevel::Power);
         assert_eq!(config.root_squash, RootSquash::Auto);
         assert!(!config.insecure);
+        assert_eq!(config.lease.term, Duration::from_secs(10));
+        assert_eq!(resolve(&["--store", "/s", "--lease-term", "2.5"]).unwrap().lease.term, Duration::from_millis(2500));
+        assert!(resolve(&["--store", "/s", "--lease-term", "0"]).is_err());
     }
 
     #[test]
@@ -168,6 +198,7 @@ mod tests {
         };
         assert!(error("store = '/s'\nlisten-on = 'x'").contains("listen-on"));
         assert!(error("store = '/s'\ndurability = 'maybe'").contains("maybe"));
+        assert!(error("store = '/s'\nlease-term = 0.1").contains("from 0.5 to 3600"));
         assert!(error("durability = 'power'").contains("--store"));
         assert!(error("store = '/s'\nlisten = ['nowhere']").contains("nowhere"));
         let missing = format!("{:#}", resolve(&["--config", "/nonexistent.toml"]).unwrap_err());

@@ -7,6 +7,7 @@ use crate::attr::{Attr, AttrChange, FileType, SetAttr, VolumeSpace};
 use crate::ids::{Fid, Verifier};
 use crate::name::Name;
 use crate::payload::Payload;
+use crate::service::callback::Grants;
 
 /// A request that changes nothing and can be repeated at will.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +51,27 @@ pub enum Query {
         len: u32,
         /// Whether the file's access time may follow (`relatime`); a `noatime` mount says no.
         touch: bool,
+    },
+    /// Bytes of a file for a whole-file cache. Whoever may write the file may fetch it too: its contents are stored
+    /// back whole.
+    Fetch {
+        /// The file.
+        fid: Fid,
+        /// Where to begin.
+        offset: u64,
+        /// How many bytes, at most [`MAX_PAYLOAD`](crate::limits::MAX_PAYLOAD).
+        len: u32,
+        /// The version that the bytes are to be of, by its `change`; at any other none are returned.
+        change: Option<u64>,
+        /// Whether the server may answer from a copy of that version, which it makes if it must and keeps for a while.
+        /// Costs a copy of the file, and is for files that change faster than they can be fetched.
+        copy: bool,
+    },
+    /// Whether objects are still as the client knows them.
+    Recheck {
+        /// Objects of one volume with the `change` they are known at, 1 to
+        /// [`MAX_RECHECK`](crate::limits::MAX_RECHECK).
+        items: Vec<(Fid, u64)>,
     },
     /// Entries of a directory behind a cookie.
     Readdir {
@@ -121,13 +143,15 @@ pub enum QueryReply {
     },
     /// To [`Query::Readlink`].
     Target(Bytes),
-    /// To [`Query::Read`].
+    /// To [`Query::Read`] and [`Query::Fetch`].
     Data {
         /// The bytes.
         data: Payload,
         /// The file, as it was when they were read.
         attr: Attr,
     },
+    /// To [`Query::Recheck`]: one for each item, in their order.
+    Rechecked(Vec<Checked>),
     /// To [`Query::Readdir`].
     Listing {
         /// Entries in the order of their cookies, without `.` and `..`.
@@ -145,6 +169,17 @@ pub enum QueryReply {
     XattrNames(Vec<Bytes>),
     /// To [`Query::Seek`].
     Offset(u64),
+}
+
+/// What became of an object that a client knew.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Checked {
+    /// It is as it was.
+    Same,
+    /// It has changed.
+    Changed(Attr),
+    /// It is gone.
+    Gone,
 }
 
 /// One name in a directory.
@@ -313,11 +348,50 @@ pub enum Op {
         /// How many bytes; at most [`MAX_COPY`](crate::limits::MAX_COPY) are copied.
         len: u64,
     },
+    /// Replaces a file's contents as a whole: any reader, and a crash, see the old ones or the new ones. Durable when
+    /// answered.
+    Store {
+        /// The file.
+        fid: Fid,
+        /// The new contents.
+        contents: NewContents,
+        /// Fail with `Conflict` unless the file's `change` is this.
+        base: Option<u64>,
+    },
     /// Lets go of objects that earlier operations kept for this client.
     Forget {
         /// The objects, all in one volume, at most [`MAX_FORGET`](crate::limits::MAX_FORGET).
         fids: Vec<Fid>,
     },
+}
+
+/// The contents that an [`Op::Store`] installs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NewContents {
+    /// These bytes, at most [`MAX_PAYLOAD`](crate::limits::MAX_PAYLOAD).
+    Whole(Payload),
+    /// What was staged under this number, cut or extended with a hole to `size`. `NotStaged` if the server has lost it.
+    Staged {
+        /// The number.
+        stage: u64,
+        /// Bytes.
+        size: u64,
+    },
+}
+
+/// A piece of a file's next contents.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StageRequest {
+    /// The file.
+    pub fid: Fid,
+    /// Names the contents among those that the client stages; the client counts them up.
+    pub stage: u64,
+    /// Whether this is the first piece; any other fails with `NotStaged` if the server knows nothing of the stage.
+    pub first: bool,
+    /// Where in the contents the piece lies. What no piece covers is a hole.
+    pub offset: u64,
+    /// The piece, at most [`MAX_PAYLOAD`](crate::limits::MAX_PAYLOAD) bytes.
+    pub data: Payload,
 }
 
 /// What [`Op::Create`] does when the name is taken.
@@ -383,6 +457,8 @@ pub struct Mutated {
     pub durable: u64,
     /// What it did.
     pub reply: OpReply,
+    /// Callbacks of the client on the objects that the reply shows. The mutation itself broke none of them.
+    pub grants: Grants,
 }
 
 /// What an [`Op`] did, of the variant that belongs to it.
@@ -416,7 +492,7 @@ pub enum OpReply {
         /// The object replaced, or exchanged with, after that.
         other: Option<Attr>,
     },
-    /// To [`Op::Setattr`], [`Op::Setxattr`], [`Op::Removexattr`], [`Op::Allocate`].
+    /// To [`Op::Setattr`], [`Op::Setxattr`], [`Op::Removexattr`], [`Op::Allocate`], [`Op::Store`].
     Attr(AttrChange),
     /// To [`Op::Append`].
     Appended {
@@ -470,19 +546,21 @@ pub struct Committed {
 }
 
 impl Query {
-    /// The object whose volume the request goes to.
-    pub fn fid(&self) -> Fid {
-        match self {
+    /// The object whose volume the request goes to; `None` for a `recheck` of nothing.
+    pub fn fid(&self) -> Option<Fid> {
+        Some(match self {
             Query::Lookup { dir, .. } | Query::Parent { dir } | Query::Readdir { dir, .. } => *dir,
             Query::Getattr { fid }
             | Query::Access { fid, .. }
             | Query::Readlink { fid }
             | Query::Read { fid, .. }
+            | Query::Fetch { fid, .. }
             | Query::Statfs { fid }
             | Query::Getxattr { fid, .. }
             | Query::Listxattr { fid }
             | Query::Seek { fid, .. } => *fid,
-        }
+            Query::Recheck { items } => items.first()?.0,
+        })
     }
 }
 
@@ -503,6 +581,7 @@ impl Op {
             | Op::Removexattr { fid, .. }
             | Op::Append { fid, .. }
             | Op::Allocate { fid, .. }
+            | Op::Store { fid, .. }
             | Op::CopyRange { to: fid, .. } => *fid,
             Op::Forget { fids } => *fids.first()?,
         })

@@ -31,7 +31,8 @@ kinds! {
     Mkdir "mkdir", Mknod "mknod", Symlink "symlink", Link "link", Remove "remove", Rmdir "rmdir",
     Rename "rename", Readdir "readdir", Statfs "statfs", Getxattr "getxattr", Setxattr "setxattr",
     Listxattr "listxattr", Removexattr "removexattr", Allocate "allocate", Seek "seek", CopyRange "copy_range",
-    Forget "forget", Volume "volume", Goodbye "goodbye",
+    Forget "forget", Volume "volume", Goodbye "goodbye", Fetch "fetch", Recheck "recheck", Stage "stage",
+    Store "store", Renew "renew", Breaks "breaks",
 }
 
 impl fmt::Display for Kind {
@@ -50,6 +51,8 @@ impl Query {
             Query::Access { .. } => Kind::Access,
             Query::Readlink { .. } => Kind::Readlink,
             Query::Read { .. } => Kind::Read,
+            Query::Fetch { .. } => Kind::Fetch,
+            Query::Recheck { .. } => Kind::Recheck,
             Query::Readdir { .. } => Kind::Readdir,
             Query::Statfs { .. } => Kind::Statfs,
             Query::Getxattr { .. } => Kind::Getxattr,
@@ -77,6 +80,7 @@ impl Op {
             Op::Append { .. } => Kind::Append,
             Op::Allocate { .. } => Kind::Allocate,
             Op::CopyRange { .. } => Kind::CopyRange,
+            Op::Store { .. } => Kind::Store,
             Op::Forget { .. } => Kind::Forget,
         }
     }

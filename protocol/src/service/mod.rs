@@ -4,6 +4,7 @@
 //! agree on: a *query* changes nothing, a *write* or *commit* has the same effect twice as once, and a *mutation* is
 //! recognised by its [`OpId`] and runs once.
 
+pub mod callback;
 pub mod file;
 pub mod kind;
 pub mod volume;
@@ -13,7 +14,8 @@ use crate::error::ErrorCode;
 use crate::handshake::{Hello, Refusal, Welcome};
 use crate::ids::{Fid, OpId};
 use crate::stats::ServerStats;
-use file::{Committed, Mutated, Op, Query, QueryReply, WriteRequest, Written};
+use callback::{Breaks, LeaseId, Promised, Renew, Renewed};
+use file::{Committed, Mutated, Op, Query, QueryReply, StageRequest, WriteRequest, Written};
 use volume::{VolumeReply, VolumeRequest};
 
 /// The service of a file server. `hello` must come first on each connection.
@@ -25,11 +27,24 @@ pub trait Larder {
     /// Asks for something and changes nothing.
     async fn query(cred: Credential, query: Query) -> Result<QueryReply, ErrorCode>;
 
+    /// As [`query`](Larder::query), with callbacks on the objects that the answer shows.
+    async fn promised(cred: Credential, query: Query) -> Result<Promised, ErrorCode>;
+
+    /// Prolongs the client's lease, or begins one. All callbacks of the client at this server stand under it.
+    async fn renew(request: Renew) -> Result<Renewed, ErrorCode>;
+
+    /// Acknowledges the breaks up to `acked`, and waits until there are others.
+    async fn breaks(lease: LeaseId, acked: u64) -> Result<Breaks, ErrorCode>;
+
     /// Changes something, exactly once under any number of retries with the same id.
     async fn mutate(cred: Credential, id: OpId, op: Op) -> Result<Mutated, ErrorCode>;
 
     /// Writes file data in place. Idempotent, but a client never has two overlapping writes in flight.
     async fn write(cred: Credential, request: WriteRequest) -> Result<Written, ErrorCode>;
+
+    /// Puts a piece of a file's next contents beside the file, for an [`Op::Store`] to install. Idempotent. What is
+    /// staged is lost with the server process, when the client leaves, and some time after its last piece.
+    async fn stage(cred: Credential, request: StageRequest) -> Result<(), ErrorCode>;
 
     /// Makes a file's unstable writes durable.
     async fn commit(cred: Credential, fid: Fid) -> Result<Committed, ErrorCode>;

@@ -48,7 +48,7 @@ async fn serve(config: ServeConfig, runtime: SharedRuntime) -> anyhow::Result<()
     let server = ServerConfig {
         store: config.store.clone(),
         durability: config.durability.into(),
-        settings: Settings { root_squash: config.root_squash },
+        settings: Settings { root_squash: config.root_squash, lease: config.lease },
     };
     let server = Server::new(server, runtime).await?;
     info!(

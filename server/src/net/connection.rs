@@ -148,7 +148,7 @@ mod tests {
     use std::time::{Duration, Instant as StdInstant};
 
     use larder_protocol::attr::Credential;
-    use larder_protocol::handshake::{Hello, LeaseTerms, Welcome};
+    use larder_protocol::handshake::{Hello, LeaseTerms, MAX_VERSION, MIN_VERSION, Welcome};
     use larder_protocol::ids::{ClientId, Epoch, Fid, OpId, VolumeId};
     use larder_protocol::limits::MAX_IN_FLIGHT;
     use larder_protocol::runtime::{RuntimeExt, SimRuntime};
@@ -235,8 +235,9 @@ mod tests {
 
     fn hello(generation: u64) -> Hello {
         Hello {
-            min_version: 1,
-            max_version: 1,
+            min_version: MIN_VERSION,
+            max_version: MAX_VERSION,
+            prompt: false,
             client: ClientId(1),
             incarnation: 1,
             channel: 0,

@@ -291,6 +291,7 @@ async fn drain(sessions: &[Arc<Session>]) {
 mod tests {
     use std::time::Duration;
 
+    use larder_protocol::handshake::{MAX_VERSION, MIN_VERSION};
     use larder_protocol::runtime::SimRuntime;
     use tokio::time::{Instant, sleep, timeout};
 
@@ -298,8 +299,9 @@ mod tests {
 
     fn hello(incarnation: u64, channel: u32, generation: u64) -> Hello {
         Hello {
-            min_version: 1,
-            max_version: 1,
+            min_version: MIN_VERSION,
+            max_version: MAX_VERSION,
+            prompt: false,
             client: ClientId(1),
             incarnation,
             channel,

@@ -2,19 +2,23 @@
 
 use larder_protocol::error::ErrorCode;
 use larder_protocol::ids::{OpId, VolumeId};
-use larder_protocol::limits::{MAX_FORGET, MAX_PAYLOAD};
-use larder_protocol::service::file::{Op, Query, WriteRequest};
+use larder_protocol::limits::{MAX_FILE_SIZE, MAX_FORGET, MAX_PAYLOAD, MAX_RECHECK};
+use larder_protocol::service::file::{NewContents, Op, Query, StageRequest, WriteRequest};
 
 use crate::core::fence::Identity;
 
 /// The volume of a query.
 ///
 /// # Errors
-/// `Invalid` for a read past the limit: cut short, its answer would mean the end of the file.
+/// `Invalid` for a read past the limit: cut short, its answer would mean the end of the file. `Invalid` for a recheck
+/// of nothing, too much, or objects of several volumes.
 pub fn query(query: &Query) -> Result<VolumeId, ErrorCode> {
+    let volume = query.fid().ok_or(ErrorCode::Invalid)?.volume;
     match query {
-        Query::Read { len, .. } if *len as usize > MAX_PAYLOAD => Err(ErrorCode::Invalid),
-        _ => Ok(query.fid().volume),
+        Query::Read { len, .. } | Query::Fetch { len, .. } if *len as usize > MAX_PAYLOAD => Err(ErrorCode::Invalid),
+        Query::Recheck { items } if items.len() > MAX_RECHECK => Err(ErrorCode::Invalid),
+        Query::Recheck { items } if items.iter().any(|(fid, _)| fid.volume != volume) => Err(ErrorCode::Invalid),
+        _ => Ok(volume),
     }
 }
 
@@ -31,7 +35,12 @@ pub fn op(op: &Op) -> Result<VolumeId, ErrorCode> {
         Op::CopyRange { from, .. } if from.volume != volume => Err(ErrorCode::CrossVolume),
         Op::Forget { fids } if fids.len() > MAX_FORGET => Err(ErrorCode::Invalid),
         Op::Forget { fids } if fids.iter().any(|fid| fid.volume != volume) => Err(ErrorCode::Invalid),
-        Op::Append { data, .. } if data.len() > MAX_PAYLOAD => Err(ErrorCode::TooBig),
+        Op::Append { data, .. } | Op::Store { contents: NewContents::Whole(data), .. } if data.len() > MAX_PAYLOAD => {
+            Err(ErrorCode::TooBig)
+        }
+        Op::Store { contents: NewContents::Staged { size, .. }, .. } if *size > MAX_FILE_SIZE => {
+            Err(ErrorCode::FileTooLarge)
+        }
         _ => Ok(volume),
     }
 }
@@ -42,6 +51,19 @@ pub fn op(op: &Op) -> Result<VolumeId, ErrorCode> {
 /// `TooBig` for data past the limit.
 pub fn write(request: &WriteRequest) -> Result<VolumeId, ErrorCode> {
     if request.data.len() > MAX_PAYLOAD { Err(ErrorCode::TooBig) } else { Ok(request.fid.volume) }
+}
+
+/// The volume of a piece to be staged.
+///
+/// # Errors
+/// `TooBig` for data past the limit, `FileTooLarge` for a piece that lies past the largest file.
+pub fn stage(request: &StageRequest) -> Result<VolumeId, ErrorCode> {
+    let end = request.offset.checked_add(request.data.len() as u64);
+    match end {
+        _ if request.data.len() > MAX_PAYLOAD => Err(ErrorCode::TooBig),
+        Some(end) if end <= MAX_FILE_SIZE => Ok(request.fid.volume),
+        _ => Err(ErrorCode::FileTooLarge),
+    }
 }
 
 /// Whether an operation's id belongs to who sends it.

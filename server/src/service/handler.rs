@@ -4,11 +4,14 @@ use std::sync::Arc;
 
 use larder_protocol::attr::Credential;
 use larder_protocol::error::ErrorCode;
-use larder_protocol::handshake::{Hello, LeaseTerms, Refusal, Welcome, agree};
+use larder_protocol::handshake::{Hello, Refusal, Welcome, agree};
 use larder_protocol::ids::{Fid, OpId};
 use larder_protocol::limits::{MAX_PAYLOAD, MAX_SLOTS, MAX_VOLUME_NAME};
 use larder_protocol::runtime::RuntimeExt;
-use larder_protocol::service::file::{Committed, Mutated, Op, Query, QueryReply, WriteRequest, Written};
+use larder_protocol::service::callback::{Breaks, LeaseId, ObjectId, Promised, Renew, Renewed};
+use larder_protocol::service::file::{
+    Checked, Committed, Mutated, NewContents, Op, Query, QueryReply, StageRequest, WriteRequest, Written,
+};
 use larder_protocol::service::kind::Kind;
 use larder_protocol::service::volume::{VolumeReply, VolumeRequest};
 use larder_protocol::service::{LarderRequest, LarderResponse};
@@ -32,6 +35,18 @@ impl Handler for Server {
             }
             LarderRequest::Query { cred, query } => {
                 LarderResponse::Query(self.timed(query.kind(), self.query(session, cred, query)).await)
+            }
+            LarderRequest::Promised { cred, query } => {
+                LarderResponse::Promised(self.timed(query.kind(), self.promised(session, cred, query)).await)
+            }
+            LarderRequest::Renew { request } => {
+                LarderResponse::Renew(self.timed(Kind::Renew, self.renew(session, request)).await)
+            }
+            LarderRequest::Breaks { lease, acked } => {
+                LarderResponse::Breaks(self.timed(Kind::Breaks, self.breaks(session, lease, acked, permit)).await)
+            }
+            LarderRequest::Stage { cred, request } => {
+                LarderResponse::Stage(self.timed(Kind::Stage, self.stage(session, cred, request, permit)).await)
             }
             LarderRequest::Mutate { cred, id, op } => {
                 LarderResponse::Mutate(self.timed(op.kind(), self.mutate(session, cred, id, op, permit)).await)
@@ -102,7 +117,10 @@ impl Server {
         let greeted = self.shared.sessions.hello(session, &hello).await?;
         let Identity { client, incarnation, channel, generation } = greeted.identity;
         debug!(peer = %session.peer(), %client, incarnation, channel, generation, software = hello.software, "hello");
+        self.promises.set_prompt(client, hello.prompt);
         if greeted.unsettled {
+            // The older life's daemon is gone, and with it whatever it promised its kernel.
+            self.promises.gone(client);
             let (volumes, sessions) = (self.volumes.clone(), self.shared.sessions.clone());
             let settling = self.whole(permit, async move {
                 for volume in volumes.opened() {
@@ -123,7 +141,7 @@ impl Server {
             slots: MAX_SLOTS,
             max_read: MAX_PAYLOAD as u32,
             max_write: MAX_PAYLOAD as u32,
-            lease: LeaseTerms::default(),
+            lease: self.settings.lease,
         })
     }
 
@@ -138,6 +156,53 @@ impl Server {
         Ok(reply)
     }
 
+    async fn promised(&self, session: &Session, cred: Credential, query: Query) -> Result<Promised, ErrorCode> {
+        let client = self.admit(session)?.client;
+        let volume = self.volumes.get(check::query(&query)?).await?;
+        let cred = self.settings.root_squash.apply(session.peer(), cred);
+        let asked: Vec<ObjectId> = asked(&query);
+        // Before anything is read (P4).
+        let reading = self.promises.begin_read();
+        let reply = volume.query(&cred, query).await?;
+        if let QueryReply::Data { data, .. } = &reply {
+            self.counters.sent(data.len());
+        }
+        let grants = reading.grant(client, shown(asked, &reply));
+        Ok(Promised { reply, grants })
+    }
+
+    async fn renew(&self, session: &Session, request: Renew) -> Result<Renewed, ErrorCode> {
+        let client = self.admit(session)?.client;
+        self.promises.renew(client, request).await
+    }
+
+    async fn breaks(&self, session: &Session, lease: LeaseId, acked: u64, permit: Permit) -> Result<Breaks, ErrorCode> {
+        let client = self.admit(session)?.client;
+        // It changes nothing and waits for long: nobody is to wait for it.
+        drop(permit);
+        tokio::select! {
+            breaks = self.promises.breaks(client, lease, acked) => Ok(breaks),
+            () = session.fenced() => Err(ErrorCode::Fenced),
+            () = self.shared.ending.cancelled() => Err(ErrorCode::Unavailable),
+        }
+    }
+
+    async fn stage(
+        &self,
+        session: &Session,
+        cred: Credential,
+        request: StageRequest,
+        permit: Permit,
+    ) -> Result<(), ErrorCode> {
+        let client = self.admit(session)?.client;
+        let volume = self.volumes.get(check::stage(&request)?).await?;
+        let cred = self.settings.root_squash.apply(session.peer(), cred);
+        let len = request.data.len();
+        self.whole(permit, async move { volume.stage(&cred, client, request).await }).await?;
+        self.counters.received(len);
+        Ok(())
+    }
+
     async fn mutate(
         &self,
         session: &Session,
@@ -149,9 +214,12 @@ impl Server {
         check::id(self.admit(session)?, id)?;
         let volume = self.volumes.get(check::op(&op)?).await?;
         let cred = self.settings.root_squash.apply(session.peer(), cred);
-        let appended = if let Op::Append { data, .. } = &op { data.len() } else { 0 };
+        let carried = match &op {
+            Op::Append { data, .. } | Op::Store { contents: NewContents::Whole(data), .. } => data.len(),
+            _ => 0,
+        };
         let mutated = self.whole(permit, async move { volume.mutate(&cred, id, op).await }).await?;
-        self.counters.received(appended);
+        self.counters.received(carried);
         Ok(mutated)
     }
 
@@ -209,6 +277,7 @@ impl Server {
     async fn goodbye(&self, session: &Session, permit: Permit) -> Result<(), ErrorCode> {
         let client = self.admit(session)?.client;
         self.shared.sessions.goodbye(session).await;
+        self.promises.gone(client);
         let volumes = self.volumes.clone();
         self.whole(permit, async move {
             for volume in volumes.opened() {
@@ -217,5 +286,36 @@ impl Server {
             Ok(())
         })
         .await
+    }
+}
+
+/// The objects of a recheck, which its answer shows by their places alone.
+fn asked(query: &Query) -> Vec<ObjectId> {
+    match query {
+        Query::Recheck { items } => items.iter().map(|(fid, _)| (*fid).into()).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// The objects whose attributes, names or contents an answer shows.
+fn shown(asked: Vec<ObjectId>, reply: &QueryReply) -> Vec<ObjectId> {
+    match reply {
+        QueryReply::Entry { attr, dir } => attr.iter().chain([dir]).map(|attr| attr.fid.into()).collect(),
+        QueryReply::Attr(attr) | QueryReply::Access { attr, .. } | QueryReply::Data { attr, .. } => {
+            vec![attr.fid.into()]
+        }
+        QueryReply::Listing { entries, dir, .. } => {
+            let entries = entries.iter().filter(|entry| entry.attr.is_some()).map(|entry| entry.fid.into());
+            entries.chain([dir.fid.into()]).collect()
+        }
+        QueryReply::Rechecked(verdicts) => {
+            let there = asked.into_iter().zip(verdicts).filter(|(_, verdict)| **verdict != Checked::Gone);
+            there.map(|(object, _)| object).collect()
+        }
+        QueryReply::Target(_)
+        | QueryReply::Space(_)
+        | QueryReply::Xattr(_)
+        | QueryReply::XattrNames(_)
+        | QueryReply::Offset(_) => Vec::new(),
     }
 }

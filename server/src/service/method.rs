@@ -14,8 +14,16 @@ pub enum Method {
     Hello,
     /// `query`
     Query,
+    /// `promised`
+    Promised,
+    /// `renew`
+    Renew,
+    /// `breaks`
+    Breaks,
     /// `mutate`
     Mutate,
+    /// `stage`
+    Stage,
     /// `write`
     Write,
     /// `commit`
@@ -34,7 +42,11 @@ impl Method {
         match request {
             LarderRequest::Hello { .. } => Method::Hello,
             LarderRequest::Query { .. } => Method::Query,
+            LarderRequest::Promised { .. } => Method::Promised,
+            LarderRequest::Renew { .. } => Method::Renew,
+            LarderRequest::Breaks { .. } => Method::Breaks,
             LarderRequest::Mutate { .. } => Method::Mutate,
+            LarderRequest::Stage { .. } => Method::Stage,
             LarderRequest::Write { .. } => Method::Write,
             LarderRequest::Commit { .. } => Method::Commit,
             LarderRequest::Volume { .. } => Method::Volume,
@@ -51,7 +63,11 @@ impl Method {
         Ok(match self {
             Method::Hello => LarderResponse::Hello(Err(Refusal::Unavailable)),
             Method::Query => LarderResponse::Query(Err(code)),
+            Method::Promised => LarderResponse::Promised(Err(code)),
+            Method::Renew => LarderResponse::Renew(Err(code)),
+            Method::Breaks => LarderResponse::Breaks(Err(code)),
             Method::Mutate => LarderResponse::Mutate(Err(code)),
+            Method::Stage => LarderResponse::Stage(Err(code)),
             Method::Write => LarderResponse::Write(Err(code)),
             Method::Commit => LarderResponse::Commit(Err(code)),
             Method::Volume => LarderResponse::Volume(Err(code)),

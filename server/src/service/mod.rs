@@ -11,9 +11,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use futures::{Sink, Stream};
 use larder_protocol::error::ErrorCode;
+use larder_protocol::handshake::LeaseTerms;
 use larder_protocol::ids::{Epoch, VolumeId};
 use larder_protocol::runtime::{BootTime, SharedRuntime};
 use larder_protocol::service::{LarderRequest, LarderResponse};
@@ -27,6 +28,8 @@ use self::credential::RootSquash;
 use self::volumes::Volumes;
 use crate::net::connection::{self, Shared};
 use crate::net::sessions::{Peer, Sessions};
+use crate::promises::PromiseKeeper;
+use crate::promises::holders::{HolderFile, Holders};
 use crate::stats::Counters;
 use crate::store::Store;
 use crate::volume::{Durability, Volume};
@@ -37,11 +40,16 @@ pub const SOFTWARE: &str = concat!("larderd ", env!("CARGO_PKG_VERSION"));
 /// How often clients that have been silent for too long are looked for.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(3600);
 
+/// How often callbacks of leases that have ended are swept up.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+
 /// How a server behaves.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Settings {
     /// What becomes of the clients' superusers.
     pub root_squash: RootSquash,
+    /// How long promises last.
+    pub lease: LeaseTerms,
 }
 
 /// What a server serves, and how.
@@ -59,6 +67,7 @@ pub struct ServerConfig {
 pub struct Server {
     epoch: Epoch,
     volumes: Arc<Volumes>,
+    promises: Arc<PromiseKeeper>,
     settings: Settings,
     counters: Counters,
     shared: Shared,
@@ -74,25 +83,41 @@ impl Server {
     pub async fn new(config: ServerConfig, runtime: SharedRuntime) -> anyhow::Result<Arc<Server>> {
         let epoch = Epoch(runtime.random());
         let store = Store::open(&config.store)?;
-        let volumes = Volumes::stored(store, config.durability, epoch, runtime.clone())?;
-        let server = Server::build(epoch, volumes, config.settings, runtime);
+        let holders = Arc::new(HolderFile::in_store(store.dir()));
+        let promises = PromiseKeeper::new(epoch, config.settings.lease, holders, runtime.clone())
+            .context("cannot learn which clients may hold leases")?;
+        let volumes = Volumes::stored(store, config.durability, epoch, promises.clone(), runtime.clone())?;
+        let server = Server::build(epoch, volumes, promises, config.settings, runtime);
         if let Err(code) = server.volumes.get(VolumeId::ROOT).await {
             bail!("the volume `root` of the store {} cannot be opened: {code}; see the log", config.store.display());
         }
         Ok(server)
     }
 
-    /// Serves volumes that are open already. `epoch` is the one they were opened with.
+    /// Serves volumes that are open already. `epoch` is the one they were opened with; `holders` is the record of an
+    /// earlier process, if there was one.
+    ///
+    /// # Errors
+    /// The record cannot be read.
     pub fn with_volumes(
         epoch: Epoch,
         volumes: Vec<Arc<Volume>>,
+        holders: Arc<dyn Holders>,
+        settings: Settings,
+        runtime: SharedRuntime,
+    ) -> io::Result<Arc<Server>> {
+        let promises = PromiseKeeper::new(epoch, settings.lease, holders, runtime.clone())?;
+        let volumes = Volumes::given(volumes, promises.clone(), runtime.clone());
+        Ok(Server::build(epoch, volumes, promises, settings, runtime))
+    }
+
+    fn build(
+        epoch: Epoch,
+        volumes: Volumes,
+        promises: Arc<PromiseKeeper>,
         settings: Settings,
         runtime: SharedRuntime,
     ) -> Arc<Server> {
-        Server::build(epoch, Volumes::given(volumes, runtime.clone()), settings, runtime)
-    }
-
-    fn build(epoch: Epoch, volumes: Volumes, settings: Settings, runtime: SharedRuntime) -> Arc<Server> {
         let shared = Shared {
             sessions: Arc::new(Sessions::new(runtime.clone())),
             ending: CancellationToken::new(),
@@ -101,6 +126,7 @@ impl Server {
         let server = Arc::new(Server {
             epoch,
             volumes: Arc::new(volumes),
+            promises,
             settings,
             counters: Counters::default(),
             shared,
@@ -109,6 +135,8 @@ impl Server {
         });
         let expiring = server.tasks.track_future(server.clone().expire_clients());
         runtime.spawn(Box::pin(expiring));
+        let sweeping = server.tasks.track_future(server.clone().sweep_promises());
+        runtime.spawn(Box::pin(sweeping));
         server
     }
 
@@ -162,6 +190,7 @@ impl Server {
             refused,
             connections: self.shared.sessions.connections() as u64,
             clients: self.shared.sessions.clients() as u64,
+            promises: self.promises.stats(),
             ..ServerStats::default()
         };
         for volume in self.volumes.opened() {
@@ -188,6 +217,16 @@ impl Server {
             }
         }
         self.volumes.close().await
+    }
+
+    async fn sweep_promises(self: Arc<Self>) {
+        loop {
+            tokio::select! {
+                () = self.shared.ending.cancelled() => return,
+                () = self.shared.runtime.sleep(SWEEP_INTERVAL) => {}
+            }
+            self.promises.sweep();
+        }
     }
 
     async fn expire_clients(self: Arc<Self>) {
@@ -220,5 +259,7 @@ where
     connection::run(server, shared, transport, peer).await;
 }
 
+#[cfg(test)]
+mod promise_tests;
 #[cfg(test)]
 mod tests;

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use larder_protocol::attr::{Attr, Credential};
 use larder_protocol::faults::{Faulty, Weather};
-use larder_protocol::handshake::{Hello, Refusal};
+use larder_protocol::handshake::{Hello, MAX_VERSION, MIN_VERSION, Refusal};
 use larder_protocol::ids::{ClientId, Fid, OpId};
 use larder_protocol::name::Name;
 use larder_protocol::payload::Payload;
@@ -44,8 +44,9 @@ fn context() -> Context {
 
 fn hello(incarnation: u64, generation: u64) -> Hello {
     Hello {
-        min_version: 1,
-        max_version: 1,
+        min_version: MIN_VERSION,
+        max_version: MAX_VERSION,
+        prompt: false,
         client: CLIENT,
         incarnation,
         channel: 0,

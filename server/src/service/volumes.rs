@@ -9,6 +9,7 @@ use larder_protocol::runtime::{RuntimeExt, SharedRuntime};
 use parking_lot::RwLock;
 use tracing::{error, info};
 
+use crate::promises::PromiseKeeper;
 use crate::store::{Store, StoredVolume};
 use crate::volume::{self, Durability, Volume, VolumeConfig};
 
@@ -17,6 +18,7 @@ pub struct Volumes {
     open: RwLock<BTreeMap<VolumeId, Arc<Volume>>>,
     source: Option<Source>,
     runtime: SharedRuntime,
+    promises: Arc<PromiseKeeper>,
 }
 
 /// Where volumes that are not open yet come from.
@@ -31,9 +33,10 @@ struct Source {
 
 impl Volumes {
     /// Exactly these.
-    pub fn given(volumes: Vec<Arc<Volume>>, runtime: SharedRuntime) -> Volumes {
+    pub fn given(volumes: Vec<Arc<Volume>>, promises: Arc<PromiseKeeper>, runtime: SharedRuntime) -> Volumes {
+        volumes.iter().for_each(|volume| volume.promise_by(promises.clone()));
         let open = volumes.into_iter().map(|volume| (volume.id(), volume)).collect();
-        Volumes { open: RwLock::new(open), source: None, runtime }
+        Volumes { open: RwLock::new(open), source: None, runtime, promises }
     }
 
     /// Those of a store.
@@ -44,12 +47,13 @@ impl Volumes {
         store: Store,
         durability: Durability,
         epoch: Epoch,
+        promises: Arc<PromiseKeeper>,
         runtime: SharedRuntime,
     ) -> anyhow::Result<Volumes> {
         let stored = store.volumes()?;
         let opening = tokio::sync::Mutex::new(true);
         let source = Some(Source { store, stored, durability, epoch, opening });
-        Ok(Volumes { open: RwLock::default(), source, runtime })
+        Ok(Volumes { open: RwLock::default(), source, runtime, promises })
     }
 
     /// A volume, opened if it is not.
@@ -124,6 +128,7 @@ impl Volumes {
         let opened = self.runtime.blocking(move || volume::open(config)).await;
         match opened {
             Some(Ok(volume)) => {
+                volume.promise_by(self.promises.clone());
                 info!(%id, name, "volume opened");
                 self.open.write().insert(id, volume.clone());
                 Ok(volume)
@@ -148,9 +153,11 @@ impl Volumes {
 mod tests {
     use std::fs;
 
+    use larder_protocol::handshake::LeaseTerms;
     use larder_protocol::runtime::SystemRuntime;
 
     use super::*;
+    use crate::promises::holders::HolderMemory;
 
     #[tokio::test]
     async fn a_copy_of_a_volume_under_another_id_is_not_opened() {
@@ -162,8 +169,10 @@ mod tests {
         fs::copy(root.dir.join("meta.sqlite"), copy.join("meta.sqlite")).unwrap();
         let before = fs::read(copy.join("meta.sqlite")).unwrap();
 
-        let runtime = Arc::new(SystemRuntime::new(tokio::runtime::Handle::current()));
-        let volumes = Arc::new(Volumes::stored(store, Durability::Power, Epoch(1), runtime).unwrap());
+        let runtime: SharedRuntime = Arc::new(SystemRuntime::new(tokio::runtime::Handle::current()));
+        let (epoch, terms) = (Epoch(1), LeaseTerms::default());
+        let promises = PromiseKeeper::new(epoch, terms, Arc::new(HolderMemory::default()), runtime.clone()).unwrap();
+        let volumes = Arc::new(Volumes::stored(store, Durability::Power, epoch, promises, runtime).unwrap());
         // Clients would take the two for one volume, and its handles for those of the other.
         assert_eq!(volumes.named("copy").await.err(), Some(ErrorCode::Io));
         assert_eq!(volumes.named("root").await.unwrap().id(), VolumeId::ROOT);

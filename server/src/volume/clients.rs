@@ -6,6 +6,7 @@ use std::sync::Arc;
 use larder_protocol::error::ErrorCode;
 use larder_protocol::ids::ClientId;
 use larder_protocol::limits::CLIENT_FORGOTTEN_AFTER;
+use larder_protocol::service::callback::Grants;
 use larder_protocol::service::file::Mutated;
 
 use super::apply::orphans;
@@ -27,7 +28,8 @@ pub(super) fn load(meta: &dyn Metadata, replay: &mut Replay<Mutated>) -> StoreRe
     }
     for (_, value) in view.with_prefix(Table::Slots, &[], usize::MAX)? {
         let slot: SlotRecord = codec::decode(&value)?;
-        replay.load_slot(slot.id, Ok(codec::decode(&slot.result)?));
+        let (sequence, durable, reply) = codec::decode(&slot.result)?;
+        replay.load_slot(slot.id, Ok(Mutated { sequence, durable, reply, grants: Grants::default() }));
     }
     Ok(())
 }
@@ -47,6 +49,8 @@ impl Volume {
     /// # Errors
     /// As the store fails.
     pub async fn client_gone(self: &Arc<Self>, client: ClientId, below: Option<u64>) -> Result<(), ErrorCode> {
+        // Its next life stages again, under numbers that may be these.
+        self.data.drop_stages_of(client).await;
         let row: Option<ClientRecord> = self.data.writer.client_row(client)?;
         let Some(row) = row else { return Ok(()) };
         if below.is_some_and(|below| row.incarnation >= below) {

@@ -69,6 +69,8 @@ pub struct Context<'c, 'b> {
     pub has_room: bool,
     /// What is to be done after the commit.
     pub effects: Effects,
+    /// Vnodes with a new change attribute, or none any more. New vnodes are not among them.
+    pub changed: Vec<u64>,
     pub(super) changes: &'c ChangeCounter,
     pub(super) unsettled: &'c UnsettledMap,
 }
@@ -160,6 +162,7 @@ impl Context<'_, '_> {
         self.drop_contents(vnode, &stored)?;
         self.draft.delete(Table::Vnodes, &key);
         self.effects.freed.push(vnode);
+        self.changed.push(vnode);
         Ok(())
     }
 
@@ -217,6 +220,7 @@ impl Context<'_, '_> {
     /// # Errors
     /// As [`Context::update`].
     pub fn touch(&mut self, vnode: u64, record: &mut VnodeRecord) -> StoreResult<AttrChange> {
+        self.changed.push(vnode);
         let before = record.change;
         record.change = self.next_change();
         record.ctime = self.now;
@@ -229,6 +233,7 @@ impl Context<'_, '_> {
     /// # Errors
     /// As [`Context::update`].
     pub fn touch_data(&mut self, vnode: u64, record: &mut VnodeRecord) -> StoreResult<AttrChange> {
+        self.changed.push(vnode);
         let before = record.change;
         record.change = self.next_change();
         record.data_change = record.change;

@@ -2,8 +2,8 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
 
 use larder_protocol::attr::Timestamp;
 use larder_protocol::ids::{Epoch, Fid, ROOT_VNODE, VolumeId};
@@ -16,7 +16,9 @@ use super::content::files::FileContent;
 use super::data::Data;
 use super::data::dirty::DirtyFiles;
 use super::data::gates::Gates;
+use super::data::kept::KeptCopies;
 use super::data::room::RoomGauge;
+use super::data::stage::Stages;
 use super::data::unsettled::UnsettledMap;
 use super::error::{StoreError, StoreResult};
 use super::keys::{self, Table};
@@ -244,6 +246,8 @@ pub fn open_on(
         room,
         gates: Gates::default(),
         dirty,
+        stages: Stages::default(),
+        kept: KeptCopies::default(),
         distrusted: AtomicU64::new(0),
         unsynced: Mutex::default(),
         removed: Mutex::default(),
@@ -257,6 +261,7 @@ pub fn open_on(
         runtime,
         slots: Mutex::new(slots),
         replayed: AtomicU64::new(0),
+        promises: OnceLock::new(),
     });
     upkeep::start(&volume);
     Ok(volume)

@@ -26,21 +26,29 @@ mod writer;
 pub use lifecycle::{Durability, OpenError, VolumeConfig, create, open, open_on, prepare};
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
-use larder_protocol::attr::{Credential, FileType, VolumeSpace};
+use larder_protocol::attr::{Attr, Credential, FileType, VolumeSpace};
 use larder_protocol::error::ErrorCode;
 use larder_protocol::ids::{Fid, MAX_VNODE, OpId, VolumeId};
+use larder_protocol::name::Name;
 use larder_protocol::runtime::SharedRuntime;
-use larder_protocol::service::file::{Committed, CreateHow, Mutated, Op, Query, QueryReply, WriteRequest, Written};
+use larder_protocol::service::callback::ObjectId;
+use larder_protocol::service::file::{
+    Committed, CreateHow, Mutated, Op, OpReply, Query, QueryReply, WriteRequest, Written,
+};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use crate::core::replay::{Admission, Replay};
+use crate::promises::PromiseKeeper;
 use data::Data;
 use data::allocate::Allocation;
 use data::copy::Copy;
+use data::fetch::Fetch;
+use view::{Records, Verified};
+use writer::{Operation, Scope};
 
 /// A volume that is open.
 pub struct Volume {
@@ -50,6 +58,26 @@ pub struct Volume {
     runtime: SharedRuntime,
     slots: Mutex<Slots>,
     replayed: AtomicU64,
+    promises: OnceLock<Arc<PromiseKeeper>>,
+}
+
+/// The objects whose attributes a reply shows.
+fn shown(reply: &OpReply) -> Vec<ObjectId> {
+    let attrs: [Option<&Attr>; 4] = match reply {
+        OpReply::Entry { attr, dir, .. } => [Some(attr), Some(&dir.attr), None, None],
+        OpReply::Removed { dir, object } => {
+            [Some(&dir.attr), Some(object).filter(|object| object.nlink > 0), None, None]
+        }
+        OpReply::Renamed { from_dir, to_dir, object, other } => {
+            let other = other.as_ref().filter(|other| other.nlink > 0);
+            [Some(&from_dir.attr), Some(&to_dir.attr), Some(object), other]
+        }
+        OpReply::Attr(change) | OpReply::Appended { attr: change, .. } | OpReply::Copied { attr: change, .. } => {
+            [Some(&change.attr), None, None, None]
+        }
+        OpReply::Forgotten => [None; 4],
+    };
+    attrs.into_iter().flatten().map(|attr| attr.fid.into()).collect()
 }
 
 /// Replay slots, and who waits for an operation that is running in one.
@@ -97,6 +125,9 @@ impl Volume {
     pub async fn query(&self, cred: &Credential, query: Query) -> Result<QueryReply, ErrorCode> {
         match query {
             Query::Read { fid, offset, len, touch } => self.data.read(cred, fid, offset, len, touch).await,
+            Query::Fetch { fid, offset, len, change, copy } => {
+                self.data.fetch(cred, fid, Fetch { offset, len, change, copy }).await
+            }
             Query::Seek { fid, offset, what } => self.data.seek(cred, fid, offset, what).await,
             Query::Statfs { fid } => {
                 self.data.load(fid)?;
@@ -156,7 +187,7 @@ impl Volume {
             return result.await.map_err(|_| ErrorCode::Internal)?;
         }
         let mut running = Running { volume: self, id, result: Err(ErrorCode::Internal) };
-        running.result = self.run(cred, id, op).await;
+        running.result = self.keeping_promises(cred, id, op).await;
         if running.result.is_err() {
             // From its first answer on a client counts as known, whatever the answer was.
             self.data.writer.meet(id).await?;
@@ -164,7 +195,69 @@ impl Volume {
         running.result.clone()
     }
 
-    async fn run(self: &Arc<Self>, cred: &Credential, id: OpId, op: Op) -> Result<Mutated, ErrorCode> {
+    /// Breaks the callbacks on what the operation changes, then runs it (P2 of [`core::promises`](crate::core::promises)).
+    async fn keeping_promises(self: &Arc<Self>, cred: &Credential, id: OpId, op: Op) -> Result<Mutated, ErrorCode> {
+        let Some(promises) = self.promises.get() else { return self.run(cred, &id.into(), op).await };
+        let mut held = promises.begin_break(self.changed_by(&op)?, Some(id.client));
+        loop {
+            held.settled().await;
+            let scope = Arc::new(Scope::new(held.objects().iter().map(|object| object & MAX_VNODE).collect()));
+            let operation = Operation { id, scope: Some(scope.clone()) };
+            let result = self.run(cred, &operation, op.clone()).await;
+            let missed = scope.missed();
+            if result.is_err() && !missed.is_empty() {
+                held.extend(missed.into_iter().map(|vnode| self.object(vnode)));
+                continue;
+            }
+            let mut mutated = result?;
+            mutated.grants = held.applied(shown(&mutated.reply));
+            return Ok(mutated);
+        }
+    }
+
+    fn object(&self, vnode: u64) -> ObjectId {
+        Fid { volume: self.root.volume, vnode, generation: 0 }.into()
+    }
+
+    /// What an operation will change, as far as can be told before it is decided.
+    fn changed_by(&self, op: &Op) -> Result<Vec<ObjectId>, ErrorCode> {
+        let named = |dir: &Fid, name: &Name| -> Result<Option<ObjectId>, ErrorCode> {
+            let snapshot = self.data.meta.snapshot()?;
+            let entry = Verified(&*snapshot).entry(dir.vnode, name)?;
+            Ok(entry.map(|entry| self.object(entry.vnode)))
+        };
+        let mut objects: Vec<ObjectId> = Vec::new();
+        match op {
+            Op::Create { dir, name, how, .. } => match named(dir, name)? {
+                // There is nothing to change, or to break.
+                Some(_) if !matches!(how, CreateHow::Open { truncate: true, .. }) => {}
+                Some(object) => objects.push(object),
+                None => objects.push((*dir).into()),
+            },
+            Op::Mkdir { dir, .. } | Op::Mknod { dir, .. } | Op::Symlink { dir, .. } => objects.push((*dir).into()),
+            Op::Link { fid, dir, .. } => objects.extend([ObjectId::from(*fid), (*dir).into()]),
+            Op::Remove { dir, name, .. } | Op::Rmdir { dir, name } => {
+                objects.push((*dir).into());
+                objects.extend(named(dir, name)?);
+            }
+            Op::Rename { from_dir, from_name, to_dir, to_name, .. } => {
+                objects.extend([ObjectId::from(*from_dir), (*to_dir).into()]);
+                objects.extend(named(from_dir, from_name)?);
+                objects.extend(named(to_dir, to_name)?);
+            }
+            Op::Setattr { fid, .. }
+            | Op::Setxattr { fid, .. }
+            | Op::Removexattr { fid, .. }
+            | Op::Append { fid, .. }
+            | Op::Allocate { fid, .. }
+            | Op::Store { fid, .. } => objects.push((*fid).into()),
+            Op::CopyRange { to, .. } => objects.push((*to).into()),
+            Op::Forget { fids } => objects.extend(fids.iter().map(|fid| ObjectId::from(*fid))),
+        }
+        Ok(objects)
+    }
+
+    async fn run(self: &Arc<Self>, cred: &Credential, id: &Operation, op: Op) -> Result<Mutated, ErrorCode> {
         let data = &self.data;
         match op {
             Op::Append { fid, data: bytes } => data.append(cred, id, fid, bytes).await,
@@ -174,6 +267,7 @@ impl Volume {
             Op::CopyRange { from, from_offset, to, to_offset, len } => {
                 data.copy(cred, id, Copy { from, from_offset, to, to_offset, len }).await
             }
+            Op::Store { fid, contents, base } => data.store(cred, id, fid, contents, base).await,
             Op::Create { how: CreateHow::Open { truncate: true, .. }, .. } => data.create_or_empty(cred, id, op).await,
             Op::Setattr { fid, set, open } => match data.load(fid)?.kind() {
                 FileType::Regular => data.setattr(cred, id, fid, set, open).await,
@@ -185,9 +279,9 @@ impl Volume {
         }
     }
 
-    async fn apply(self: &Arc<Self>, cred: &Credential, id: OpId, op: Op) -> Result<Mutated, ErrorCode> {
-        let cred = cred.clone();
-        self.data.writer.operation(id, move |cx| apply::apply(cx, &cred, id.client, &op)).await
+    async fn apply(self: &Arc<Self>, cred: &Credential, operation: &Operation, op: Op) -> Result<Mutated, ErrorCode> {
+        let (cred, client) = (cred.clone(), operation.id.client);
+        self.data.writer.operation(operation, move |cx| apply::apply(cx, &cred, client, &op)).await
     }
 
     /// Writes contents in place.
@@ -195,7 +289,17 @@ impl Volume {
     /// # Errors
     /// `AccessDenied`, `Stale`, `NoSpace`, `FileTooLarge`, `IsDirectory` or `Invalid` for what is no file, `Io`.
     pub async fn write(self: &Arc<Self>, cred: &Credential, request: WriteRequest) -> Result<Written, ErrorCode> {
+        let Some(promises) = self.promises.get() else { return self.data.write(cred, request).await };
+        // A client's own callbacks are broken too: whoever writes in place does not rely on any.
+        let mut held = promises.begin_break([request.fid.into()], None);
+        held.settled().await;
         self.data.write(cred, request).await
+    }
+
+    /// Has callbacks broken before anything changes. Called once, before the volume is used.
+    pub fn promise_by(&self, promises: Arc<PromiseKeeper>) {
+        let first = self.promises.set(promises).is_ok();
+        debug_assert!(first, "one keeper has all promises of a server");
     }
 
     /// Makes a file's unstable writes durable.

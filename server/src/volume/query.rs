@@ -15,9 +15,9 @@ use bytes::Bytes;
 use larder_protocol::attr::{Credential, FileType, MAY_EXEC, MAY_READ, MAY_WRITE};
 use larder_protocol::error::ErrorCode;
 use larder_protocol::ids::{Fid, VolumeId};
-use larder_protocol::limits::MAX_READDIR;
+use larder_protocol::limits::{MAX_READDIR, MAX_RECHECK};
 use larder_protocol::name::Name;
-use larder_protocol::service::file::{DirEntry, Query, QueryReply};
+use larder_protocol::service::file::{Checked, DirEntry, Query, QueryReply};
 
 use super::access::{self, XattrUse};
 use super::data::unsettled::UnsettledMap;
@@ -56,37 +56,50 @@ pub(super) struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Answers a query, but for those about data and space (`Read`, `Seek`, `Statfs`), which are not for this type.
+    /// Answers a query, but for those about data and space (`Read`, `Fetch`, `Seek`, `Statfs`), which are not for this
+    /// type.
     ///
     /// # Errors
     /// What a local file system would answer; `Stale` for handles whose object is gone; `Unavailable` if the object
     /// under a name changed again and again while it was read; the store's. `Internal` for the queries named above.
     pub(super) fn query(&self, cred: &Credential, query: &Query) -> Result<QueryReply, ErrorCode> {
-        let fid = query.fid();
+        let fid = query.fid().ok_or(ErrorCode::Invalid)?;
+        let one = BTreeSet::from([fid.vnode]);
         match query {
-            Query::Lookup { name, .. } => self.certain(fid, |pass| pass.lookup(cred, fid, name)),
-            Query::Parent { .. } => self.certain(fid, |pass| pass.parent(cred, fid)),
-            Query::Getattr { .. } => self.certain(fid, |pass| pass.getattr(fid)),
-            Query::Access { mask, .. } => self.certain(fid, |pass| pass.access(cred, fid, *mask)),
-            Query::Readlink { .. } => self.certain(fid, |pass| pass.readlink(fid)),
+            Query::Lookup { name, .. } => self.certain(one, |pass| pass.lookup(cred, fid, name)),
+            Query::Parent { .. } => self.certain(one, |pass| pass.parent(cred, fid)),
+            Query::Getattr { .. } => self.certain(one, |pass| pass.getattr(fid)),
+            Query::Access { mask, .. } => self.certain(one, |pass| pass.access(cred, fid, *mask)),
+            Query::Readlink { .. } => self.certain(one, |pass| pass.readlink(fid)),
             Query::Readdir { cookie, max_bytes, plus, .. } => {
-                let (listing, _) = self.passes(fid, LISTING_PASSES, |pass| {
+                let (listing, _) = self.passes(one, LISTING_PASSES, |pass| {
                     pass.readdir(cred, fid, *cookie, (*max_bytes).min(MAX_READDIR) as usize, *plus)
                 })?;
                 Ok(listing)
             }
-            Query::Getxattr { name, .. } => self.certain(fid, |pass| pass.getxattr(cred, fid, name)),
-            Query::Listxattr { .. } => self.certain(fid, |pass| pass.listxattr(cred, fid)),
-            Query::Read { .. } | Query::Seek { .. } | Query::Statfs { .. } => {
+            Query::Getxattr { name, .. } => self.certain(one, |pass| pass.getxattr(cred, fid, name)),
+            Query::Listxattr { .. } => self.certain(one, |pass| pass.listxattr(cred, fid)),
+            Query::Recheck { items } => {
+                if items.len() > MAX_RECHECK {
+                    return Err(ErrorCode::Invalid);
+                }
+                let vnodes = items.iter().map(|(fid, _)| fid.vnode).collect();
+                self.certain(vnodes, |pass| pass.recheck(items))
+            }
+            Query::Read { .. } | Query::Fetch { .. } | Query::Seek { .. } | Query::Statfs { .. } => {
                 debug_assert!(false, "a query about data or space does not come here");
                 Err(ErrorCode::Internal)
             }
         }
     }
 
-    /// What `work` finds in a pass in which nothing was uncertain.
-    fn certain<T>(&self, fid: Fid, work: impl Fn(&Pass<'_>) -> Result<T, ErrorCode>) -> Result<T, ErrorCode> {
-        match self.passes(fid, PASSES, work)? {
+    /// What `work` finds in a pass in which nothing was uncertain, beginning with what it knows to be asked for.
+    fn certain<T>(
+        &self,
+        vnodes: BTreeSet<u64>,
+        work: impl Fn(&Pass<'_>) -> Result<T, ErrorCode>,
+    ) -> Result<T, ErrorCode> {
+        match self.passes(vnodes, PASSES, work)? {
             (found, true) => Ok(found),
             (_, false) => Err(ErrorCode::Unavailable),
         }
@@ -95,11 +108,10 @@ impl Reader<'_> {
     /// What `work` finds in the first pass in which nothing is uncertain, else in the last, and whether that is so.
     fn passes<T>(
         &self,
-        fid: Fid,
+        mut vnodes: BTreeSet<u64>,
         passes: usize,
         work: impl Fn(&Pass<'_>) -> Result<T, ErrorCode>,
     ) -> Result<(T, bool), ErrorCode> {
-        let mut vnodes = BTreeSet::from([fid.vnode]);
         let mut pass_number = 1;
         loop {
             let asked = vnodes.iter().map(|&vnode| (vnode, self.unsettled.get(vnode))).collect();
@@ -198,6 +210,19 @@ impl Pass<'_> {
 
     fn getattr(&self, fid: Fid) -> Result<QueryReply, ErrorCode> {
         Ok(QueryReply::Attr(self.resolve(fid)?.attr(self.volume, fid.vnode)))
+    }
+
+    /// What became of each object since it had this change attribute.
+    fn recheck(&self, items: &[(Fid, u64)]) -> Result<QueryReply, ErrorCode> {
+        let check = |&(fid, change): &(Fid, u64)| match self.resolve(fid) {
+            // Objects of another volume are not gone, nor is anything else known of them here.
+            _ if fid.volume != self.volume => Err(ErrorCode::Invalid),
+            Ok(record) if record.change == change => Ok(Checked::Same),
+            Ok(record) => Ok(Checked::Changed(record.attr(self.volume, fid.vnode))),
+            Err(ErrorCode::Stale) => Ok(Checked::Gone),
+            Err(error) => Err(error),
+        };
+        Ok(QueryReply::Rechecked(items.iter().map(check).collect::<Result<_, _>>()?))
     }
 
     fn access(&self, cred: &Credential, fid: Fid, mask: u32) -> Result<QueryReply, ErrorCode> {

@@ -80,6 +80,7 @@ impl Volume {
         if let Some(moment) = self.runtime.boottime().checked_sub(SETTLE_AFTER) {
             data.settle_idle(moment).await;
         }
+        data.drop_unused();
         data.finish_removals().await;
         data.store_touched();
         if let Err(error) = data.writer.flush_lazy().await {
@@ -107,6 +108,7 @@ impl Volume {
     pub async fn close(self: &Arc<Self>) -> Result<(), ErrorCode> {
         let left = self.data.settle_idle(Duration::MAX).await;
         self.data.sync_acknowledged().await;
+        self.data.drop_scratch().await;
         self.data.finish_removals().await;
         self.data.store_touched();
         self.data.writer.flush_lazy().await?;

@@ -9,7 +9,7 @@
 //! **W3.** A mutation's effects, its result in its replay slot and the header's counters are in one batch.
 //! **W4.** Nobody learns a result before its batch is committed (and, under `power`, durable).
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -18,6 +18,7 @@ use bytes::Bytes;
 use larder_protocol::error::ErrorCode;
 use larder_protocol::ids::{ClientId, OpId};
 use larder_protocol::runtime::SharedRuntime;
+use larder_protocol::service::callback::Grants;
 use larder_protocol::service::file::{Mutated, OpReply};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -56,6 +57,49 @@ struct Job {
 pub(super) struct Place {
     sequence: u64,
     durable: u64,
+}
+
+/// A client's operation on its way through the volume.
+#[derive(Clone, Debug)]
+pub(super) struct Operation {
+    /// Its id.
+    pub(super) id: OpId,
+    /// The vnodes that it may change, if that is bounded.
+    pub(super) scope: Option<Arc<Scope>>,
+}
+
+/// The vnodes whose callbacks are broken for an operation. What it changes is decided only in the writer; if that is
+/// more than these, it is not applied, and the rest is broken first (P2 of [`core::promises`](crate::core::promises)).
+#[derive(Debug)]
+pub(super) struct Scope {
+    vnodes: BTreeSet<u64>,
+    missed: Mutex<Vec<u64>>,
+}
+
+impl Scope {
+    pub(super) fn new(vnodes: BTreeSet<u64>) -> Scope {
+        Scope { vnodes, missed: Mutex::default() }
+    }
+
+    fn check(&self, changed: &[u64]) -> Result<(), ErrorCode> {
+        let missed: Vec<u64> = changed.iter().copied().filter(|vnode| !self.vnodes.contains(vnode)).collect();
+        if missed.is_empty() {
+            return Ok(());
+        }
+        *self.missed.lock() = missed;
+        Err(ErrorCode::Busy)
+    }
+
+    /// What the operation would have changed beside what it may.
+    pub(super) fn missed(&self) -> Vec<u64> {
+        std::mem::take(&mut *self.missed.lock())
+    }
+}
+
+impl From<OpId> for Operation {
+    fn from(id: OpId) -> Operation {
+        Operation { id, scope: None }
+    }
 }
 
 struct State {
@@ -134,26 +178,30 @@ impl Writer {
         self.state.lock().header.clone()
     }
 
-    /// Runs a client's operation; its reply goes into the slot of `id` with the same batch.
+    /// Runs a client's operation; its reply goes into its slot with the same batch.
     pub(super) async fn operation(
         self: &Arc<Self>,
-        id: OpId,
+        operation: &Operation,
         run: impl FnOnce(&mut Context<'_, '_>) -> Result<OpReply, ErrorCode> + Send + 'static,
     ) -> Result<Mutated, ErrorCode> {
         let cell = Arc::new(Mutex::new(None));
         let out = Arc::clone(&cell);
+        let scope = operation.scope.clone();
         let place = self
             .submit(
-                Some(id),
+                Some(operation.id),
                 Box::new(move |cx| {
                     let reply = run(cx)?;
+                    if let Some(scope) = scope {
+                        scope.check(&cx.changed)?;
+                    }
                     *out.lock() = Some(reply.clone());
                     Ok(Some(reply))
                 }),
             )
             .await?;
         let reply = cell.lock().take().ok_or(ErrorCode::Internal)?;
-        Ok(Mutated { sequence: place.sequence, durable: place.durable, reply })
+        Ok(Mutated { sequence: place.sequence, durable: place.durable, reply, grants: Grants::default() })
     }
 
     /// Runs a change that no client named: housekeeping, or a step of an operation.
@@ -300,6 +348,7 @@ impl Writer {
                 header: &mut header,
                 has_room,
                 effects: Effects::default(),
+                changed: Vec::new(),
                 changes: &self.changes,
                 unsettled: &self.unsettled,
             };
@@ -397,8 +446,7 @@ impl Writer {
 }
 
 fn record_result(draft: &mut Draft<'_>, id: OpId, sequence: u64, reply: &OpReply) -> StoreResult<()> {
-    // `durable` is filled in when the result is replayed.
-    let mutated = Mutated { sequence, durable: 0, reply: reply.clone() };
-    let row = SlotRecord { id, result: Bytes::from(codec::encode(&mutated)?) };
+    // How much is durable is filled in when the result is replayed.
+    let row = SlotRecord { id, result: Bytes::from(codec::encode(&(sequence, 0u64, reply))?) };
     draft.put(Table::Slots, &keys::slot(id.client, id.slot), &row)
 }

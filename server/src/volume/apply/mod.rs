@@ -28,8 +28,8 @@ use super::record::VnodeRecord;
 
 /// Carries out a mutation that touches no file's data.
 ///
-/// Not for this function: `Append`, `Allocate`, `CopyRange`, and a `Setattr` that sets the size. A `Create` that finds a
-/// file to open checks the caller's permissions, also that to truncate, but leaves the data alone.
+/// Not for this function: `Append`, `Allocate`, `CopyRange`, `Store`, and a `Setattr` that sets the size. A `Create` that
+/// finds a file to open checks the caller's permissions, also that to truncate, but leaves the data alone.
 ///
 /// # Errors
 /// What a local file system would answer; `Stale` for handles whose object is gone; `NoSpace`; the store's. `Internal`
@@ -54,7 +54,7 @@ pub fn apply(cx: &mut Context<'_, '_>, cred: &Credential, client: ClientId, op: 
         Op::Setxattr { fid, name, value, how } => xattr::set(cx, cred, *fid, name, value, *how),
         Op::Removexattr { fid, name } => xattr::remove(cx, cred, *fid, name),
         Op::Forget { fids } => orphans::forget(cx, client, fids),
-        Op::Setattr { .. } | Op::Append { .. } | Op::Allocate { .. } | Op::CopyRange { .. } => {
+        Op::Setattr { .. } | Op::Append { .. } | Op::Allocate { .. } | Op::CopyRange { .. } | Op::Store { .. } => {
             debug_assert!(false, "a mutation of data does not come here");
             Err(ErrorCode::Internal)
         }

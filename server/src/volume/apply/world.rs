@@ -133,6 +133,7 @@ impl World {
             header: &mut header,
             has_room: self.has_room,
             effects: Effects::default(),
+            changed: Vec::new(),
             changes: &self.changes,
             unsettled: &self.unsettled,
         };

@@ -253,6 +253,12 @@ fn passes(volume: &Volume<'_>, header: &HeaderRecord, findings: &mut Findings<'_
     Ok(nodes)
 }
 
+/// What is wrong with the volume in a directory.
+#[cfg(test)]
+pub(super) fn check_for_tests(dir: &Path) -> Vec<Finding> {
+    check_volume(dir, "test", None, false).expect("the volume can be checked").1
+}
+
 /// The key of a vnode for messages and files.
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()

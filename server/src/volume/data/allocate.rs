@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use larder_protocol::attr::Credential;
 use larder_protocol::error::ErrorCode;
-use larder_protocol::ids::{Fid, OpId};
+use larder_protocol::ids::Fid;
 use larder_protocol::service::file::{AllocateHow, Mutated, OpReply};
 
 use super::dirty::DirtyFile;
@@ -12,6 +12,7 @@ use super::write::end_of;
 use super::{Data, drop_privileges, inline_contents, put_inline};
 use crate::volume::access;
 use crate::volume::record::{Body, DirtyRecord, INLINE_MAX, Intent};
+use crate::volume::writer::Operation;
 
 /// One allocate request.
 #[derive(Clone, Copy, Debug)]
@@ -37,7 +38,7 @@ impl Data {
     pub(in crate::volume) async fn allocate(
         self: &Arc<Self>,
         cred: &Credential,
-        id: OpId,
+        operation: &Operation,
         fid: Fid,
         what: Allocation,
     ) -> Result<Mutated, ErrorCode> {
@@ -55,7 +56,7 @@ impl Data {
         if record.body == Body::Inline && size <= INLINE_MAX {
             return self
                 .writer
-                .operation(id, move |cx| {
+                .operation(operation, move |cx| {
                     if size > record.size {
                         cx.need_room()?;
                     }
@@ -87,7 +88,7 @@ impl Data {
         let dirty = Arc::clone(&file);
         let done = self
             .writer
-            .operation(id, move |cx| {
+            .operation(operation, move |cx| {
                 let mut record = cx.resolve(fid)?;
                 record.size = size;
                 let Allocation { offset, len, .. } = what;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use larder_protocol::attr::Credential;
 use larder_protocol::error::ErrorCode;
-use larder_protocol::ids::{Fid, OpId};
+use larder_protocol::ids::Fid;
 use larder_protocol::payload::Payload;
 use larder_protocol::service::file::{Mutated, OpReply};
 
@@ -12,13 +12,14 @@ use super::write::end_of;
 use super::{Data, drop_privileges, inline_contents, put_inline};
 use crate::volume::access;
 use crate::volume::record::{Body, DirtyRecord, INLINE_MAX};
+use crate::volume::writer::Operation;
 
 impl Data {
     /// Appends, exactly once.
     pub(in crate::volume) async fn append(
         self: &Arc<Self>,
         cred: &Credential,
-        id: OpId,
+        operation: &Operation,
         fid: Fid,
         data: Payload,
     ) -> Result<Mutated, ErrorCode> {
@@ -33,7 +34,7 @@ impl Data {
         if record.body == Body::Inline && end <= INLINE_MAX {
             return self
                 .writer
-                .operation(id, move |cx| {
+                .operation(operation, move |cx| {
                     cx.need_room()?;
                     let (mut record, mut contents) = inline_contents(cx, fid)?;
                     contents.extend_from_slice(&data.0);
@@ -56,7 +57,7 @@ impl Data {
             Ok(()) => {
                 file.note_write(offset, &data.0, now);
                 match self.sync(content).await {
-                    Ok(()) => self.record_append(cred, id, fid, file.id, offset, end).await,
+                    Ok(()) => self.record_append(cred, operation, fid, file.id, offset, end).await,
                     Err(code) => Err(code),
                 }
             }
@@ -72,7 +73,7 @@ impl Data {
     async fn record_append(
         self: &Arc<Self>,
         cred: Credential,
-        id: OpId,
+        operation: &Operation,
         fid: Fid,
         content: crate::volume::content::ContentId,
         offset: u64,
@@ -80,7 +81,7 @@ impl Data {
     ) -> Result<Mutated, ErrorCode> {
         let blocks = self.content.stat(content).map_err(|error| self.content_error(content, "look at", &error))?.blocks;
         self.writer
-            .operation(id, move |cx| {
+            .operation(operation, move |cx| {
                 let mut record = cx.resolve(fid)?;
                 record.size = end;
                 record.blocks = blocks;

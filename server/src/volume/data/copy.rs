@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use larder_protocol::attr::Credential;
 use larder_protocol::error::ErrorCode;
-use larder_protocol::ids::{Fid, OpId};
+use larder_protocol::ids::Fid;
 use larder_protocol::limits::MAX_COPY;
 use larder_protocol::service::file::{Mutated, OpReply};
 
@@ -16,6 +16,7 @@ use crate::volume::access;
 use crate::volume::content::ContentId;
 use crate::volume::record::{Body, DirtyRecord, INLINE_MAX, VnodeRecord};
 use crate::volume::view::{Records, Verified};
+use crate::volume::writer::Operation;
 
 /// One copy request.
 #[derive(Clone, Copy, Debug)]
@@ -38,7 +39,7 @@ impl Data {
     pub(in crate::volume) async fn copy(
         self: &Arc<Self>,
         cred: &Credential,
-        id: OpId,
+        operation: &Operation,
         what: Copy,
     ) -> Result<Mutated, ErrorCode> {
         let Copy { from, from_offset, to, to_offset, .. } = what;
@@ -56,7 +57,7 @@ impl Data {
         if len == 0 {
             return self
                 .writer
-                .operation(id, move |cx| {
+                .operation(operation, move |cx| {
                     let record = cx.resolve(to)?;
                     let attr = cx.attr(to.vnode, &record);
                     let attr = larder_protocol::attr::AttrChange { before: attr.change, attr };
@@ -70,7 +71,7 @@ impl Data {
         match from_part {
             Source::Bytes(bytes) if inline_target => {
                 self.writer
-                    .operation(id, move |cx| {
+                    .operation(operation, move |cx| {
                         cx.need_room()?;
                         let (mut record, mut contents) = inline_contents(cx, to)?;
                         splice(&mut contents, to_offset, &bytes);
@@ -81,7 +82,7 @@ impl Data {
                     })
                     .await
             }
-            part => self.copy_to_content(cred, id, what, len, &target, part).await,
+            part => self.copy_to_content(cred, operation, what, len, &target, part).await,
         }
     }
 
@@ -113,7 +114,7 @@ impl Data {
     async fn copy_to_content(
         self: &Arc<Self>,
         cred: Credential,
-        id: OpId,
+        operation: &Operation,
         what: Copy,
         len: u64,
         target: &VnodeRecord,
@@ -127,7 +128,7 @@ impl Data {
             self.verify_source(*from, from_offset, len).await?;
         }
         let file = self.prepare(to, target, DirtyRecord::InPlace).await?;
-        let copied = self.fill(cred, id, what, len, target, source, &file).await;
+        let copied = self.fill(cred, operation, what, len, target, source, &file).await;
         if copied.is_err() {
             self.cut_back(&file, target.size).await;
         }
@@ -138,7 +139,7 @@ impl Data {
     async fn fill(
         self: &Arc<Self>,
         cred: Credential,
-        id: OpId,
+        operation: &Operation,
         what: Copy,
         len: u64,
         target: &VnodeRecord,
@@ -168,7 +169,7 @@ impl Data {
         let stat = self.content.stat(content).map_err(|error| self.content_error(content, "look at", &error))?;
         let size = target.size.max(to_offset + done);
         self.writer
-            .operation(id, move |cx| {
+            .operation(operation, move |cx| {
                 let mut record = cx.resolve(to)?;
                 record.size = size;
                 record.blocks = stat.blocks;

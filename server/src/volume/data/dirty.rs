@@ -43,7 +43,7 @@ struct PendingIntent {
     carried_out: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Inner {
     mode: DirtyRecord,
     /// Blocks written since checksums were last stored.
@@ -99,6 +99,11 @@ impl DirtyFile {
         let file = DirtyFile::new(id, mode, now);
         file.inner.lock().rescan = true;
         file
+    }
+
+    /// What is known now, for verifying a copy of the file as it is now.
+    pub(crate) fn frozen(&self) -> DirtyFile {
+        DirtyFile { id: self.id, inner: Mutex::new(self.inner.lock().clone()) }
     }
 
     pub(crate) fn mode(&self) -> DirtyRecord {

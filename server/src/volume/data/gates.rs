@@ -1,6 +1,7 @@
 //! A gate for each file: readers share it, whoever changes contents has it alone.
 //!
-//! **D1.** Contents change, and the `Dirty` and `Intents` rows of a file change, only under its gate, held alone.
+//! **D1.** Contents change, and the `Dirty` and `Intents` rows of a file change, only under its gate, held alone; but for
+//! the intents of scratch content files (D9).
 //! **D2.** Who needs the gates of two files takes them in the order of their vnode numbers.
 
 use std::collections::HashMap;

@@ -16,19 +16,31 @@
 //! **D7.** A file that was only appended to is dirty as `Appending`: its record's size counts, and is committed with
 //! the slot row after the data is durable. So an append happens once, whole, or not at all.
 //! **D8.** The write verifier changes when a sync failed, and what memory holds of that file is dropped.
+//! **D9**: content files that are no file's contents; see `scratch`.
 
 pub(super) mod allocate;
 mod append;
 pub mod checksums;
 pub(super) mod copy;
+#[cfg(test)]
+mod crash_tests;
 pub(crate) mod dirty;
+pub(super) mod fetch;
+#[cfg(test)]
+mod fetch_tests;
 pub(crate) mod gates;
+pub(super) mod kept;
 mod prepare;
 #[cfg(test)]
 mod race_tests;
 mod read;
 pub(crate) mod room;
+mod scratch;
 pub(crate) mod settle;
+pub(super) mod stage;
+mod store;
+#[cfg(test)]
+mod store_tests;
 #[cfg(test)]
 mod tests;
 mod truncate;
@@ -57,7 +69,9 @@ use super::view::{Records, Verified};
 use super::writer::Writer;
 use dirty::{DirtyFile, DirtyFiles};
 use gates::Gates;
+use kept::KeptCopies;
 use room::RoomGauge;
+use stage::Stages;
 use unsettled::UnsettledMap;
 
 /// Files that can be synced beside each other.
@@ -79,6 +93,10 @@ pub(super) struct Data {
     pub(super) room: Arc<RoomGauge>,
     pub(super) gates: Gates,
     pub(super) dirty: DirtyFiles,
+    /// Contents that clients stage.
+    pub(super) stages: Stages,
+    /// Copies kept for fetches.
+    pub(super) kept: KeptCopies,
     /// How often trust in the page cache ended (D8).
     pub(super) distrusted: AtomicU64,
     /// Under `process`: content files with acknowledged changes that are to be synced with the next beat.
@@ -221,7 +239,7 @@ impl Data {
         }
     }
 
-    /// After a mutation that replaced a file's contents by inline ones, or freed the file: nothing is dirty there any
+    /// After a mutation that replaced a file's contents as a whole, or freed the file: nothing is dirty there any
     /// more. Called under the gate, or when the vnode is gone.
     pub(super) fn forget(&self, vnode: u64) {
         self.dirty.remove(vnode);

@@ -15,6 +15,7 @@ use super::dirty::{DirtyFile, Expect, blocks_of};
 use super::{Data, need_file, slice};
 use crate::volume::access;
 use crate::volume::content::ContentId;
+use crate::volume::error::StoreResult;
 use crate::volume::record::{BLOCK, Body, VnodeRecord};
 use crate::volume::view::{Records, Verified};
 
@@ -23,6 +24,16 @@ const MAX_TOUCHED: usize = 4096;
 
 /// An access time is renewed when it is older than this many seconds, or than the last change (`relatime`, mount(8)).
 const RELATIME_SECS: i64 = 24 * 3600;
+
+/// A part of a content file.
+pub(super) struct Piece {
+    /// Where the first of its blocks begins.
+    pub(super) start: u64,
+    /// The blocks that it lies in, whole but for the file's last.
+    pub(super) whole: Bytes,
+    /// The part itself.
+    pub(super) asked: Bytes,
+}
 
 impl Data {
     /// Answers a read. Fewer bytes than asked mean the end of the file.
@@ -35,11 +46,11 @@ impl Data {
         touch: bool,
     ) -> Result<QueryReply, ErrorCode> {
         let len = u64::from(len).min(MAX_PAYLOAD as u64);
-        let (data, record) = match self.read_inline(cred, fid, offset, len)? {
+        let (data, record) = match self.read_inline(cred, access::may_read_data, fid, offset, len)? {
             Some(done) => done,
             None => {
                 let _pass = self.gates.shared(fid.vnode).await;
-                match self.read_inline(cred, fid, offset, len)? {
+                match self.read_inline(cred, access::may_read_data, fid, offset, len)? {
                     // It became inline while we waited.
                     Some(done) => done,
                     None => self.read_content(fid, offset, len).await?,
@@ -53,10 +64,11 @@ impl Data {
     }
 
     /// Reads a file whose contents are in the metadata: one snapshot has both, so no gate is needed. `None` if they
-    /// are in a content file.
-    fn read_inline(
+    /// are in a content file. Only who `may` read them.
+    pub(super) fn read_inline(
         &self,
         cred: &Credential,
+        may: fn(&Credential, &VnodeRecord) -> bool,
         fid: Fid,
         offset: u64,
         len: u64,
@@ -68,7 +80,7 @@ impl Data {
             return Err(ErrorCode::Stale);
         }
         need_file(&record)?;
-        if !access::may_read_data(cred, &record) {
+        if !may(cred, &record) {
             return Err(ErrorCode::AccessDenied);
         }
         if record.body != Body::Inline {
@@ -94,9 +106,22 @@ impl Data {
         offset: u64,
         len: u64,
     ) -> Result<Bytes, ErrorCode> {
+        let Some(piece) = self.read_blocks(id, record, offset, len).await? else { return Ok(Bytes::new()) };
+        self.verify(id, piece.start, &piece.whole)?;
+        Ok(piece.asked)
+    }
+
+    /// Reads a part of a content file and what else is in its blocks. `None` behind the end.
+    pub(super) async fn read_blocks(
+        &self,
+        id: ContentId,
+        record: &VnodeRecord,
+        offset: u64,
+        len: u64,
+    ) -> Result<Option<Piece>, ErrorCode> {
         let end = offset.saturating_add(len).min(record.size);
         if offset >= end {
-            return Ok(Bytes::new());
+            return Ok(None);
         }
         // Whole blocks, because a checksum can only be verified over one.
         let start = offset / BLOCK * BLOCK;
@@ -114,46 +139,23 @@ impl Data {
             tracing::error!("vnode {vnode}: its content file ends at {has}, before byte {whole}");
             return Err(ErrorCode::Io);
         }
-        self.verify(id, start, &bytes)?;
-        Ok(bytes.slice((offset - start) as usize..(end - start) as usize))
+        let asked = bytes.slice((offset - start) as usize..(end - start) as usize);
+        Ok(Some(Piece { start, whole: bytes, asked }))
     }
 
     fn verify(&self, id: ContentId, start: u64, bytes: &Bytes) -> Result<(), ErrorCode> {
         let dirty = self.dirty.get(id.vnode);
         let snapshot = self.meta.snapshot()?;
         let view = Verified(&*snapshot);
-        let mut group: Option<(u64, Group)> = None;
-        for block in blocks_of(start, bytes.len() as u64) {
-            let from = (block * BLOCK - start) as usize;
-            let data = &bytes[from..bytes.len().min(from + BLOCK as usize)];
-            let expected = match dirty.as_ref().map_or(Expect::Stored, |file: &Arc<DirtyFile>| file.expect(block)) {
-                Expect::Unknown => continue,
-                Expect::Zero => None,
-                Expect::Checksum(checksum) => Some(checksum),
-                Expect::Stored => {
-                    let (number, index) = checksums::place(block);
-                    if group.as_ref().is_none_or(|(loaded, _)| *loaded != number) {
-                        group = Some((number, checksums::load(&view, id.vnode, number)?));
-                    }
-                    group.as_ref().and_then(|(_, group)| group.get(index))
-                }
-            };
-            let good = match expected {
-                Some(checksum) => checksums::of_block(data) == checksum,
-                None => checksums::is_zero(data),
-            };
-            if !good {
-                let version = view.vnode(id.vnode)?.map(|record| record.body);
-                if version != Some(Body::Content { version: id.version }) {
-                    // Removed, or emptied, while it was read: its checksums went with it.
-                    return Err(ErrorCode::Stale);
-                }
-                let vnode = id.vnode;
-                tracing::error!("volume {}, vnode {vnode}: block {block} does not match its checksum", self.id);
-                return Err(ErrorCode::Io);
-            }
+        let bad = first_bad(start, bytes, dirty.as_deref(), |group| checksums::load(&view, id.vnode, group))?;
+        let Some(block) = bad else { return Ok(()) };
+        let version = view.vnode(id.vnode)?.map(|record| record.body);
+        if version != Some(Body::Content { version: id.version }) {
+            // Removed, or emptied, while it was read: its checksums went with it.
+            return Err(ErrorCode::Stale);
         }
-        Ok(())
+        tracing::error!("volume {}, vnode {}: block {block} does not match its checksum", self.id, id.vnode);
+        Err(ErrorCode::Io)
     }
 
     /// Renews the access time with some later batch, if `relatime` asks for it.
@@ -219,6 +221,41 @@ impl Data {
             (None, SeekWhat::Data) => Err(ErrorCode::NoSuchRange),
         }
     }
+}
+
+/// The first of the blocks from `start` on that is not what it must be by what is known of a dirty file, or else by the
+/// `stored` checksums.
+pub(super) fn first_bad(
+    start: u64,
+    bytes: &Bytes,
+    dirty: Option<&DirtyFile>,
+    stored: impl Fn(u64) -> StoreResult<Group>,
+) -> StoreResult<Option<u64>> {
+    let mut group: Option<(u64, Group)> = None;
+    for block in blocks_of(start, bytes.len() as u64) {
+        let from = (block * BLOCK - start) as usize;
+        let data = &bytes[from..bytes.len().min(from + BLOCK as usize)];
+        let expected = match dirty.map_or(Expect::Stored, |file| file.expect(block)) {
+            Expect::Unknown => continue,
+            Expect::Zero => None,
+            Expect::Checksum(checksum) => Some(checksum),
+            Expect::Stored => {
+                let (number, index) = checksums::place(block);
+                if group.as_ref().is_none_or(|(loaded, _)| *loaded != number) {
+                    group = Some((number, stored(number)?));
+                }
+                group.as_ref().and_then(|(_, group)| group.get(index))
+            }
+        };
+        let good = match expected {
+            Some(checksum) => checksums::of_block(data) == checksum,
+            None => checksums::is_zero(data),
+        };
+        if !good {
+            return Ok(Some(block));
+        }
+    }
+    Ok(None)
 }
 
 fn wants_touch(record: &VnodeRecord, now: Timestamp) -> bool {

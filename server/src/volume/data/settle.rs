@@ -55,16 +55,24 @@ impl Data {
             }
             return Ok(());
         }
+        match self.settle_present(&file).await {
+            // Removed, or replaced as a whole, while it was looked at; its content file went with that.
+            Err(_) if self.is_gone(&file)? => Ok(()),
+            done => done,
+        }
+    }
+
+    async fn settle_present(self: &Arc<Self>, file: &Arc<DirtyFile>) -> Result<(), ErrorCode> {
         self.sync_now(file.id).await?;
-        let rescanned = self.look_through(&file, None).await?;
+        let rescanned = self.look_through(file, None).await?;
         for _ in 0..ROUNDS {
-            if self.compute_unknown(&file).await? < BLOCKS_AT_A_TIME {
+            if self.compute_unknown(file).await? < BLOCKS_AT_A_TIME {
                 break;
             }
         }
-        let _pass = self.gates.alone(vnode).await;
-        match self.dirty.get(vnode) {
-            Some(current) if Arc::ptr_eq(&current, &file) => self.settle_behind_gate(&file, rescanned).await,
+        let _pass = self.gates.alone(file.id.vnode).await;
+        match self.dirty.get(file.id.vnode) {
+            Some(current) if Arc::ptr_eq(&current, file) => self.settle_behind_gate(file, rescanned).await,
             // Replaced, or settled by someone else, meanwhile.
             _ => Ok(()),
         }
@@ -119,12 +127,11 @@ impl Data {
         if done == Some(token) {
             return Ok(done);
         }
-        let id = file.id;
         let mut at = 0;
         loop {
-            let file = Arc::clone(file);
-            let next = self.blocking(move |content| scan(content, &file, token, at)).await;
-            match next.map_err(|error| self.content_error(id, "look through", &error))? {
+            let scanned = Arc::clone(file);
+            let next = self.blocking(move |content| scan(content, &scanned, token, at)).await;
+            match next.map_err(|error| self.settling_error(file, "look through", &error))? {
                 Some(next) => at = next,
                 None => return Ok(Some(token)),
             }
@@ -132,23 +139,31 @@ impl Data {
     }
 
     /// Computes checksums that are not known, and says how many there were, [`BLOCKS_AT_A_TIME`] at most.
-    async fn compute_unknown(&self, file: &Arc<DirtyFile>) -> Result<usize, ErrorCode> {
+    pub(super) async fn compute_unknown(&self, file: &Arc<DirtyFile>) -> Result<usize, ErrorCode> {
         let unknown = file.unknown(BLOCKS_AT_A_TIME);
         if unknown.is_empty() {
             return Ok(0);
         }
         let count = unknown.len();
-        let (id, file) = (file.id, Arc::clone(file));
+        let (id, read) = (file.id, Arc::clone(file));
         self.blocking(move |content| {
             for (block, stamp) in unknown {
                 let data = content.read(id, block * BLOCK, BLOCK as usize)?;
-                file.supply(block, stamp, checksums::of_block(&data));
+                read.supply(block, stamp, checksums::of_block(&data));
             }
             Ok(())
         })
         .await
-        .map_err(|error| self.content_error(id, "read", &error))?;
+        .map_err(|error| self.settling_error(file, "read", &error))?;
         Ok(count)
+    }
+
+    /// As [`content_error`](Data::content_error), where the content file may have gone in the ordinary way.
+    fn settling_error(&self, file: &DirtyFile, what: &str, error: &std::io::Error) -> ErrorCode {
+        if error.kind() == std::io::ErrorKind::NotFound && self.is_gone(file).unwrap_or(false) {
+            return ErrorCode::Stale;
+        }
+        self.content_error(file.id, what, error)
     }
 }
 
@@ -169,7 +184,8 @@ fn scan(content: &dyn Content, file: &DirtyFile, token: u64, at: u64) -> std::io
     Ok(Some(at))
 }
 
-fn store_settlement(cx: &mut Context<'_, '_>, vnode: u64, settlement: &Settlement) -> Result<(), ErrorCode> {
+/// Brings the stored checksums up to date.
+pub(super) fn store_settlement(cx: &mut Context<'_, '_>, vnode: u64, settlement: &Settlement) -> Result<(), ErrorCode> {
     if settlement.replace_all {
         cx.draft.delete_prefix(Table::Checksums, &keys::vnode(vnode))?;
     }

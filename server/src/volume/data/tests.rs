@@ -10,7 +10,9 @@ use larder_protocol::ids::{ClientId, Epoch, Fid, OpId, Verifier, VolumeId};
 use larder_protocol::name::Name;
 use larder_protocol::payload::Payload;
 use larder_protocol::runtime::{SharedRuntime, SimRuntime};
-use larder_protocol::service::file::{AllocateHow, CreateHow, Op, OpReply, Query, QueryReply, SeekWhat, WriteRequest};
+use larder_protocol::service::file::{
+    AllocateHow, CreateHow, NewContents, Op, OpReply, Query, QueryReply, SeekWhat, StageRequest, WriteRequest,
+};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
@@ -115,6 +117,18 @@ impl World {
         }
     }
 
+    pub(super) async fn stage(
+        &self,
+        file: usize,
+        stage: u64,
+        first: bool,
+        offset: u64,
+        data: Bytes,
+    ) -> Result<(), ErrorCode> {
+        let request = StageRequest { fid: self.fids[file], stage, first, offset, data: Payload(data) };
+        self.volume.stage(&root(), ClientId(1), request).await
+    }
+
     pub(super) async fn check(&self, file: usize, when: &str) {
         let attr = self.attr(file).await;
         assert_eq!(attr.size, self.model[file].len() as u64, "size of {file} {when}");
@@ -144,8 +158,8 @@ impl World {
         let offset = random.random_range(0..scale);
         let len = random.random_range(1..=(scale / 2).min(MAX - offset)).max(1);
         let bytes: Bytes = (0..len).map(|_| random.random::<u8>()).collect();
-        let kind = random.random_range(0..12);
-        if !matches!(kind, 0..=3 | 9..) {
+        let kind = random.random_range(0..16);
+        if !matches!(kind, 0..=3 | 9..=13) {
             // A client drains its writes before anything that depends on their order.
             self.commit(file).await;
         }
@@ -212,6 +226,44 @@ impl World {
                 let from = (offset as usize).min(self.model[file].len());
                 let to = (from + len as usize).min(self.model[file].len());
                 assert!(part == self.model[file][from..to], "a read of {len} at {offset}");
+            }
+            11 => {
+                // What others wrote and did not commit is superseded.
+                self.uncommitted[file].clear();
+                let contents = NewContents::Whole(Payload(bytes.clone()));
+                let base = random.random_bool(0.5).then_some(self.attr(file).await.change);
+                self.op(Op::Store { fid, contents, base }).await.unwrap();
+                self.model[file] = bytes.to_vec();
+            }
+            12 => {
+                self.uncommitted[file].clear();
+                let mut staged = vec![0; random.random_range(0..scale) as usize];
+                for piece in 0..random.random_range(1..5) {
+                    let offset = random.random_range(0..scale);
+                    let len = random.random_range(1..=2 * BLOCK).min(bytes.len() as u64);
+                    let data = bytes.slice(..len as usize);
+                    if (offset + len) as usize <= staged.len() {
+                        super::splice(&mut staged, offset, &data);
+                    } else if offset < staged.len() as u64 {
+                        // What lies behind the size is cut.
+                        let fits = staged.len() - offset as usize;
+                        super::splice(&mut staged, offset, &data[..fits]);
+                    }
+                    self.stage(file, self.seq, piece == 0, offset, data).await.unwrap();
+                }
+                let contents = NewContents::Staged { stage: self.seq, size: staged.len() as u64 };
+                self.op(Op::Store { fid, contents, base: None }).await.unwrap();
+                self.model[file] = staged;
+            }
+            13 => {
+                let copy = random.random_bool(0.5);
+                let query = Query::Fetch { fid, offset, len: len as u32, change: None, copy };
+                let reply = self.volume.query(&root(), query).await.unwrap();
+                let QueryReply::Data { data, attr } = reply else { panic!("not data") };
+                let from = (offset as usize).min(self.model[file].len());
+                let to = (from + len as usize).min(self.model[file].len());
+                assert!(data.0 == self.model[file][from..to], "a fetch of {len} at {offset}");
+                assert_eq!(attr.size, self.model[file].len() as u64);
             }
             _ => tokio::time::sleep(Duration::from_millis(random.random_range(0..2500))).await,
         }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use larder_protocol::attr::{Attr, Credential, SetAttr};
 use larder_protocol::error::ErrorCode;
-use larder_protocol::ids::{Fid, OpId};
+use larder_protocol::ids::Fid;
 use larder_protocol::limits::MAX_FILE_SIZE;
 use larder_protocol::service::file::{CreateHow, Mutated, Op, OpReply};
 
@@ -14,13 +14,14 @@ use crate::volume::apply;
 use crate::volume::context::Context;
 use crate::volume::record::{Body, DirtyRecord, INLINE_MAX, Intent, VnodeRecord};
 use crate::volume::view::{Records, Verified};
+use crate::volume::writer::Operation;
 
 impl Data {
     /// Sets attributes of a regular file.
     pub(in crate::volume) async fn setattr(
         self: &Arc<Self>,
         cred: &Credential,
-        id: OpId,
+        operation: &Operation,
         fid: Fid,
         set: SetAttr,
         open: bool,
@@ -29,9 +30,9 @@ impl Data {
         let record = self.load_file(fid)?;
         apply::setattr::check(cred, &record, &set, open)?;
         let Some(size) = set.size else {
-            let cred = cred.clone();
+            let (cred, client) = (cred.clone(), operation.id.client);
             let op = Op::Setattr { fid, set, open };
-            return self.writer.operation(id, move |cx| apply::apply(cx, &cred, id.client, &op)).await;
+            return self.writer.operation(operation, move |cx| apply::apply(cx, &cred, client, &op)).await;
         };
         if size > MAX_FILE_SIZE {
             return Err(ErrorCode::FileTooLarge);
@@ -39,7 +40,7 @@ impl Data {
         match record.body {
             _ if size == 0 => {
                 let step = set_size(cred, fid, set, open, empty);
-                let done = self.writer.operation(id, step).await?;
+                let done = self.writer.operation(operation, step).await?;
                 self.forget(fid.vnode);
                 Ok(done)
             }
@@ -50,9 +51,9 @@ impl Data {
                     put_inline(cx, fid.vnode, record, contents);
                     Ok(())
                 });
-                self.writer.operation(id, step).await
+                self.writer.operation(operation, step).await
             }
-            _ => self.truncate_content(cred, id, fid, set, open, size, &record).await,
+            _ => self.truncate_content(cred, operation, fid, set, open, size, &record).await,
         }
     }
 
@@ -60,7 +61,7 @@ impl Data {
     async fn truncate_content(
         self: &Arc<Self>,
         cred: &Credential,
-        id: OpId,
+        operation: &Operation,
         fid: Fid,
         set: SetAttr,
         open: bool,
@@ -82,7 +83,7 @@ impl Data {
             dirty.note_intent(cx.add_intent(fid.vnode, &Intent::Truncate { version, size })?, true);
             Ok(())
         });
-        let mut done = match self.writer.operation(id, step).await {
+        let mut done = match self.writer.operation(operation, step).await {
             Ok(done) => done,
             Err(code) => {
                 let before = record.size;
@@ -130,7 +131,7 @@ impl Data {
     pub(in crate::volume) async fn create_or_empty(
         self: &Arc<Self>,
         cred: &Credential,
-        id: OpId,
+        operation: &Operation,
         op: Op,
     ) -> Result<Mutated, ErrorCode> {
         let Op::Create { dir, name, how: CreateHow::Open { truncate: true, .. }, .. } = &op else {
@@ -145,13 +146,13 @@ impl Data {
                 Some(vnode) => Some(self.gates.alone(vnode).await),
                 None => None,
             };
-            let (cred, op) = (cred.clone(), op.clone());
+            let (cred, op, client) = (cred.clone(), op.clone(), operation.id.client);
             let elsewhere = Arc::new(AtomicBool::new(false));
             let moved = Arc::clone(&elsewhere);
             let done = self
                 .writer
-                .operation(id, move |cx| {
-                    let mut reply = apply::apply(cx, &cred, id.client, &op)?;
+                .operation(operation, move |cx| {
+                    let mut reply = apply::apply(cx, &cred, client, &op)?;
                     if let OpReply::Entry { attr, created: false, .. } = &mut reply {
                         if Some(attr.fid.vnode) != found {
                             moved.store(true, Ordering::Relaxed);

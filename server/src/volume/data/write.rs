@@ -24,7 +24,7 @@ const STEP: u64 = 8 << 20;
 const QUICK_WRITE: usize = 16 << 10;
 
 /// The whole steps, offset and length, that a write of `offset..end` ends or lies across.
-fn complete_steps(offset: u64, end: u64) -> Option<(u64, u64)> {
+pub(super) fn complete_steps(offset: u64, end: u64) -> Option<(u64, u64)> {
     let (from, to) = (offset / STEP * STEP, end / STEP * STEP);
     (to > from).then(|| (from, to - from))
 }
@@ -186,7 +186,7 @@ impl Data {
             match self.make_durable(&file).await {
                 Ok(()) => {}
                 // If the file was removed or replaced meanwhile there is nothing left to be durable.
-                Err(_) if self.dirty.get(fid.vnode).is_none() => {}
+                Err(_) if self.dirty.get(fid.vnode).is_none_or(|current| !Arc::ptr_eq(&current, &file)) => {}
                 Err(error) => return Err(error),
             }
         }

@@ -187,6 +187,42 @@ fn what_unstable_writes_did_is_seen_by_handle_name_and_listing() {
     assert_eq!(readdir(&world, root, 0, 1000, true).0[0].attr.as_ref().unwrap().size, 70_000);
 }
 
+#[test]
+fn a_recheck_says_what_became_of_each_object() {
+    let mut world = World::new();
+    let root = world.root();
+    let [same, changed, written_to, gone] = ["a", "b", "c", "d"].map(|name| world.create(root, name, 0o600).unwrap());
+    let known = |attr: &Attr| (attr.fid, attr.change);
+    let unknown = Fid { vnode: 999, ..same.fid };
+    let again = Fid { generation: same.fid.generation + 1, ..same.fid };
+    let mut items: Vec<(Fid, u64)> = [&same, &changed, &written_to, &gone].map(known).to_vec();
+    items.extend([(unknown, 1), (again, same.change), known(&same)]);
+    world.chmod(changed.fid, 0o644).unwrap();
+    materialize(&mut world, written_to.fid);
+    world.unsettled.set(written_to.fid.vnode, written(&world.getattr(written_to.fid).unwrap(), 70_000));
+    world.remove(root, "d", false).unwrap();
+    // Whoever holds a handle may ask.
+    let now = [changed.fid, written_to.fid].map(|fid| world.getattr(fid).unwrap());
+    world.become_user(10, 10);
+    let [Checked::Changed(_), written_to] = now.map(Checked::Changed) else { panic!() };
+    let checked = match world.query(Query::Recheck { items: items.clone() }) {
+        Ok(QueryReply::Rechecked(checked)) => checked,
+        other => panic!("{other:?}"),
+    };
+    let changed = Checked::Changed(world.getattr(changed.fid).unwrap());
+    let (same, gone) = (Checked::Same, Checked::Gone);
+    let expected = [same.clone(), changed, written_to, gone.clone(), gone.clone(), gone, same];
+    assert_eq!(checked, expected);
+    assert_eq!(world.query(Query::Recheck { items: Vec::new() }), Err(ErrorCode::Invalid));
+    let elsewhere = Fid { volume: larder_protocol::ids::VolumeId(77), ..items[0].0 };
+    items.push((elsewhere, 1));
+    assert_eq!(world.query(Query::Recheck { items: items.clone() }), Err(ErrorCode::Invalid));
+    items = vec![items[0]; MAX_RECHECK + 1];
+    assert_eq!(world.query(Query::Recheck { items: items.clone() }), Err(ErrorCode::Invalid));
+    items.pop();
+    assert!(world.query(Query::Recheck { items }).is_ok());
+}
+
 /// Answers a query while `settle` says, at each snapshot, what else happens first.
 fn query_beside(world: &World, rows: &dyn Fn() -> Rows, query: &Query) -> Result<QueryReply, ErrorCode> {
     let snapshot = || Ok(Box::new(rows()) as Box<dyn Snapshot>);

@@ -1,0 +1,191 @@
+//! Copies of versions that are kept for a while, for clients that fetch a file which changes faster than they can.
+//!
+//! A copy is a scratch content file (D9) and what is known of the checksums of what was copied, so that reading it is
+//! no less safe than reading the file.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use larder_protocol::error::ErrorCode;
+use larder_protocol::ids::Fid;
+use larder_protocol::limits::MAX_STAGES;
+use larder_protocol::runtime::BootTime;
+use larder_protocol::service::file::SeekWhat;
+use parking_lot::Mutex;
+
+use super::Data;
+use super::checksums::Group;
+use super::dirty::DirtyFile;
+use super::read::first_bad;
+use super::scratch::Scratch;
+use crate::volume::content::{Content, ContentId};
+use crate::volume::keys::{self, Table};
+use crate::volume::record::{Body, VnodeRecord};
+use crate::volume::view::{Records, Verified};
+
+/// A copy of one version of a file.
+#[derive(Debug)]
+pub(super) struct Kept {
+    fid: Fid,
+    /// The file when it was copied.
+    pub(super) record: VnodeRecord,
+    id: ContentId,
+    /// What was known then of blocks whose checksums were not stored.
+    unstored: Option<DirtyFile>,
+    /// The checksums that were stored then.
+    stored: BTreeMap<u64, Group>,
+    /// The content file, while it is there. Shared by those who read it.
+    scratch: tokio::sync::RwLock<Option<Scratch>>,
+    used: Mutex<BootTime>,
+}
+
+/// The copies of a volume, by vnode and change attribute.
+#[derive(Debug, Default)]
+pub(in crate::volume) struct KeptCopies(Mutex<BTreeMap<(u64, u64), Arc<Kept>>>);
+
+impl KeptCopies {
+    /// The copy of this version, which counts as used.
+    pub(super) fn find(&self, fid: Fid, change: u64, now: BootTime) -> Option<Arc<Kept>> {
+        let kept = self.0.lock().get(&(fid.vnode, change)).filter(|kept| kept.fid == fid).cloned()?;
+        *kept.used.lock() = now;
+        Some(kept)
+    }
+
+    /// Adds a copy; and says which has to go for it, or because there was one of that version.
+    fn add(&self, kept: Arc<Kept>) -> Option<Arc<Kept>> {
+        let key = (kept.fid.vnode, kept.record.change);
+        let mut copies = self.0.lock();
+        if copies.len() >= MAX_STAGES && !copies.contains_key(&key) {
+            let oldest = copies.iter().min_by_key(|(_, kept)| *kept.used.lock()).map(|(key, _)| *key);
+            let dropped = oldest.and_then(|oldest| copies.remove(&oldest));
+            copies.insert(key, kept);
+            return dropped;
+        }
+        copies.insert(key, kept)
+    }
+
+    fn take(&self, which: impl Fn(&Kept) -> bool) -> Vec<Arc<Kept>> {
+        let mut copies = self.0.lock();
+        let taken: Vec<(u64, u64)> =
+            copies.iter().filter(|(_, kept)| which(kept.as_ref())).map(|(key, _)| *key).collect();
+        taken.into_iter().filter_map(|key| copies.remove(&key)).collect()
+    }
+
+    /// Takes out what nobody used since `moment`.
+    pub(super) fn take_unused(&self, moment: BootTime) -> Vec<Arc<Kept>> {
+        self.take(|kept| *kept.used.lock() <= moment)
+    }
+
+    /// Takes out everything.
+    pub(super) fn take_all(&self) -> Vec<Arc<Kept>> {
+        self.take(|_| true)
+    }
+}
+
+impl Data {
+    /// A copy of the file's current version: the one that is kept, or a new one. `None` if the file is so small that
+    /// its contents are in the metadata.
+    ///
+    /// To be run whole: what is cut in two leaves a content file behind until the volume is opened again.
+    pub(super) async fn keep_copy(self: &Arc<Self>, fid: Fid) -> Result<Option<Arc<Kept>>, ErrorCode> {
+        let record = self.load_file(fid)?;
+        if record.body == Body::Inline {
+            return Ok(None);
+        }
+        if let Some(kept) = self.kept.find(fid, record.change, self.runtime.boottime()) {
+            return Ok(Some(kept));
+        }
+        if !self.room.has_room_for(record.blocks.saturating_mul(512)) {
+            return Err(ErrorCode::NoSpace);
+        }
+        let scratch = self.begin_scratch(fid.vnode).await?;
+        match self.copy_into(fid, &scratch).await {
+            Ok(Some(mut kept)) => {
+                kept.scratch = tokio::sync::RwLock::new(Some(scratch));
+                let kept = Arc::new(kept);
+                if let Some(dropped) = self.kept.add(Arc::clone(&kept)) {
+                    self.drop_kept_later(dropped);
+                }
+                Ok(Some(kept))
+            }
+            other => {
+                self.discard(scratch).await;
+                other.map(|_| None)
+            }
+        }
+    }
+
+    /// Copies a file, under its gate. Shared suffices: whoever changes contents has it alone (D1).
+    async fn copy_into(&self, fid: Fid, scratch: &Scratch) -> Result<Option<Kept>, ErrorCode> {
+        let _pass = self.gates.shared(fid.vnode).await;
+        let record = self.load_file(fid)?;
+        let Body::Content { version } = record.body else { return Ok(None) };
+        let (from, to, size) = (ContentId { vnode: fid.vnode, version }, scratch.id, record.size);
+        let copied = self.blocking(move |content| copy_data(content, from, to, size)).await;
+        copied.map_err(|error| self.content_error(from, "copy", &error))?;
+        let unstored = self.dirty.get(fid.vnode).map(|file| file.frozen());
+        let snapshot = self.meta.snapshot()?;
+        let mut stored = BTreeMap::new();
+        for (key, row) in Verified(&*snapshot).with_prefix(Table::Checksums, &keys::vnode(fid.vnode), usize::MAX)? {
+            if let Some(number) = key.get(8..).and_then(keys::number) {
+                stored.insert(number, Group::from_row(row)?);
+            }
+        }
+        // Removal is the one thing that takes the checksums away without the gate.
+        self.load_file(fid)?;
+        let used = Mutex::new(self.runtime.boottime());
+        let scratch = tokio::sync::RwLock::new(None);
+        Ok(Some(Kept { fid, record, id: to, unstored, stored, scratch, used }))
+    }
+
+    /// Reads a part of a copy and verifies it. `None` if it was dropped.
+    pub(super) async fn read_kept(&self, kept: &Kept, offset: u64, len: u64) -> Result<Option<Bytes>, ErrorCode> {
+        let scratch = kept.scratch.read().await;
+        if scratch.is_none() {
+            return Ok(None);
+        }
+        let Some(piece) = self.read_blocks(kept.id, &kept.record, offset, len).await? else {
+            return Ok(Some(Bytes::new()));
+        };
+        let stored = |group| Ok(kept.stored.get(&group).cloned().unwrap_or_default());
+        if let Some(block) = first_bad(piece.start, &piece.whole, kept.unstored.as_ref(), stored)? {
+            let vnode = kept.fid.vnode;
+            tracing::error!("volume {}, vnode {vnode}: block {block} of a copy is damaged", self.id);
+            return Err(ErrorCode::Io);
+        }
+        Ok(Some(piece.asked))
+    }
+
+    /// Removes a copy that was taken out, once nobody reads it.
+    pub(super) async fn drop_kept(&self, kept: &Kept) {
+        let scratch = kept.scratch.write().await.take();
+        if let Some(scratch) = scratch {
+            self.discard(scratch).await;
+        }
+    }
+
+    /// As [`drop_kept`](Data::drop_kept), with nobody waiting for it.
+    pub(super) fn drop_kept_later(self: &Arc<Self>, kept: Arc<Kept>) {
+        let data = Arc::clone(self);
+        self.runtime.spawn(Box::pin(async move { data.drop_kept(&kept).await }));
+    }
+}
+
+/// Copies the data of the first `size` bytes, and no holes: the kernel would write these out as zeros.
+fn copy_data(content: &dyn Content, from: ContentId, to: ContentId, size: u64) -> std::io::Result<()> {
+    let mut at = 0;
+    while at < size {
+        let Some(data) = content.seek(from, at, SeekWhat::Data)?.filter(|data| *data < size) else { break };
+        let end = content.seek(from, data, SeekWhat::Hole)?.unwrap_or(size).min(size);
+        let mut done = data;
+        while done < end {
+            match content.copy(from, done, to, done, end - done)? {
+                0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+                more => done += more,
+            }
+        }
+        at = end;
+    }
+    if content.stat(to)?.size < size { content.truncate(to, size) } else { Ok(()) }
+}

@@ -1,0 +1,91 @@
+//! Scratch: content files that are no vnode's contents, and may become that.
+//!
+//! **D9.** A scratch content file has its vnode's number and a version of its own. Before it is made, an
+//! `Intent::Remove` of it is committed; that goes with the batch that makes it the vnode's contents, or once the file's
+//! removal is durable. So a crash leaves nothing of it behind. Such an intent needs no gate: nothing reads it but
+//! recovery.
+
+use std::sync::Arc;
+
+use larder_protocol::error::ErrorCode;
+use larder_protocol::limits::STAGE_KEPT;
+
+use super::Data;
+use crate::volume::content::ContentId;
+use crate::volume::record::{Body, Intent};
+use crate::volume::view::{Records, Verified};
+
+/// A scratch content file. Whoever has this one value decides what becomes of it.
+#[derive(Debug)]
+pub(super) struct Scratch {
+    pub(super) id: ContentId,
+    /// The number of the intent to remove it.
+    pub(super) intent: u64,
+}
+
+impl Data {
+    /// Makes an empty scratch content file (D9).
+    pub(super) async fn begin_scratch(self: &Arc<Self>, vnode: u64) -> Result<Scratch, ErrorCode> {
+        let id = ContentId { vnode, version: self.changes.next() };
+        let version = id.version;
+        let intent = self
+            .writer
+            .internal(move |cx| {
+                cx.need_room()?;
+                Ok(cx.add_intent(vnode, &Intent::Remove { version })?)
+            })
+            .await?;
+        let scratch = Scratch { id, intent };
+        match self.blocking(move |content| content.create(id)).await {
+            Ok(()) => Ok(scratch),
+            Err(error) => {
+                let code = self.content_error(id, "make", &error);
+                self.discard(scratch).await;
+                Err(code)
+            }
+        }
+    }
+
+    /// Removes a scratch content file; its intent goes once that is durable.
+    pub(super) async fn discard(&self, scratch: Scratch) {
+        let Scratch { id, intent } = scratch;
+        match self.is_installed(id) {
+            Ok(false) => {}
+            // An operation that was answered with a failure of the store may have been committed all the same.
+            Ok(true) => return tracing::error!("vnode {}: what was to be removed has become its contents", id.vnode),
+            // The intent stays, so the next start removes it.
+            Err(_) => return,
+        }
+        match self.blocking(move |content| content.remove(id)).await {
+            Ok(()) => self.removed.lock().push((id.vnode, intent)),
+            Err(error) => tracing::warn!("vnode {}: cannot remove a scratch file: {error}", id.vnode),
+        }
+    }
+
+    fn is_installed(&self, id: ContentId) -> Result<bool, ErrorCode> {
+        let snapshot = self.meta.snapshot()?;
+        let record = Verified(&*snapshot).vnode(id.vnode)?;
+        Ok(record.is_some_and(|record| record.body == Body::Content { version: id.version }))
+    }
+
+    /// Lets go of staged contents and kept copies that nobody used for a while.
+    pub(in crate::volume) fn drop_unused(self: &Arc<Self>) {
+        let Some(moment) = self.runtime.boottime().checked_sub(STAGE_KEPT) else { return };
+        for stage in self.stages.take_unused(moment) {
+            self.drop_stage_later(stage);
+        }
+        for kept in self.kept.take_unused(moment) {
+            self.drop_kept_later(kept);
+        }
+    }
+
+    /// Removes all scratch content files, for a clean end.
+    pub(in crate::volume) async fn drop_scratch(&self) {
+        for stage in self.stages.take_all() {
+            self.drop_stage(&stage).await;
+        }
+        for kept in self.kept.take_all() {
+            self.drop_kept(&kept).await;
+        }
+    }
+}
