@@ -15,10 +15,13 @@ pub mod size;
 
 /// Makes a test of each of these functions (`fn(Mode)`) for each caching mode: `nfs::NAME` and `direct::NAME`.
 #[macro_export]
-macro_rules! in_both_modes {
+macro_rules! in_each_mode {
     ($($name:ident),* $(,)?) => {
         mod nfs {
             $(#[test] fn $name() { super::$name($crate::mount::Mode::Nfs); })*
+        }
+        mod afs {
+            $(#[test] fn $name() { super::$name($crate::mount::Mode::Afs); })*
         }
         mod direct {
             $(#[test] fn $name() { super::$name($crate::mount::Mode::Direct); })*
@@ -33,6 +36,9 @@ macro_rules! on_a_mount_of_each_mode {
     ($($name:ident),* $(,)?) => {
         mod nfs {
             $(#[test] fn $name() { $crate::mount::with_mount($crate::mount::Mode::Nfs, super::$name); })*
+        }
+        mod afs {
+            $(#[test] fn $name() { $crate::mount::with_mount($crate::mount::Mode::Afs, super::$name); })*
         }
         mod direct {
             $(#[test] fn $name() { $crate::mount::with_mount($crate::mount::Mode::Direct, super::$name); })*

@@ -26,18 +26,21 @@ const BRIEFLY: Duration = Duration::from_secs(3);
 pub enum Mode {
     /// Attributes and blocks, polled.
     Nfs,
+    /// Whole files on disk, with callbacks.
+    Afs,
     /// Nothing.
     Direct,
 }
 
 impl Mode {
-    /// Both modes.
-    pub const ALL: [Mode; 2] = [Mode::Nfs, Mode::Direct];
+    /// Every mode.
+    pub const ALL: [Mode; 3] = [Mode::Nfs, Mode::Afs, Mode::Direct];
 
     /// The mode's name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Mode::Nfs => "nfs",
+            Mode::Afs => "afs",
             Mode::Direct => "direct",
         }
     }
@@ -70,6 +73,9 @@ impl Mount {
         ensure!(Path::new("/dev/fuse").exists(), "/dev/fuse is missing: load the fuse module; mounts cannot be tested");
         let mut command = Command::new(binary("larder")?);
         command.args(["mount", "--foreground", "--mode", mode.name()]);
+        if mode == Mode::Afs {
+            command.arg("--cache").arg(dir.join(format!("{name}.cache")));
+        }
         if !options.is_empty() {
             command.args(["-o", options]);
         }

@@ -57,6 +57,7 @@ impl Raw {
         let transport = ClientTransport::new(stream);
         let client = LarderClient::new(tarpc::client::Config::default(), transport).spawn();
         let hello = Hello {
+            prompt: false,
             min_version: MIN_VERSION,
             max_version: MAX_VERSION,
             client: id,

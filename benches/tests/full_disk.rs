@@ -6,14 +6,14 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use larder_benches::in_both_modes;
+use larder_benches::in_each_mode;
 use larder_benches::mount::{Mode, Mount};
 use larder_benches::process::{run, scratch};
 use larder_benches::server::Server;
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
-in_both_modes![a_full_disk_refuses_and_then_works_again];
+in_each_mode![a_full_disk_refuses_and_then_works_again];
 
 /// A small ext4 file system in a file.
 struct Disk {

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use larder_benches::in_both_modes;
+use larder_benches::in_each_mode;
 use larder_benches::mount::{Mode, Mount};
 use larder_benches::process::{run, scratch};
 use larder_benches::proxy::Proxy;
@@ -16,7 +16,7 @@ use larder_benches::server::Server;
 use larder_benches::size::Size;
 use rustix::io::Errno;
 
-in_both_modes![
+in_each_mode![
     untar_and_git_gc_survive_a_server_that_is_killed_every_second,
     what_was_synced_survives_the_server,
     forced_unmount_works_without_a_server,

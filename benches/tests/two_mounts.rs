@@ -7,14 +7,14 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::time::{Duration, Instant};
 
-use larder_benches::in_both_modes;
+use larder_benches::in_each_mode;
 use larder_benches::mount::{Mode, Mount, Pair};
 use larder_benches::race::race;
 use larder_benches::size::Size;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
-in_both_modes![
+in_each_mode![
     what_one_writes_and_closes_the_other_sees_at_its_next_open,
     attributes_are_never_older_than_acregmax,
     a_file_that_grows_is_read_whole_at_the_next_open,
@@ -79,7 +79,7 @@ fn fresh_after(bound: Duration, changed: Instant, what: &str, mut look: impl FnM
 
 fn attributes_are_never_older_than_acregmax(mode: Mode) {
     let pair = Pair::new(mode, "acregmin=1,acregmax=2").unwrap();
-    let bound = if mode == Mode::Direct { Duration::ZERO } else { Duration::from_secs(2) };
+    let bound = if mode == Mode::Nfs { Duration::from_secs(2) } else { Duration::ZERO };
     fs::write(pair.a.at("file"), "").unwrap();
     for round in 0..Size::get().pick(1, 3, 10) as u32 {
         let bits = 0o600 + round % 8;
@@ -92,7 +92,7 @@ fn attributes_are_never_older_than_acregmax(mode: Mode) {
 
 fn names_are_never_older_than_acdirmax(mode: Mode) {
     let pair = Pair::new(mode, "acdirmin=1,acdirmax=2").unwrap();
-    let bound = if mode == Mode::Direct { Duration::ZERO } else { Duration::from_secs(2) };
+    let bound = if mode == Mode::Nfs { Duration::from_secs(2) } else { Duration::ZERO };
     for round in 0..Size::get().pick(1, 3, 10) {
         let name = format!("name-{round}");
         assert!(!pair.b.at(&name).exists(), "its absence is remembered from here on");

@@ -5,7 +5,7 @@
 # shellcheck source=../lib/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-MODE=${1:?usage: SUITE nfs|direct}
+MODE=${1:?usage: SUITE nfs|afs|direct}
 BIN=${LARDER_BIN_DIR:-$TARGET/debug}
 SIZE=${LARDER_TEST_SIZE:-ci}
 WORK=$(mktemp -d "${LARDER_TEST_TMP:-${TMPDIR:-/tmp}}/s.XXXXXX")
@@ -32,7 +32,9 @@ start_world() {
     wait_for 30 has_address || die "the server does not start: $(tail -5 "$WORK/larderd.log")"
     mkdir "$MNT"
     # As a user does it: the command returns when the mount answers.
-    timeout 60 "$BIN/larder" mount --mode "$MODE" "$(head -n1 "$WORK/address")" "$MNT" >"$WORK/client.log" 2>&1 ||
+    local options=()
+    [ "$MODE" != afs ] || options=(--cache "$WORK/cache")
+    timeout 60 "$BIN/larder" mount --mode "$MODE" "${options[@]}" "$(head -n1 "$WORK/address")" "$MNT" >"$WORK/client.log" 2>&1 ||
         die "mounting fails: $(cat "$WORK/client.log")"
     is_mounted "$MNT" || die "larder mount came back, but nothing is mounted at $MNT"
 }

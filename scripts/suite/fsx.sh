@@ -1,5 +1,5 @@
 #!/bin/bash
-# fsx, all 14 operations, three seeds: fsx.sh nfs|direct. FSX_SEEDS repeats a run.
+# fsx, all 14 operations, three seeds: fsx.sh nfs|afs|direct. FSX_SEEDS repeats a run.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../lib/suite.sh"
 

@@ -1,5 +1,5 @@
 #!/bin/bash
-# The POSIX test suite on a mount, beside ext4 on this machine: pjdfstest.sh nfs|direct
+# The POSIX test suite on a mount, beside ext4 on this machine: pjdfstest.sh nfs|afs|direct
 # Nothing may fail, and nothing be skipped that is not skipped on ext4, but what pjdfstest.expected lists.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../lib/suite.sh"

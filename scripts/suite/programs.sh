@@ -1,5 +1,5 @@
 #!/bin/bash
-# Everyday programs on a mount: programs.sh nfs|direct
+# Everyday programs on a mount: programs.sh nfs|afs|direct
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../lib/suite.sh"
 

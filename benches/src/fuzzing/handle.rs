@@ -9,11 +9,12 @@ use larder_protocol::error::ErrorCode;
 use larder_protocol::handshake::{Hello, MAX_VERSION, MIN_VERSION};
 use larder_protocol::ids::{ClientId, Epoch, Fid, OpId, ROOT_VNODE, VolumeId};
 use larder_protocol::runtime::{SharedRuntime, SimRuntime};
-use larder_protocol::service::file::{Mutated, Op, OpReply, Query, QueryReply};
+use larder_protocol::service::file::{Checked, Mutated, Op, OpReply, Query, QueryReply};
 use larder_protocol::service::volume::{VolumeReply, VolumeRequest};
 use larder_protocol::service::{LarderClient, LarderRequest};
 use larder_protocol::transport::{ClientTransport, ServerTransport, decode_call};
 use larder_server::net::sessions::Peer;
+use larder_server::promises::holders::HolderMemory;
 use larder_server::service::{Server, Settings};
 use larder_server::volume::content::memory::MemoryContent;
 use larder_server::volume::meta::memory::MemoryMetadata;
@@ -69,7 +70,10 @@ fn memory_server(runtime: SharedRuntime) -> Arc<Server> {
     let opened = prepare(&meta, VolumeId::ROOT, "root", runtime.wall())
         .and_then(|()| open_on(Arc::new(meta), Arc::new(content), Durability::Power, epoch, runtime.clone()));
     match opened {
-        Ok(volume) => Server::with_volumes(epoch, vec![volume], Settings::default(), runtime),
+        Ok(volume) => {
+            Server::with_volumes(epoch, vec![volume], Arc::new(HolderMemory::default()), Settings::default(), runtime)
+                .unwrap_or_else(|error| panic!("a record in memory: {error}"))
+        }
         Err(error) => panic!("opening a volume in memory: {error}"),
     }
 }
@@ -91,6 +95,7 @@ impl World {
     async fn attach(client: LarderClient) -> World {
         let id = ClientId(1);
         let hello = Hello {
+            prompt: false,
             min_version: MIN_VERSION,
             max_version: MAX_VERSION,
             client: id,
@@ -185,6 +190,14 @@ impl World {
                 self.seq = self.seq.max(if id.slot == 0 && reply.is_ok() { id.seq } else { 0 });
                 self.learn(&op, reply);
             }
+            LarderRequest::Promised { cred, query } => {
+                let reply = answered(client.promised(context, cred, query.clone()).await);
+                self.check_query(&query, reply.map(|promised| promised.reply));
+            }
+            LarderRequest::Renew { request } => drop(answered(client.renew(context, request).await)),
+            // It may wait for longer than anybody does here.
+            LarderRequest::Breaks { lease, acked } => drop(client.breaks(context, lease, acked).await),
+            LarderRequest::Stage { cred, request } => drop(answered(client.stage(context, cred, request).await)),
             LarderRequest::Write { cred, request } => drop(answered(client.write(context, cred, request).await)),
             LarderRequest::Commit { cred, fid } => drop(answered(client.commit(context, cred, fid).await)),
             LarderRequest::Volume { cred, request } => drop(answered(client.volume(context, cred, request).await)),
@@ -193,7 +206,14 @@ impl World {
     }
 
     fn check_query(&self, query: &Query, reply: Result<QueryReply, ErrorCode>) {
-        let (asked, Ok(reply)) = (query.fid(), reply) else { return };
+        if let (Query::Recheck { items }, Ok(QueryReply::Rechecked(verdicts))) = (query, &reply) {
+            assert_eq!(items.len(), verdicts.len());
+            for ((fid, _), verdict) in items.iter().zip(verdicts) {
+                assert_eq!(*verdict == Checked::Gone, !self.known.contains(fid) || self.dead.contains(fid), "{fid}");
+            }
+            return;
+        }
+        let (Some(asked), Ok(reply)) = (query.fid(), reply) else { return };
         assert!(!self.dead.contains(&asked), "{query:?} of a removed object: {reply:?}");
         assert!(self.known.contains(&asked), "{query:?} of a forged handle: {reply:?}");
         let about = match (query, reply) {
@@ -205,7 +225,7 @@ impl World {
             }
             (Query::Getattr { .. }, QueryReply::Attr(attr))
             | (Query::Access { .. }, QueryReply::Access { attr, .. }) => attr.fid,
-            (Query::Read { len, .. }, QueryReply::Data { data, attr }) => {
+            (Query::Read { len, .. } | Query::Fetch { len, .. }, QueryReply::Data { data, attr }) => {
                 assert!(data.len() <= *len as usize, "{query:?}: {} bytes", data.len());
                 attr.fid
             }

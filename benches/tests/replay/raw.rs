@@ -73,6 +73,7 @@ impl Link {
 
     pub(crate) async fn hello(&self, generation: u64) -> Result<Welcome, Refusal> {
         let hello = Hello {
+            prompt: false,
             min_version: MIN_VERSION,
             max_version: MAX_VERSION,
             client: CLIENT,

@@ -16,6 +16,7 @@ use larder_protocol::service::file::{CreateHow, Op, OpReply};
 use larder_protocol::service::{LarderRequest, LarderResponse};
 use larder_protocol::transport::{ClientTransport, ServerTransport};
 use larder_server::net::sessions::Peer;
+use larder_server::promises::holders::HolderMemory;
 use larder_server::service::{Server, Settings};
 use larder_server::volume::content::memory::MemoryContent;
 use larder_server::volume::meta::memory::MemoryMetadata;
@@ -49,6 +50,7 @@ pub(crate) struct World {
     disk: Disk,
     process: Mutex<Option<Process>>,
     engines: Mutex<Engines>,
+    holders: Arc<HolderMemory>,
     setup_seq: AtomicU64,
     /// Mutations answered from slots by processes that are gone.
     replayed: AtomicU64,
@@ -67,6 +69,7 @@ impl World {
             disk,
             process: Mutex::default(),
             engines: Mutex::new(engines),
+            holders: Arc::default(),
             setup_seq: AtomicU64::new(0),
             replayed: AtomicU64::new(0),
             crashes: AtomicU64::new(0),
@@ -85,7 +88,8 @@ impl World {
             (engines.meta.clone(), engines.content.clone())
         };
         let volume = open_on(meta, content, self.durability, epoch, runtime.clone()).unwrap();
-        let server = Server::with_volumes(epoch, vec![volume.clone()], Settings::default(), runtime);
+        let holders = self.holders.clone();
+        let server = Server::with_volumes(epoch, vec![volume.clone()], holders, Settings::default(), runtime).unwrap();
         let before = self.process.lock().unwrap().replace(Process { server, volume, machine });
         assert!(before.is_none(), "one process at a time");
     }

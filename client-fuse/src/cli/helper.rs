@@ -52,6 +52,10 @@ pub(super) fn run() -> anyhow::Result<()> {
         return Ok(());
     }
     let args = MountArgs {
+        cache: None,
+        cache_size: None,
+        coherence: None,
+        fsync: None,
         mode: None,
         foreground: false,
         options: helper.options,

@@ -32,7 +32,7 @@ const HELPER: &str = "mount.larder";
     version,
     after_help = "Examples:
   larder mount 127.0.0.1:7425 /mnt         mount the volume `root` of a server
-  larder mount --mode direct host:7425/home /mnt -o ro
+  larder mount --mode afs --cache-size 20G host:7425/home /mnt
   larder stats /mnt                        what the mount has done so far
   larder umount /mnt
 
@@ -69,7 +69,10 @@ enum Command {
   rsize, wsize      largest read and write, in bytes
   ro, rw, atime, noatime, relatime, suid, nosuid, dev, nodev, exec, noexec, sync, async, dirsync
                     as in mount(8)
-  mode=nfs|direct   as --mode
+  mode=nfs|afs|direct, cache, cache-size, coherence, fsync
+                    as --mode, --cache, --cache-size, --coherence and --fsync
+  passthrough=SIZE|off
+                    from which size on the kernel itself serves cached files in afs mode, where it can
 fcntl and flock locks are seen by programs on this machine only (nolock).
 
 Examples:
@@ -83,6 +86,19 @@ struct MountArgs {
     /// How to cache.
     #[arg(long, value_enum)]
     mode: Option<ModeName>,
+    /// The directory of the disk cache, which one mount at a time can use (afs mode) [default: one for each mount
+    /// point in /var/cache/larder, or in ~/.cache/larder for others than root]
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
+    /// How large the disk cache may get, such as 500M or 20G (afs mode) [default: 10G]
+    #[arg(long, value_name = "SIZE", value_parser = options::cache_size)]
+    cache_size: Option<u64>,
+    /// Whether changes wait until other clients have given up what they cached (afs mode) [default: strict]
+    #[arg(long, value_enum)]
+    coherence: Option<CoherenceName>,
+    /// Whether fsync stores the file at the server, or makes it durable in the cache (afs mode) [default: server]
+    #[arg(long, value_enum)]
+    fsync: Option<FsyncName>,
     /// Stay in the foreground and log to standard error.
     #[arg(long)]
     foreground: bool,
@@ -155,8 +171,26 @@ struct ManArgs {
 enum ModeName {
     /// Attributes and data in memory; others' changes are seen at open, or when attributes expire (the default).
     Nfs,
+    /// Whole files on this machine's disk; others' changes are seen at the next open, lookup or stat.
+    Afs,
     /// Nothing: every operation asks the server.
     Direct,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum CoherenceName {
+    /// Once a change has returned, nobody sees what was before.
+    Strict,
+    /// Changes return at once; others may see what was before for as long as a lease runs.
+    Prompt,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum FsyncName {
+    /// The file is stored.
+    Server,
+    /// The file is durable in the cache, from where it is stored later, even if this machine fails.
+    Local,
 }
 
 /// Runs the command that this process was called with.

@@ -9,10 +9,10 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 
 use super::daemon::{self, ANSWER_WITHIN, ATTACH_WITHIN, Plan};
-use super::options::{self, Options};
-use super::{ModeName, MountArgs, control, mounts, rundir, unmount};
+use super::options::{self, CacheChoice, Options};
+use super::{CoherenceName, FsyncName, ModeName, MountArgs, control, mounts, rundir, unmount};
 use crate::fuse::DEVICE;
-use crate::vfs::Mode;
+use crate::vfs::{Fsync, Mode};
 
 /// How long the process in the background may take in all: connecting, mounting, and cleaning up if that failed.
 const READY_WITHIN: Duration = Duration::from_secs(ATTACH_WITHIN.as_secs() + ANSWER_WITHIN.as_secs() + 60);
@@ -45,12 +45,43 @@ fn plan(args: &MountArgs) -> anyhow::Result<Plan> {
     let mut options: Options = options::parse(&args.options, args.sloppy).map_err(anyhow::Error::msg)?;
     match args.mode {
         Some(ModeName::Nfs) => options.mount.mode = Mode::Nfs,
+        Some(ModeName::Afs) => options.mount.mode = Mode::Afs,
         Some(ModeName::Direct) => options.mount.mode = Mode::Direct,
         None => {}
     }
+    if let Some(coherence) = args.coherence {
+        options.mount.strict = coherence == CoherenceName::Strict;
+    }
+    if let Some(fsync) = args.fsync {
+        options.mount.fsync = if fsync == FsyncName::Local { Fsync::Local } else { Fsync::Server };
+    }
+    options.cache.dir = args.cache.clone().or(options.cache.dir);
+    options.cache.size = args.cache_size.or(options.cache.size);
     check_device()?;
     let mountpoint = check_mountpoint(&args.mountpoint)?;
+    if options.mount.mode == Mode::Afs {
+        let mut cache = options.cache.settle(|| default_cache(&mountpoint));
+        // The process that serves the mount has another working directory.
+        cache.dir = std::path::absolute(&cache.dir)
+            .with_context(|| format!("cannot use the cache directory {}", cache.dir.display()))?;
+        options.mount.cache = Some(cache);
+    } else if options.cache != CacheChoice::default() {
+        options.warnings.push("options of the cache have no effect without `--mode afs`".to_owned());
+    }
     Ok(Plan { spec: args.spec.clone(), mountpoint, options })
+}
+
+/// The cache of a mount that none was chosen for: one for each mount point.
+fn default_cache(mountpoint: &Path) -> PathBuf {
+    let base = if rustix::process::geteuid().is_root() {
+        PathBuf::from("/var/cache")
+    } else {
+        let chosen = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|dir| dir.is_absolute());
+        chosen
+            .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")))
+            .unwrap_or_else(std::env::temp_dir)
+    };
+    base.join("larder").join(mounts::escape(mountpoint))
 }
 
 fn check_device() -> anyhow::Result<()> {
@@ -139,6 +170,13 @@ fn serve_arguments(args: &MountArgs, plan: &Plan, verbose: u8) -> Vec<std::ffi::
     for options in &args.options {
         list.extend(["-o".into(), options.into()]);
     }
+    if let Some(cache) = &plan.options.mount.cache {
+        list.extend(["--cache".into(), cache.dir.clone().into()]);
+        list.extend(["--cache-size".into(), cache.size.to_string().into()]);
+    }
+    let strict = if plan.options.mount.strict { "strict" } else { "prompt" };
+    let fsync = if plan.options.mount.fsync == Fsync::Local { "local" } else { "server" };
+    list.extend(["--coherence".into(), strict.into(), "--fsync".into(), fsync.into()]);
     list.extend(["--mode".into(), plan.options.mount.mode.name().into(), "--".into()]);
     list.extend([plan.spec.to_string().into(), plan.mountpoint.clone().into()]);
     list

@@ -1,19 +1,27 @@
 //! Mount options: the names of nfs(5), and those that mount(8) and fstab(5) give to every file system.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use larder_protocol::limits::MAX_PAYLOAD;
 
 use crate::fuse::KernelOptions;
-use crate::vfs::{LookupCache, Mode, MountOptions};
+use crate::vfs::{CacheOptions, Fsync, LookupCache, Mode, MountOptions};
 
 /// The options there are, for messages.
-pub(super) const KNOWN: &str = "mode=nfs|direct, ro, rw, hard, soft, timeo=DECISECONDS, retrans=N, actimeo=SECONDS, \
+pub(super) const KNOWN: &str = "mode=nfs|afs|direct, cache=DIR, cache-size=SIZE, \
+     coherence=strict|prompt, fsync=server|local, passthrough=SIZE|off, ro, rw, hard, soft, timeo=DECISECONDS, retrans=N, actimeo=SECONDS, \
      acregmin=SECONDS, acregmax=SECONDS, acdirmin=SECONDS, acdirmax=SECONDS, noac, cto, nocto, \
      lookupcache=all|positive|none, rsize=BYTES, wsize=BYTES, atime, noatime, relatime, suid, nosuid, dev, nodev, exec, \
      noexec, sync, async, dirsync, nolock; for fstab: defaults, auto, noauto, user, users, owner, group, nouser, nofail, \
      _netdev, comment=..., x-..., X-...";
 
+/// The size of a cache that nobody chose one for.
+const DEFAULT_CACHE: u64 = 10 << 30;
+/// The smallest cache.
+const MIN_CACHE: u64 = 1 << 20;
+/// Files from this size on are served by the kernel itself: its way costs more at open than it saves below.
+const DEFAULT_PASSTHROUGH: u64 = 256 << 10;
 /// The smallest `rsize` and `wsize`: a page, less than which the kernel does not transfer.
 const MIN_TRANSFER: u32 = 4096;
 /// The longest `timeo`, as nfs(5) has it.
@@ -28,8 +36,56 @@ pub(super) struct Options {
     pub mount: MountOptions,
     /// Those for the kernel.
     pub kernel: KernelOptions,
+    /// Those for the disk cache of afs mode.
+    pub cache: CacheChoice,
     /// What was accepted and does not mean what it says.
     pub warnings: Vec<String>,
+}
+
+/// What was said about the disk cache.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct CacheChoice {
+    /// Where it is to be.
+    pub dir: Option<PathBuf>,
+    /// How large it may get, in bytes.
+    pub size: Option<u64>,
+    /// From which size on the kernel serves files itself; `Some(None)`: it never does.
+    pub passthrough: Option<Option<u64>>,
+}
+
+impl CacheChoice {
+    /// With defaults for what was left open.
+    pub(super) fn settle(&self, default_dir: impl FnOnce() -> PathBuf) -> CacheOptions {
+        CacheOptions {
+            dir: self.dir.clone().unwrap_or_else(default_dir),
+            size: self.size.unwrap_or(DEFAULT_CACHE),
+            passthrough: self.passthrough.unwrap_or(Some(DEFAULT_PASSTHROUGH)),
+        }
+    }
+}
+
+/// A number of bytes, perhaps with one of the letters K, M, G and T behind it, for powers of 1024.
+pub(super) fn bytes(value: &str) -> Result<u64, &'static str> {
+    const EXPECTED: &str = "a number of bytes, with K, M, G or T behind it if you like";
+    let upper = value.trim().to_ascii_uppercase();
+    let text = upper.strip_suffix("IB").unwrap_or(&upper);
+    let (digits, shift) = match text.char_indices().last() {
+        Some((at, 'K')) => (&text[..at], 10),
+        Some((at, 'M')) => (&text[..at], 20),
+        Some((at, 'G')) => (&text[..at], 30),
+        Some((at, 'T')) => (&text[..at], 40),
+        _ => (text, 0),
+    };
+    let number: u64 = digits.trim().parse().map_err(|_| EXPECTED)?;
+    number.checked_mul(1 << shift).ok_or(EXPECTED)
+}
+
+/// The size of a cache.
+pub(super) fn cache_size(value: &str) -> Result<u64, &'static str> {
+    match bytes(value)? {
+        size if size >= MIN_CACHE => Ok(size),
+        _ => Err("at least 1M"),
+    }
 }
 
 /// Parses comma separated lists; later words win. `sloppy` passes over what is unknown, as mount(8) asks with `-s`.
@@ -143,9 +199,32 @@ fn setting(options: &mut Options, validity: &mut Validity, name: &str, value: &s
         "mode" => {
             mount.mode = match value {
                 "nfs" => Mode::Nfs,
+                "afs" => Mode::Afs,
                 "direct" => Mode::Direct,
-                _ => return Err("`nfs` or `direct`"),
+                _ => return Err("`nfs`, `afs` or `direct`"),
             }
+        }
+        "cache" => options.cache.dir = Some(PathBuf::from(value)),
+        "cache-size" => options.cache.size = Some(cache_size(value)?),
+        "coherence" => {
+            mount.strict = match value {
+                "strict" => true,
+                "prompt" => false,
+                _ => return Err("`strict` or `prompt`"),
+            }
+        }
+        "fsync" => {
+            mount.fsync = match value {
+                "server" => Fsync::Server,
+                "local" => Fsync::Local,
+                _ => return Err("`server` or `local`"),
+            }
+        }
+        "passthrough" => {
+            options.cache.passthrough = Some(match value {
+                "off" => None,
+                size => Some(bytes(size)?),
+            });
         }
         "actimeo" => validity.all(seconds(value)?),
         "acregmin" => validity.acregmin = Some(seconds(value)?),
@@ -216,6 +295,23 @@ mod tests {
     }
 
     #[test]
+    fn the_cache_is_described_in_sizes_that_people_write() {
+        let options =
+            parse_one("mode=afs,cache=/c,cache-size=2G,coherence=prompt,fsync=local,passthrough=off").unwrap();
+        assert_eq!((options.mount.mode, options.mount.strict, options.mount.fsync), (Mode::Afs, false, Fsync::Local));
+        let cache = options.cache.settle(|| panic!("one was named"));
+        assert_eq!((cache.dir, cache.size, cache.passthrough), (PathBuf::from("/c"), 2 << 30, None));
+        let cache = CacheChoice::default().settle(|| PathBuf::from("/default"));
+        assert_eq!((cache.dir, cache.passthrough), (PathBuf::from("/default"), Some(DEFAULT_PASSTHROUGH)));
+        for (text, size) in [("1", 1), ("4k", 4096), ("3MiB", 3 << 20), ("2T", 2 << 40)] {
+            assert_eq!(bytes(text), Ok(size));
+        }
+        for bad in ["", "k", "-1", "1X", "99999999T"] {
+            assert!(bytes(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn later_words_win_over_lists_too() {
         let options = parse(&["ro,soft,noatime".to_owned(), "rw,hard,atime".to_owned()], false).unwrap();
         assert!(!options.mount.ro && !options.kernel.ro);
@@ -261,7 +357,11 @@ mod tests {
             ("actimeo=-1", "seconds"),
             ("actimeo=nan", "seconds"),
             ("acregmax=inf", "seconds"),
-            ("mode=afs", "`nfs` or `direct`"),
+            ("mode=xfs", "`nfs`, `afs` or `direct`"),
+            ("cache-size=10", "at least 1M"),
+            ("cache-size=x", "K, M, G"),
+            ("coherence=some", "`strict`"),
+            ("fsync=no", "`local`"),
             ("lookupcache=some", "`positive`"),
             ("rsize=1k", "bytes"),
             ("retrans=x", "retries"),

@@ -50,12 +50,35 @@ pub enum Miss {
     Uncached,
     /// Data not yet sent covered a part of what was read.
     Dirty,
+    /// There is no callback on it, or it was broken (rule 1 of AFS mode).
+    NoCallback,
+    /// The lease was not renewed in time (rule 1 of AFS mode).
+    LeaseExpired,
+    /// The callback was granted under a lease that has lapsed, or by another server process (rules 7 and 8 of AFS
+    /// mode).
+    Lapsed,
+    /// This client is changing it (rule 12 of AFS mode).
+    Changing,
+    /// There is no complete copy of this version on the disk (rule 2 of AFS mode).
+    NoCopy,
 }
 
 impl Miss {
     /// Every reason, in order.
-    pub const ALL: [Miss; 7] =
-        [Miss::NotCached, Miss::Expired, Miss::Opened, Miss::Changed, Miss::Unordered, Miss::Uncached, Miss::Dirty];
+    pub const ALL: [Miss; 12] = [
+        Miss::NotCached,
+        Miss::Expired,
+        Miss::Opened,
+        Miss::Changed,
+        Miss::Unordered,
+        Miss::Uncached,
+        Miss::Dirty,
+        Miss::NoCallback,
+        Miss::LeaseExpired,
+        Miss::Lapsed,
+        Miss::Changing,
+        Miss::NoCopy,
+    ];
 
     /// The name in statistics.
     pub fn name(self) -> &'static str {
@@ -67,6 +90,11 @@ impl Miss {
             Miss::Unordered => "unordered",
             Miss::Uncached => "uncached",
             Miss::Dirty => "dirty",
+            Miss::NoCallback => "no_callback",
+            Miss::LeaseExpired => "lease_expired",
+            Miss::Lapsed => "lapsed",
+            Miss::Changing => "changing",
+            Miss::NoCopy => "no_copy",
         }
     }
 }
@@ -182,6 +210,18 @@ impl AttrCache {
         }
         self.state = State::Unordered;
         Applied::Unclear
+    }
+
+    /// Takes in attributes that the server has promised to speak up about: no change of them can have been missed, so
+    /// whatever else was known is older.
+    pub fn apply_promised(&mut self, attr: Attr, sent: Stamp, now: Stamp, limits: Limits) -> Applied {
+        if attr.change == self.attr.change && self.state == State::Usable {
+            self.refresh(attr, sent, now, limits);
+            return Applied::Same;
+        }
+        let same = attr.change == self.attr.change;
+        self.replace(attr, sent, now, limits);
+        if same { Applied::Same } else { Applied::Newer }
     }
 
     /// Takes in the reply to this client's own change. `older` says that the change is known to lie behind the

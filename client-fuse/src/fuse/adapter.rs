@@ -21,7 +21,7 @@ use tokio::sync::watch;
 
 use super::convert::{self, errno};
 use super::{init, reply};
-use crate::vfs::Vfs;
+use crate::vfs::{DirItem, Mode, Vfs};
 
 /// Serves one mount.
 pub(super) struct Adapter {
@@ -60,7 +60,7 @@ fn bytes(name: &OsStr) -> Bytes {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        init::negotiate(config, self.vfs.max_write());
+        init::negotiate(config, self.vfs.max_write(), self.vfs.options().mode == Mode::Afs);
         Ok(())
     }
 
@@ -195,7 +195,15 @@ impl Filesystem for Adapter {
 
     fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let caller = self.caller(request);
-        answer!(self, reply, vfs => vfs.open(&caller, node.0, flags.0), reply::opened);
+        let vfs = Arc::clone(&self.vfs);
+        serving(&self.tokio, async move {
+            match vfs.open(&caller, node.0, flags.0).await {
+                Ok(opened) => reply::opened(reply, opened, |backing, took| {
+                    vfs.passed_through(backing, flags.0 & libc::O_ACCMODE != libc::O_RDONLY, took, &caller);
+                }),
+                Err(error) => reply.error(errno(error)),
+            }
+        });
     }
 
     fn read(
@@ -330,10 +338,17 @@ impl Filesystem for Adapter {
     fn readdirplus(&self, _: &Request, _node: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
         let vfs = Arc::clone(&self.vfs);
         serving(&self.tokio, async move {
-            match vfs.readdir(handle.0, offset, true, &mut |item| reply::add_entry(&mut reply, &item)).await {
+            let mut passes = Vec::new();
+            let mut add = |item: DirItem| {
+                let added = reply::add_entry(&mut reply, &item);
+                passes.extend(item.entry.and_then(|entry| entry.pass));
+                added
+            };
+            match vfs.readdir(handle.0, offset, true, &mut add).await {
                 Ok(()) => reply.ok(),
                 Err(error) => reply.error(errno(error)),
             }
+            drop(passes);
         });
     }
 

@@ -30,8 +30,24 @@ const WANTED: &[InitFlags] = &[
     InitFlags::FUSE_DONT_MASK,
 ];
 
-/// Settles the connection's terms. `max_write` is the largest write that the volume takes, in bytes.
-pub(super) fn negotiate(config: &mut KernelConfig, max_write: u32) {
+/// What is asked for beside that where files are cached whole. `ATOMIC_O_TRUNC` saves fetching what is to be cut off: in
+/// this mode a truncation is one of the copy, which goes to the server when a descriptor is closed that was written by.
+const WANTED_FOR_COPIES: &[InitFlags] = &[InitFlags::FUSE_ATOMIC_O_TRUNC, InitFlags::FUSE_PASSTHROUGH];
+
+/// Settles the connection's terms. `max_write` is the largest write that the volume takes, in bytes; `copies` says
+/// whether files are cached whole on this machine's disk.
+pub(super) fn negotiate(config: &mut KernelConfig, max_write: u32, copies: bool) {
+    if copies {
+        for flag in WANTED_FOR_COPIES {
+            if config.add_capabilities(*flag).is_err() {
+                tracing::info!("this kernel does not have {flag:?}; going on without it");
+            }
+        }
+        // The cache may lie on a stacked file system itself, such as a container's overlay.
+        if config.set_max_stack_depth(2).is_err() {
+            tracing::info!("this kernel does not serve cached files itself");
+        }
+    }
     for flag in WANTED {
         if config.add_capabilities(*flag).is_err() {
             tracing::info!("this kernel does not have {flag:?}; going on without it");

@@ -9,6 +9,7 @@ mod notify;
 mod reply;
 
 use std::io;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -74,7 +75,8 @@ pub fn mount(
     let (sender, ended) = watch::channel(false);
     let adapter = Adapter::new(Arc::clone(vfs), tokio.clone(), sender);
     let session = Session::new(adapter, mountpoint, &config(source, options, vfs.max_read()))?;
-    vfs.set_kernel(Arc::new(KernelNotifier::new(session.notifier())))?;
+    let device = session.as_fd().try_clone_to_owned()?;
+    vfs.set_kernel(Arc::new(KernelNotifier::new(session.notifier(), device)))?;
     // Never dropped: fuser 0.18 unmounts the path once more when its handle of the mount goes, even if the mount is
     // gone already (its test of the device takes an error for "mounted"), and would hit what is mounted there by then.
     std::mem::forget(session.spawn()?);

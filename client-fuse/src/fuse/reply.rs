@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fuser::{
-    Errno, FileHandle, Generation, INodeNo, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr,
+    BackingId, Errno, FileHandle, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr,
 };
 use larder_protocol::attr::{FileType, VolumeSpace};
 use larder_protocol::limits::MAX_NAME;
 
 use super::convert::{self, BLOCK_SIZE, file_attr, placeholder};
-use crate::vfs::{Attributes, DirItem, DirName, Entry, LookupResult, Opened};
+use crate::vfs::{Attributes, Backing, DirItem, DirName, Entry, LookupResult, Opened};
 
 pub(super) fn done(reply: ReplyEmpty, (): ()) {
     reply.ok();
@@ -35,14 +35,33 @@ pub(super) fn entry(reply: ReplyEntry, entry: Entry) {
 pub(super) fn lookup(reply: ReplyEntry, found: LookupResult) {
     match found {
         LookupResult::Found(found) => entry(reply, found),
-        LookupResult::Missing { ttl } if ttl.is_zero() => reply.error(Errno::ENOENT),
+        LookupResult::Missing { ttl, .. } if ttl.is_zero() => reply.error(Errno::ENOENT),
         // Number 0 with a validity is a name known not to exist.
-        LookupResult::Missing { ttl } => reply.entry(&ttl, &placeholder(0, FileType::Regular), Generation(0)),
+        LookupResult::Missing { ttl, pass } => {
+            reply.entry(&ttl, &placeholder(0, FileType::Regular), Generation(0));
+            drop(pass);
+        }
     }
 }
 
-pub(super) fn opened(reply: ReplyOpen, opened: Opened) {
-    reply.opened(FileHandle(opened.handle), convert::fopen_flags(&opened));
+/// Replies to an open; if the kernel can serve the file itself, it does. `took` learns whether, if that was to be.
+pub(super) fn opened(reply: ReplyOpen, opened: Opened, took: impl FnOnce(&Backing, bool)) {
+    let (handle, flags) = (FileHandle(opened.handle), convert::fopen_flags(&opened));
+    let Some(backing) = &opened.backing else { return reply.opened(handle, flags) };
+    let way = backing.way(|file| match reply.open_backing(file) {
+        Ok(id) => Some(Box::new(id)),
+        Err(error) => {
+            tracing::info!("the kernel does not serve cached files itself ({error}); this process does");
+            None
+        }
+    });
+    let id = way.and_then(|way| way.downcast_ref::<BackingId>());
+    took(backing, id.is_some());
+    match id {
+        // The page cache is that of the file behind.
+        Some(id) => reply.opened_passthrough(handle, flags - FopenFlags::FOPEN_KEEP_CACHE, id),
+        None => reply.opened(handle, flags),
+    }
 }
 
 pub(super) fn created(reply: ReplyCreate, (entry, opened): (Entry, Opened)) {

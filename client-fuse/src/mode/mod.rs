@@ -1,5 +1,6 @@
 //! The caching policies: what a mode decides, apart from how the file system carries it out.
 
+pub mod afs;
 pub mod direct;
 pub mod nfs;
 
@@ -60,6 +61,7 @@ pub trait CachePolicy: Send + Sync + 'static {
 pub fn policy(options: &MountOptions) -> Box<dyn CachePolicy> {
     match options.mode {
         Mode::Nfs => Box::new(nfs::Nfs::new(options)),
+        Mode::Afs => Box::new(afs::AfsPolicy),
         Mode::Direct => Box::new(direct::Direct),
     }
 }

@@ -2,8 +2,8 @@
 
 use std::future::poll_fn;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use larder_protocol::handshake::{Hello, MAX_VERSION, MIN_VERSION, Refusal, Welco
 use larder_protocol::ids::{ClientId, Epoch};
 use larder_protocol::limits::MAX_DEADLINE;
 use larder_protocol::runtime::SharedRuntime;
-use larder_protocol::service::file::Op;
+use larder_protocol::service::file::{NewContents, Op};
 use larder_protocol::service::{LarderRequest, LarderResponse};
 use larder_protocol::stats::Recorder;
 use parking_lot::Mutex;
@@ -19,6 +19,7 @@ use tarpc::client::{Channel as Pipe, RpcError};
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use super::client::CHANNELS;
 use super::connector::Connector;
 use super::driver::Driver;
 use super::ration::{Ration, Rationed};
@@ -28,7 +29,7 @@ use super::{Cause, ConnectError};
 /// The first wait before trying to connect again; each further one is twice as long.
 const BACKOFF_MIN: Duration = Duration::from_millis(10);
 /// The longest.
-const BACKOFF_MAX: Duration = Duration::from_secs(2);
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
 
 /// Bytes of data that take longer to send than another thread takes to wake up.
 const MUCH: usize = 64 << 10;
@@ -55,6 +56,7 @@ pub struct Shared {
     pub server_restarts: AtomicU64,
     /// Told when a new server process was seen.
     pub new_epoch: Notify,
+    prompt: bool,
     link: Mutex<LinkState>,
 }
 
@@ -69,19 +71,37 @@ impl Shared {
     /// For a client that has no connection yet.
     pub fn new(runtime: SharedRuntime, connector: Arc<dyn Connector>, timeo: Duration) -> Shared {
         let client = ClientId((u128::from(runtime.random()) << 64) | u128::from(runtime.random()));
+        Shared::known_as(client, 1, runtime, connector, timeo)
+    }
+
+    /// For a client that was here before, in lives below `incarnation`.
+    pub fn known_as(
+        client: ClientId,
+        incarnation: u64,
+        runtime: SharedRuntime,
+        connector: Arc<dyn Connector>,
+        timeo: Duration,
+    ) -> Shared {
         Shared {
             runtime,
             connector,
             client,
             timeo: timeo.clamp(Duration::from_millis(1), MAX_DEADLINE),
-            slots: SlotQueue::new(1),
+            slots: SlotQueue::new(incarnation),
             aborted: CancellationToken::new(),
             recorder: Recorder::default(),
             reconnects: AtomicU64::new(0),
             server_restarts: AtomicU64::new(0),
             new_epoch: Notify::new(),
+            prompt: false,
             link: Mutex::new(LinkState::default()),
         }
+    }
+
+    /// The client does not wait for others to give up what they have cached.
+    pub fn prompt(mut self, prompt: bool) -> Shared {
+        self.prompt = prompt;
+        self
     }
 
     /// What the server said of itself last.
@@ -126,6 +146,8 @@ pub struct Connection {
     pipe: Pipe<LarderRequest, LarderResponse>,
     driver: Arc<Driver>,
     dead: CancellationToken,
+    /// The server process at its other end, once that has said so.
+    epoch: OnceLock<Epoch>,
 }
 
 impl Connection {
@@ -152,6 +174,11 @@ impl Connection {
             reply = call => reply,
             () = self.dead.cancelled() => Err(RpcError::Shutdown),
         }
+    }
+
+    /// The server process at the other end.
+    pub fn epoch(&self) -> Option<Epoch> {
+        self.epoch.get().copied()
     }
 
     /// Uses this connection no more.
@@ -190,7 +217,8 @@ impl Channel {
 
     /// Where its bytes are moved, and what waits for them goes on.
     fn place(&self) -> usize {
-        self.number as usize
+        // Leases and breaks are few and small, and go where the small requests go.
+        self.number as usize % CHANNELS
     }
 
     /// Whether there is a connection now.
@@ -320,7 +348,7 @@ impl Channel {
             }
         };
         let driver = Driver::new(Box::pin(ended), ration);
-        let connection = Arc::new(Connection { pipe, driver, dead: CancellationToken::new() });
+        let connection = Arc::new(Connection { pipe, driver, dead: CancellationToken::new(), epoch: OnceLock::new() });
         self.watch(connection.driver.clone(), connection.dead.clone());
         let hello = Hello {
             min_version: MIN_VERSION,
@@ -329,6 +357,7 @@ impl Channel {
             incarnation: shared.slots.incarnation(),
             channel: self.number,
             generation,
+            prompt: shared.prompt,
             software: concat!("larder ", env!("CARGO_PKG_VERSION")).to_owned(),
         };
         let sent = shared.runtime.boottime();
@@ -342,6 +371,7 @@ impl Channel {
                     shared.reconnects.fetch_add(1, Ordering::Relaxed);
                 }
                 shared.welcomed(&welcome);
+                connection.epoch.get_or_init(|| welcome.epoch);
                 return Ok((connection, welcome));
             }
             Ok(LarderResponse::Hello(Err(refusal))) => ConnectError::Refused(refusal),
@@ -379,7 +409,9 @@ impl Channel {
 fn payload_len(request: &LarderRequest) -> usize {
     match request {
         LarderRequest::Write { request, .. } => request.data.len(),
-        LarderRequest::Mutate { op: Op::Append { data, .. }, .. } => data.len(),
+        LarderRequest::Stage { request, .. } => request.data.len(),
+        LarderRequest::Mutate { op: Op::Append { data, .. }, .. }
+        | LarderRequest::Mutate { op: Op::Store { contents: NewContents::Whole(data), .. }, .. } => data.len(),
         _ => 0,
     }
 }

@@ -7,21 +7,27 @@ use std::time::Duration;
 use larder_protocol::attr::Credential;
 use larder_protocol::error::ErrorCode;
 use larder_protocol::handshake::Welcome;
-use larder_protocol::ids::{Fid, OpId};
+use larder_protocol::ids::{Epoch, Fid, OpId};
+use larder_protocol::limits::MAX_DEADLINE;
 use larder_protocol::runtime::BootTime;
-use larder_protocol::service::file::{Committed, Mutated, Op, Query, QueryReply, WriteRequest, Written};
+use larder_protocol::service::callback::{Breaks, LeaseId, Promised, Renew, Renewed};
+use larder_protocol::service::file::{
+    Committed, Mutated, NewContents, Op, Query, QueryReply, StageRequest, WriteRequest, Written,
+};
 use larder_protocol::service::kind::Kind;
 use larder_protocol::service::volume::{VolumeReply, VolumeRequest};
 use larder_protocol::service::{LarderRequest, LarderResponse};
 
-use super::channel::{Channel, Shared};
+use super::channel::{Channel, Connection, Shared};
 use super::slot_queue::SlotGuard;
 use super::{Cause, ConnectError, Failure};
 
 /// Channels for data, beside the one for small requests.
 const DATA_CHANNELS: u32 = 2;
-/// Channels of a client.
+/// Channels that carry requests of programs.
 pub const CHANNELS: usize = 1 + DATA_CHANNELS as usize;
+/// The channel for leases and breaks, which nothing else may hold up.
+const PROMISES: u32 = CHANNELS as u32;
 /// The first wait before asking a server again that said it is not ready.
 const NOT_READY_MIN: Duration = Duration::from_millis(10);
 /// The longest.
@@ -61,7 +67,7 @@ impl Client {
     /// Not connected yet.
     pub fn new(shared: Shared, patience: Patience) -> Arc<Client> {
         let shared = Arc::new(shared);
-        let channels = (0..=DATA_CHANNELS).map(|number| Channel::new(shared.clone(), number)).collect();
+        let channels = (0..=PROMISES).map(|number| Channel::new(shared.clone(), number)).collect();
         Arc::new(Client {
             shared,
             patience,
@@ -111,11 +117,7 @@ impl Client {
     /// # Errors
     /// The server's, or that there is no answer.
     pub async fn query(&self, cred: &Credential, query: Query) -> Result<QueryReply, Failure> {
-        let channel = match &query {
-            // Reads have no order, so they use the data channels in turn.
-            Query::Read { .. } => 1 + self.next_read.fetch_add(1, Ordering::Relaxed) % DATA_CHANNELS,
-            _ => 0,
-        };
+        let channel = self.query_channel(&query);
         let kind = query.kind();
         let request = LarderRequest::Query { cred: cred.clone(), query };
         let reply = self.repeat(channel, kind, request).await?;
@@ -125,6 +127,116 @@ impl Client {
             self.bytes_read.fetch_add(data.len() as u64, Ordering::Relaxed);
         }
         Ok(reply)
+    }
+
+    fn query_channel(&self, query: &Query) -> u32 {
+        match query {
+            // Reads have no order, so they use the data channels in turn.
+            Query::Read { .. } | Query::Fetch { .. } => {
+                1 + self.next_read.fetch_add(1, Ordering::Relaxed) % DATA_CHANNELS
+            }
+            _ => 0,
+        }
+    }
+
+    /// As [`query`](Client::query), with callbacks on what the answer shows.
+    ///
+    /// # Errors
+    /// The server's, or that there is no answer.
+    pub async fn promised(&self, cred: &Credential, query: Query) -> Result<Promised, Failure> {
+        let (channel, kind) = (self.query_channel(&query), query.kind());
+        let request = LarderRequest::Promised { cred: cred.clone(), query };
+        let reply = self.repeat(channel, kind, request).await?;
+        let LarderResponse::Promised(reply) = reply else { return Err(unexpected(kind)) };
+        let reply = reply.map_err(Failure::Refused)?;
+        if let QueryReply::Data { data, .. } = &reply.reply {
+            self.bytes_read.fetch_add(data.len() as u64, Ordering::Relaxed);
+        }
+        Ok(reply)
+    }
+
+    /// Prolongs the lease, or begins one; `request` makes the request for the server process that it goes to, or says
+    /// that it must not be sent there. Returns it with the time before it was sent, and the answer.
+    ///
+    /// # Errors
+    /// Why there is no answer within `timeout`; the connection is then given up.
+    pub async fn renew(
+        &self,
+        timeout: Duration,
+        request: impl Fn(Epoch) -> Option<Renew>,
+    ) -> Result<(BootTime, Renew, Renewed), Failure> {
+        let started = self.shared.runtime.boottime();
+        let result = async {
+            let connection = self.promise_connection(timeout).await?;
+            let epoch = connection.epoch().ok_or(Failure::NotSent(Cause::TimedOut))?;
+            let request = request(epoch).ok_or(Failure::NotSent(Cause::TimedOut))?;
+            let sent = self.shared.runtime.boottime();
+            match connection.call(LarderRequest::Renew { request }, timeout).await {
+                Ok(LarderResponse::Renew(Ok(renewed))) => Ok((sent, request, renewed)),
+                Ok(LarderResponse::Renew(Err(code))) => {
+                    connection.kill();
+                    Err(Failure::Refused(code))
+                }
+                Ok(_) => Err(unexpected(Kind::Renew)),
+                Err(_) => {
+                    connection.kill();
+                    Err(Failure::MaybeExecuted(Cause::TimedOut))
+                }
+            }
+        };
+        let result = result.await;
+        self.record(Kind::Renew, started, result.is_ok());
+        result
+    }
+
+    /// Acknowledges breaks and waits for others, however long that takes.
+    ///
+    /// # Errors
+    /// Why there is no answer; the connection is then given up.
+    pub async fn breaks(&self, timeout: Duration, lease: LeaseId, acked: u64) -> Result<Breaks, Failure> {
+        let started = self.shared.runtime.boottime();
+        let connection = self.promise_connection(timeout).await?;
+        let answer = tokio::select! {
+            answer = connection.call(LarderRequest::Breaks { lease, acked }, MAX_DEADLINE) => answer,
+            () = self.shared.aborted.cancelled() => return Err(Failure::MaybeExecuted(Cause::Aborted)),
+        };
+        let result = match answer {
+            Ok(LarderResponse::Breaks(Ok(breaks))) => Ok(breaks),
+            Ok(LarderResponse::Breaks(Err(code))) => {
+                connection.kill();
+                Err(Failure::Refused(code))
+            }
+            Ok(_) => Err(unexpected(Kind::Breaks)),
+            Err(_) => {
+                connection.kill();
+                Err(Failure::MaybeExecuted(Cause::TimedOut))
+            }
+        };
+        self.record(Kind::Breaks, started, result.is_ok());
+        result
+    }
+
+    async fn promise_connection(&self, timeout: Duration) -> Result<Arc<Connection>, Failure> {
+        let limit = Some(self.shared.runtime.boottime() + timeout);
+        match self.bounded(limit, self.channels[PROMISES as usize].connection()).await {
+            Ok(Ok(connection)) => Ok(connection),
+            Ok(Err(cause)) | Err(cause) => Err(Failure::NotSent(cause)),
+        }
+    }
+
+    /// Puts a piece of a file's next contents beside it.
+    ///
+    /// # Errors
+    /// The server's, or that there is no answer.
+    pub async fn stage(&self, cred: &Credential, request: StageRequest) -> Result<(), Failure> {
+        let (channel, len) = (file_channel(request.fid), request.data.len() as u64);
+        let request = LarderRequest::Stage { cred: cred.clone(), request };
+        match self.repeat(channel, Kind::Stage, request).await? {
+            LarderResponse::Stage(reply) => reply.map_err(Failure::Refused)?,
+            _ => return Err(unexpected(Kind::Stage)),
+        }
+        self.bytes_written.fetch_add(len, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Writes in place. All writes of a file use one channel, so that a later write is sent only after the channel
@@ -173,11 +285,14 @@ impl Client {
     /// not before; its slot is of no use until the server has said so.
     pub async fn mutate(self: &Arc<Client>, cred: &Credential, op: Op) -> Result<Mutated, Failure> {
         let (kind, started) = (op.kind(), self.shared.runtime.boottime());
-        let appended = if let Op::Append { data, .. } = &op { data.len() as u64 } else { 0 };
+        let carried = match &op {
+            Op::Append { data, .. } | Op::Store { contents: NewContents::Whole(data), .. } => data.len() as u64,
+            _ => 0,
+        };
         let result = self.mutate_until(cred, op, self.give_up_at(started)).await;
         self.record(kind, started, result.is_ok());
         if result.is_ok() {
-            self.bytes_written.fetch_add(appended, Ordering::Relaxed);
+            self.bytes_written.fetch_add(carried, Ordering::Relaxed);
         }
         result
     }
@@ -349,7 +464,11 @@ fn unexpected(kind: Kind) -> Failure {
 fn error_of(reply: &LarderResponse) -> Option<ErrorCode> {
     match reply {
         LarderResponse::Query(reply) => reply.as_ref().err().copied(),
+        LarderResponse::Promised(reply) => reply.as_ref().err().copied(),
+        LarderResponse::Renew(reply) => reply.as_ref().err().copied(),
+        LarderResponse::Breaks(reply) => reply.as_ref().err().copied(),
         LarderResponse::Mutate(reply) => reply.as_ref().err().copied(),
+        LarderResponse::Stage(reply) => reply.as_ref().err().copied(),
         LarderResponse::Write(reply) => reply.as_ref().err().copied(),
         LarderResponse::Commit(reply) => reply.as_ref().err().copied(),
         LarderResponse::Volume(reply) => reply.as_ref().err().copied(),
@@ -377,7 +496,10 @@ impl Pending {
             OpId { client: client.shared.client, incarnation: place.incarnation, slot: place.slot, seq: place.seq };
         // What carries data or takes long must not hold up a lookup.
         let channel = match &op {
-            Op::Append { fid, .. } | Op::Allocate { fid, .. } | Op::CopyRange { to: fid, .. } => file_channel(*fid),
+            Op::Append { fid, .. }
+            | Op::Allocate { fid, .. }
+            | Op::CopyRange { to: fid, .. }
+            | Op::Store { fid, .. } => file_channel(*fid),
             _ => 0,
         };
         Pending {

@@ -6,20 +6,33 @@ use std::time::Duration;
 use larder_protocol::attr::{Attr, AttrChange, Credential, SetAttr};
 use larder_protocol::service::file::{Op, OpReply, Query, QueryReply};
 
+use super::asking::Asked;
+use super::local::copy::LocalCopy;
 use super::node::{Node, NodeState};
 use super::{Attributes, Entry, Error, Vfs, unexpected};
-use crate::core::attr_cache::{Applied, Miss, Stamp};
+use crate::core::attr_cache::{Applied, Miss};
 
 impl Vfs {
     /// Takes in attributes from a reply to a request that was sent at `sent` and changed nothing.
-    pub(super) fn learn(&self, node: &Node, attr: Attr, sent: Stamp) -> Applied {
+    pub(super) fn learn(&self, node: &Node, attr: Attr, asked: &Asked) -> Applied {
         let limits = self.policy.attr_limits(node.kind);
         let mut state = node.state.lock();
         let now = self.stamp();
         let (mtime, size) = (state.attrs.attr().mtime, state.attrs.attr().size);
         let unseen = attr.mtime == mtime && attr.size == size;
         let change = attr.change;
-        let applied = state.attrs.apply(attr, sent, now, limits);
+        let promise = asked.promise(node.fid.into());
+        let applied = if promise.is_some() {
+            state.attrs.apply_promised(attr, asked.stamp, now, limits)
+        } else {
+            state.attrs.apply(attr, asked.stamp, now, limits)
+        };
+        if promise.is_some() {
+            state.promise = promise;
+        } else if applied != Applied::Same {
+            // Something newer or older than what was promised: there is no telling which.
+            state.promise = None;
+        }
         if applied == Applied::Newer {
             self.changed_elsewhere(node, &mut state, change, unseen);
         }
@@ -42,20 +55,48 @@ impl Vfs {
     }
 
     /// Takes in the reply to this client's own change, sent at `sent`.
-    pub(super) fn learn_own(&self, node: &Node, change: &AttrChange, sent: Stamp) {
+    pub(super) fn learn_own(&self, node: &Node, change: &AttrChange, asked: &Asked) {
         let limits = self.policy.attr_limits(node.kind);
         let mut state = node.state.lock();
         let now = self.stamp();
         let older = state.pages.as_deref().is_some_and(|pages| pages.superseded(change.attr.change));
-        state.attrs.apply_own(change, older, sent, now, limits);
+        match asked.promise(node.fid.into()) {
+            Some(promise) => {
+                state.attrs.apply_promised(change.attr.clone(), asked.stamp, now, limits);
+                state.promise = Some(promise);
+            }
+            None => {
+                let follows = [change.before, change.attr.change].contains(&state.attrs.attr().change);
+                state.attrs.apply_own(change, older, asked.stamp, now, limits);
+                // Rule 12: the callback that this client had is not broken for its own change.
+                state.promise = state.promise.filter(|_| follows);
+            }
+        }
         if let Some(pages) = state.pages.as_deref_mut() {
             pages.own_change(change.before, change.attr.change);
+        }
+    }
+
+    /// For how long what is known of a node may be used, by the mode's rules.
+    ///
+    /// # Errors
+    /// The rule that says no.
+    pub(super) fn usable(&self, node: &Node, state: &NodeState) -> Result<Duration, Miss> {
+        let now = self.runtime.boottime();
+        let by_age = self.policy.usable(&state.attrs, now)?;
+        match &self.afs {
+            None => Ok(by_age),
+            Some(afs) => afs.promises.lock().usable(state.promise, node.fid.into(), now),
         }
     }
 
     /// The attributes as programs of this client should see them: with what they wrote and is not sent yet.
     fn shown(&self, state: &NodeState) -> Attr {
         let mut attr = state.attrs.attr().clone();
+        if let Some(copy) = &state.copy {
+            copy.overlay(&mut attr);
+            return attr;
+        }
         if let Some(file) = &state.file {
             let mut flow = file.flow.lock();
             self.follow_server(&mut flow);
@@ -73,15 +114,17 @@ impl Vfs {
     /// Cached attributes, if the mode lets them be used, and for how long.
     pub(super) fn cached(&self, node: &Node) -> Result<Attributes, Miss> {
         let state = node.state.lock();
-        let ttl = self.policy.usable(&state.attrs, self.runtime.boottime())?;
-        Ok(Attributes { node: node.number, attr: self.shown(&state), ttl })
+        let pass = self.reply_pass();
+        let ttl = self.usable(node, &state)?;
+        Ok(Attributes { node: node.number, attr: self.shown(&state), ttl, pass })
     }
 
     /// The attributes last seen, and how long they may be used, which may be not at all.
     pub(super) fn view(&self, node: &Node) -> Attributes {
         let state = node.state.lock();
-        let ttl = self.policy.usable(&state.attrs, self.runtime.boottime()).unwrap_or(Duration::ZERO);
-        Attributes { node: node.number, attr: self.shown(&state), ttl }
+        let pass = self.reply_pass();
+        let ttl = self.usable(node, &state).unwrap_or(Duration::ZERO);
+        Attributes { node: node.number, attr: self.shown(&state), ttl, pass }
     }
 
     /// How long names may be used that a reply has shown in a directory at `change`: not at all if the directory is
@@ -91,14 +134,14 @@ impl Vfs {
         if state.attrs.attr().change != change {
             return Duration::ZERO;
         }
-        self.policy.usable(&state.attrs, self.runtime.boottime()).unwrap_or(Duration::ZERO)
+        self.usable(dir, &state).unwrap_or(Duration::ZERO)
     }
 
     /// Asks the server for attributes.
     pub(super) async fn fetch_attr(&self, cred: &Credential, node: &Node) -> Result<Applied, Error> {
-        let sent = self.stamp();
-        match self.client.query(cred, Query::Getattr { fid: node.fid }).await? {
-            QueryReply::Attr(attr) => Ok(self.learn(node, attr, sent)),
+        let (reply, asked) = self.ask(cred, Query::Getattr { fid: node.fid }).await?;
+        match reply {
+            QueryReply::Attr(attr) => Ok(self.learn(node, attr, &asked)),
             _ => Err(unexpected()),
         }
     }
@@ -117,20 +160,31 @@ impl Vfs {
     }
 
     /// An object that a reply has shown under a name in a directory at `change`, as a lookup's result. Counts a lookup.
-    pub(super) fn entry(&self, attr: Attr, dir: &Node, change: u64, sent: Stamp) -> Entry {
+    pub(super) fn entry(&self, attr: Attr, dir: &Node, change: u64, asked: &Asked) -> Entry {
+        let node = self.found(attr, dir, asked);
+        self.entry_of(&node, dir, change)
+    }
+
+    /// The node of an object that a reply has shown in a directory. Counts a lookup.
+    pub(super) fn found(&self, attr: Attr, dir: &Node, asked: &Asked) -> Arc<Node> {
         let limits = self.policy.attr_limits(attr.kind);
-        let (node, new) = self.nodes.intern(&attr, sent, self.stamp(), limits);
-        if !new {
-            self.learn(&node, attr, sent);
-        }
+        let (node, _) = self.nodes.intern(&attr, asked.stamp, self.stamp(), limits);
+        self.forget_status(attr.fid);
+        self.learn(&node, attr, asked);
         node.parent.store(dir.number, std::sync::atomic::Ordering::Relaxed);
-        let Attributes { attr, ttl, .. } = self.view(&node);
+        node
+    }
+
+    /// A node as the result of a lookup in a directory at `change`.
+    pub(super) fn entry_of(&self, node: &Node, dir: &Node, change: u64) -> Entry {
+        let Attributes { attr, ttl, pass, .. } = self.view(node);
         Entry {
             node: node.number,
             generation: node.fid.generation,
             attr,
             attr_ttl: ttl,
-            entry_ttl: self.policy.entry_ttl(self.dir_ttl(dir, change)),
+            entry_ttl: self.name_ttl(self.policy.entry_ttl(self.dir_ttl(dir, change))),
+            pass,
         }
     }
 
@@ -181,18 +235,61 @@ impl Vfs {
         set: SetAttr,
         open: bool,
     ) -> Result<(), Error> {
-        let file = node.file();
+        let copy = node.state.lock().copy.clone();
+        if let Some(copy) = &copy {
+            if let (Some(size), true) = (set.size, copy.version().is_some() || copy.is_dirty()) {
+                return self.resize_local(cred, node, copy, SetAttr { size: None, ..set }, size, open).await;
+            }
+            // What is stored later must not undo what is set now.
+            self.store(node, copy, &Arc::new(cred.clone())).await?;
+        }
+        let file = if self.afs.is_some() { None } else { node.file() };
         let _exclusive = match &file {
             Some(file) => Some(self.exclusive(node, file).await?),
             None => None,
         };
-        let sent = self.stamp();
-        match self.client.mutate(cred, Op::Setattr { fid: node.fid, set, open }).await?.reply {
+        let (reply, asked) = self.change(cred, Op::Setattr { fid: node.fid, set, open }).await?;
+        match reply {
             OpReply::Attr(change) => {
-                self.learn_own(node, &change, sent);
+                self.learn_own(node, &change, &asked);
+                self.contents_follow(node, &change);
                 Ok(())
             }
             _ => Err(unexpected()),
         }
+    }
+
+    /// Changes the size of an open copy; what else is to be set follows at the server.
+    async fn resize_local(
+        &self,
+        cred: &Credential,
+        node: &Arc<Node>,
+        copy: &Arc<LocalCopy>,
+        rest: SetAttr,
+        size: u64,
+        open: bool,
+    ) -> Result<(), Error> {
+        let writer = Arc::new(cred.clone());
+        self.truncate_local(node, copy, &writer, size).await?;
+        let more = rest != SetAttr::default();
+        if !open || more {
+            // Nobody who has it open for writing will close it, or the rest must not come first.
+            self.store(node, copy, &writer).await?;
+        }
+        if more { Box::pin(self.set_attributes(cred, node, rest, open)).await } else { Ok(()) }
+    }
+
+    /// This client has changed something about a file that is not its contents: its copies are those of the new
+    /// version (rule 12).
+    pub(super) fn contents_follow(&self, node: &Node, change: &AttrChange) {
+        let Some(afs) = &self.afs else { return };
+        let copy = node.state.lock().copy.clone();
+        if let Some(copy) = copy {
+            copy.follow(change.before, &change.attr);
+        }
+        if let Some(copy) = afs.recent.lock().peek(&node.fid) {
+            copy.follow(change.before, &change.attr);
+        }
+        afs.disk.rename_version(node.fid, change.before, change.attr.change);
     }
 }

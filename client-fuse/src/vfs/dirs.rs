@@ -5,11 +5,14 @@ use std::sync::atomic::Ordering;
 
 use larder_protocol::attr::{Credential, FileType};
 use larder_protocol::error::ErrorCode;
+use larder_protocol::name::Name;
 use larder_protocol::service::file::{DirEntry, Query, QueryReply};
 use parking_lot::Mutex;
 
+use super::asking::Asked;
 use super::handle::{DirHandle, Listing};
 use super::{DirItem, DirName, Entry, Error, Vfs, unexpected};
+use crate::core::dir_cache::Child;
 
 /// Bytes of listing asked for at a time.
 const LISTING: u32 = 256 << 10;
@@ -92,6 +95,7 @@ impl Vfs {
                 attr: attributes.attr,
                 attr_ttl: std::time::Duration::ZERO,
                 entry_ttl: std::time::Duration::ZERO,
+                pass: None,
             }
         });
         DirItem { node: number, offset: position + 1, kind: FileType::Directory, name, entry }
@@ -99,7 +103,10 @@ impl Vfs {
 
     fn item(&self, handle: &DirHandle, listing: &Listing, entry: &DirEntry, plus: bool) -> DirItem {
         let shown = match &entry.attr {
-            Some(attr) if plus => Some(self.entry(attr.clone(), &handle.node, listing.change, listing.sent)),
+            None if plus && self.afs.is_some() => self.known_object(entry.fid, &handle.node, listing.change),
+            Some(attr) if plus => {
+                Some(self.entry(attr.clone(), &handle.node, listing.change, &Asked::plain(listing.sent)))
+            }
             _ => None,
         };
         DirItem {
@@ -119,18 +126,51 @@ impl Vfs {
         {
             return Ok(listing);
         }
-        let sent = self.stamp();
+        if cookie == 0
+            && let Some(listing) = self.whole_listing(handle).await?
+        {
+            *handle.listing.lock() = Some(listing.clone());
+            return Ok(listing);
+        }
         let query = Query::Readdir { dir: handle.node.fid, cookie, max_bytes: LISTING, plus };
-        match self.client.query(&handle.cred, query).await? {
+        let (reply, asked) = self.ask(&handle.cred, query).await?;
+        match reply {
             QueryReply::Listing { entries, end, dir } => {
                 let change = dir.change;
-                self.learn(&handle.node, dir, sent);
+                self.learn(&handle.node, dir, &asked);
+                let sent = asked.stamp;
                 let listing = Arc::new(Listing { after: cookie, entries, end, sent, change, plus });
                 *handle.listing.lock() = Some(listing.clone());
                 Ok(listing)
             }
             _ => Err(unexpected()),
         }
+    }
+
+    /// The directory as AFS mode knows it, asked for as a whole if it does not. Positions are places in the list, which
+    /// whoever lists it keeps until the end.
+    async fn whole_listing(&self, handle: &DirHandle) -> Result<Option<Arc<Listing>>, Error> {
+        if self.afs.is_none() {
+            return Ok(None);
+        }
+        let mut known = self.known_list(&handle.node);
+        if known.is_some() {
+            self.counters.hit();
+        } else {
+            self.list_whole(&handle.cred, &handle.node).await?;
+            known = self.known_list(&handle.node);
+        }
+        let Some((names, change)) = known else { return Ok(None) };
+        let entry = |(place, (name, child)): (usize, &(Name, Child))| DirEntry {
+            cookie: place as u64 + 1,
+            name: name.clone(),
+            fid: child.fid,
+            kind: child.kind,
+            attr: None,
+        };
+        let entries = names.iter().enumerate().map(entry).collect();
+        let sent = self.stamp();
+        Ok(Some(Arc::new(Listing { after: 0, entries, end: true, sent, change, plus: true })))
     }
 
     /// Closes a directory.

@@ -75,6 +75,12 @@ pub enum AttachError {
         /// Why.
         cause: String,
     },
+    /// AFS mode without a place for its cache.
+    #[error("afs mode needs a directory for its cache")]
+    NoCache,
+    /// The disk cache cannot be used.
+    #[error("{0}")]
+    Cache(String),
     /// There is no such volume.
     #[error("the server at {server} has no volume \"{volume}\"; check the part after the last / of the address")]
     NoSuchVolume {

@@ -10,6 +10,7 @@ use larder_protocol::payload::Payload;
 use larder_protocol::runtime::RuntimeExt;
 use larder_protocol::service::file::{Op, OpReply, Query, QueryReply};
 
+use super::asking::Asked;
 use super::handle::FileHandle;
 use super::{Error, Vfs, WriteOrigin, unexpected};
 use crate::core::attr_cache::Miss;
@@ -30,6 +31,9 @@ impl Vfs {
             return Err(Error::BadHandle);
         }
         self.in_use(&handle);
+        if let Some(copy) = &handle.copy {
+            return self.read_local(&handle, copy, offset, size).await;
+        }
         let Ok(end) = Vfs::end_of(offset, size.into()) else { return Ok(Bytes::new()) };
         loop {
             let (cover, local_end, setbacks) = {
@@ -95,11 +99,11 @@ impl Vfs {
     }
 
     async fn read_piece(&self, handle: &FileHandle, offset: u64, len: u32) -> Result<Bytes, Error> {
-        let sent = self.stamp();
+        let asked = Asked::plain(self.stamp());
         let query = Query::Read { fid: handle.node.fid, offset, len, touch: !self.options.noatime && !self.options.ro };
         match self.client.query(&handle.cred, query).await? {
             QueryReply::Data { data, attr } => {
-                self.learn(&handle.node, attr, sent);
+                self.learn(&handle.node, attr, &asked);
                 Ok(data.0)
             }
             _ => Err(unexpected()),
@@ -131,6 +135,9 @@ impl Vfs {
         if origin != WriteOrigin::Page {
             // A page is written through any handle, perhaps one whose open is not complete.
             self.in_use(&handle);
+        }
+        if let Some(copy) = &handle.copy {
+            return self.write_local(&handle, copy, offset, data).await;
         }
         let mode = handle.node.state.lock().attrs.attr().mode;
         let loses_privilege = mode & (SETUID | SETGID) != 0 && handle.cred.uid != 0;
@@ -234,11 +241,11 @@ impl Vfs {
 
     /// Rule 5.
     async fn append(&self, handle: &FileHandle, data: Bytes) -> Result<(), Error> {
-        let sent = self.stamp();
         let op = Op::Append { fid: handle.node.fid, data: Payload(data) };
-        match self.client.mutate(&handle.cred, op).await?.reply {
+        let (reply, asked) = self.change(&handle.cred, op).await?;
+        match reply {
             OpReply::Appended { attr, .. } => {
-                self.learn_own(&handle.node, &attr, sent);
+                self.learn_own(&handle.node, &attr, &asked);
                 Ok(())
             }
             _ => Err(unexpected()),
@@ -272,7 +279,9 @@ impl Vfs {
     pub async fn flush(&self, handle: u64) -> Result<(), Error> {
         let handle = self.handles.file(handle)?;
         self.in_use(&handle);
-        if handle.writable && handle.plan.flush_on_close {
+        if let Some(copy) = &handle.copy {
+            self.flush_local(&handle, copy).await?;
+        } else if handle.writable && handle.plan.flush_on_close {
             self.flush_data(&handle.node, &handle.file, true).await?;
         }
         handle.report()
@@ -284,7 +293,10 @@ impl Vfs {
     /// What went wrong with earlier writes, once for each handle.
     pub async fn fsync(&self, handle: u64, _datasync: bool) -> Result<(), Error> {
         let handle = self.handles.file(handle)?;
-        self.flush_data(&handle.node, &handle.file, true).await?;
+        match &handle.copy {
+            Some(copy) => self.fsync_local(&handle, copy).await?,
+            None => self.flush_data(&handle.node, &handle.file, true).await?,
+        }
         handle.report()
     }
 

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 
 use super::Error;
 use super::file_state::FileState;
+use super::local::copy::LocalCopy;
 use super::node::Node;
 use crate::core::attr_cache::Stamp;
 use crate::mode::OpenPlan;
@@ -20,6 +21,8 @@ pub(super) struct FileHandle {
     pub node: Arc<Node>,
     /// Its data.
     pub file: Arc<FileState>,
+    /// The copy on this machine's disk that it reads and writes, in AFS mode.
+    pub copy: Option<Arc<LocalCopy>>,
     /// Who opened it.
     pub cred: Arc<Credential>,
     /// How.

@@ -5,6 +5,7 @@
 //!
 //! Every wait ends when the mount is aborted. No lock of `parking_lot` is held across an await.
 
+mod asking;
 mod attrs;
 mod background;
 mod credentials;
@@ -13,10 +14,14 @@ mod error;
 mod file_state;
 mod files;
 mod handle;
+mod known;
+mod local;
 mod names;
 mod node;
 mod notifier;
 mod opens;
+mod promised;
+mod reply_gate;
 mod sending;
 mod space;
 mod stats;
@@ -35,14 +40,19 @@ use larder_protocol::service::volume::{VolumeReply, VolumeRequest};
 use tokio::sync::Notify;
 
 pub use error::{AttachError, Error};
-pub use node::ROOT;
+pub use local::copy::{Backing, LocalCopy};
+pub use node::{Node, ROOT};
+pub use reply_gate::{ReplyGate, ReplyPass};
 pub use stats::ClientStats;
 pub use types::{
-    Attributes, DirItem, DirName, Entry, Kernel, LookupCache, LookupResult, Mode, MountOptions, Opened, WriteOrigin,
+    Attributes, CacheOptions, DirItem, DirName, Entry, Fsync, Kernel, LookupCache, LookupResult, Mode, MountOptions,
+    Opened, WriteOrigin,
 };
 
 use crate::core::attr_cache::Stamp;
 use crate::mode::CachePolicy;
+use crate::mode::afs::Afs;
+use crate::mode::afs::disk::{self, DiskCache};
 use crate::rpc::channel::Shared;
 use crate::rpc::{Client, ConnectError, Connector, Patience};
 use credentials::Credentials;
@@ -62,6 +72,9 @@ pub struct Vfs {
     client: Arc<Client>,
     options: MountOptions,
     policy: Box<dyn CachePolicy>,
+    /// With AFS mode alone.
+    afs: Option<Arc<Afs>>,
+    space: space::SpaceCache,
     max_read: u32,
     max_write: u32,
     ticks: AtomicU64,
@@ -92,8 +105,20 @@ impl Vfs {
         } else {
             Patience::Hard
         };
-        let client = Client::new(Shared::new(runtime.clone(), connector, options.timeo), patience);
-        let attached = Vfs::attach_with(&runtime, &client, &server, volume, options).await;
+        let disk = match (options.mode, &options.cache) {
+            (Mode::Afs, Some(cache)) => Some(open_cache(&runtime, cache, &format!("{server}/{volume}"))?),
+            (Mode::Afs, None) => return Err(AttachError::NoCache),
+            _ => None,
+        };
+        let shared = match &disk {
+            Some(disk) => {
+                let (id, incarnation) = disk.identity();
+                Shared::known_as(id, incarnation, runtime.clone(), connector, options.timeo).prompt(!options.strict)
+            }
+            None => Shared::new(runtime.clone(), connector, options.timeo),
+        };
+        let client = Client::new(shared, patience);
+        let attached = Vfs::attach_with(&runtime, &client, &server, volume, disk, options).await;
         if attached.is_err() {
             client.shared().aborted.cancel();
         }
@@ -105,6 +130,7 @@ impl Vfs {
         client: &Arc<Client>,
         server: &str,
         volume: &str,
+        disk: Option<DiskCache>,
         options: MountOptions,
     ) -> Result<Arc<Vfs>, AttachError> {
         let welcome = client.connect().await.map_err(|error| match error {
@@ -131,6 +157,7 @@ impl Vfs {
         let now = Stamp { at: runtime.boottime(), tick: 2 };
         let policy = crate::mode::policy(&options);
         let limits = policy.attr_limits(root.kind);
+        let afs = disk.map(|disk| Arc::new(Afs::new(disk, welcome.lease, runtime.random())));
         let vfs = Arc::new_cyclic(|weak| Vfs {
             weak: weak.clone(),
             runtime: runtime.clone(),
@@ -139,6 +166,8 @@ impl Vfs {
             max_write: options.wsize.min(welcome.max_write).clamp(1, MAX_PAYLOAD as u32),
             options,
             policy,
+            afs: afs.clone(),
+            space: space::SpaceCache::default(),
             ticks: AtomicU64::new(2),
             nodes: NodeTable::new(root, sent, now, limits),
             handles: HandleTable::default(),
@@ -150,6 +179,15 @@ impl Vfs {
             wake: Arc::new(Notify::new()),
         });
         background::start(&vfs);
+        if let Some(afs) = &afs {
+            // Whoever mounts is waiting; without a lease everything works, and nothing is cached.
+            tokio::select! {
+                _ = vfs.renew_lease(afs) => {}
+                () = runtime.sleep(vfs.options.timeo) => {}
+            }
+            promised::start(&vfs, afs);
+            vfs.recover(afs).await;
+        }
         Ok(vfs)
     }
 
@@ -178,12 +216,21 @@ impl Vfs {
     /// # Errors
     /// That of the system, if there is no thread to be had.
     pub fn set_kernel(&self, kernel: Arc<dyn Kernel>) -> std::io::Result<()> {
-        self.notifier.start(kernel)
+        self.notifier.start(kernel)?;
+        if let Some(afs) = &self.afs {
+            let expire = self.notifier.expire_names();
+            afs.names_expire.store(expire, Ordering::Relaxed);
+            if !expire {
+                tracing::info!("this kernel cannot expire all names at once; it asks for each name each time instead");
+            }
+        }
+        Ok(())
     }
 
     /// Sends and commits all data that programs have written. Errors are reported where they belong: at the next
     /// flush or fsync of each file.
     pub async fn sync_all(&self) {
+        self.store_all().await;
         for (node, file) in self.unsent.all() {
             // Only the end of the mount ends the wait early, and then nobody is left to be told.
             let _ = self.flush_data(&node, &file, true).await;
@@ -202,6 +249,16 @@ impl Vfs {
         }
         self.client.goodbye().await;
         self.abort();
+        if let Some(afs) = &self.afs
+            && let Err(error) = afs.disk.flush()
+        {
+            tracing::warn!("the index of the cache cannot be written: {error}; some of it will be fetched again");
+        }
+    }
+
+    /// The disk cache, in AFS mode.
+    pub fn disk_cache(&self) -> Option<&Arc<DiskCache>> {
+        self.afs.as_ref().map(|afs| &afs.disk)
     }
 
     /// Ends every wait at once, with [`Error::Aborted`]. What is unsent is lost.
@@ -241,6 +298,19 @@ impl Drop for Vfs {
         // The background task sleeps on it.
         self.wake.notify_one();
     }
+}
+
+fn open_cache(runtime: &SharedRuntime, cache: &CacheOptions, volume: &str) -> Result<DiskCache, AttachError> {
+    let now = runtime.wall();
+    let nanos = now.secs.saturating_mul(1_000_000_000).saturating_add(i64::from(now.nanos));
+    let options = disk::Options {
+        dir: cache.dir.clone(),
+        limit: cache.size,
+        volume: volume.to_owned(),
+        new_client: (u128::from(runtime.random()) << 64) | u128::from(runtime.random()),
+        wall_nanos: u64::try_from(nanos).unwrap_or(0),
+    };
+    DiskCache::open(options).map_err(|error| AttachError::Cache(error.to_string()))
 }
 
 /// The answer to a request was not of the kind that belongs to it.

@@ -12,9 +12,10 @@ use larder_protocol::name::Name;
 use larder_protocol::service::file::{Op, OpReply, Query, QueryReply, RenameHow};
 use parking_lot::Mutex;
 
+use super::asking::Asked;
 use super::node::Node;
 use super::{Entry, Error, LookupResult, Vfs, unexpected};
-use crate::core::attr_cache::Stamp;
+use crate::core::dir_cache::{Child, DirCache};
 
 /// Removing names of files that may be open here.
 ///
@@ -66,16 +67,30 @@ impl Vfs {
     /// # Errors
     /// The server's, or that there is no answer. A name that is not there is no error.
     pub async fn lookup(&self, cred: &Credential, parent: u64, name: &[u8]) -> Result<LookupResult, Error> {
-        let dir = self.node(parent)?;
-        let sent = self.stamp();
-        let query = Query::Lookup { dir: dir.fid, name: Name::new(name)? };
-        match self.client.query(cred, query).await? {
+        let (dir, name) = (self.node(parent)?, Name::new(name)?);
+        if let Some(found) = self.known_name(&dir, &name) {
+            return Ok(found);
+        }
+        if self.wants_listing(&dir) {
+            // Many names of one directory are asked for: all of them at once cost no more than a few.
+            self.list_whole(cred, &dir).await?;
+            if let Some(found) = self.known_name(&dir, &name) {
+                return Ok(found);
+            }
+        }
+        let (reply, asked) = self.ask(cred, Query::Lookup { dir: dir.fid, name: name.clone() }).await?;
+        match reply {
             QueryReply::Entry { attr, dir: dir_attr } => {
                 let change = dir_attr.change;
-                self.learn(&dir, dir_attr, sent);
+                self.learn(&dir, dir_attr, &asked);
+                self.learn_name(&dir, change, &name, attr.as_ref());
+                let pass = self.reply_pass();
                 Ok(match attr {
-                    Some(attr) => LookupResult::Found(self.entry(attr, &dir, change, sent)),
-                    None => LookupResult::Missing { ttl: self.policy.negative_ttl(self.dir_ttl(&dir, change)) },
+                    Some(attr) => LookupResult::Found(self.entry(attr, &dir, change, &asked)),
+                    None => {
+                        let ttl = self.name_ttl(self.policy.negative_ttl(self.dir_ttl(&dir, change)));
+                        LookupResult::Missing { ttl, pass }
+                    }
                 })
             }
             _ => Err(unexpected()),
@@ -84,7 +99,11 @@ impl Vfs {
 
     /// The kernel takes back lookups of a node.
     pub fn forget(&self, node: u64, nlookup: u64) {
-        if self.nodes.forget(node, nlookup) {
+        let forgotten = self.nodes.forget(node, nlookup);
+        if let Some(node) = forgotten.node {
+            self.keep_status(&node);
+        }
+        if forgotten.shrunk {
             self.runtime.spawn_blocking(Box::new(give_back_memory));
         }
     }
@@ -95,19 +114,34 @@ impl Vfs {
     /// The server's, or that there is no answer.
     pub async fn readlink(&self, cred: &Credential, node: u64) -> Result<Bytes, Error> {
         let node = self.node(node)?;
-        match self.client.query(cred, Query::Readlink { fid: node.fid }).await? {
-            QueryReply::Target(target) => Ok(target),
+        if let Some(target) = self.known_target(&node) {
+            return Ok(target);
+        }
+        let (reply, _) = self.ask(cred, Query::Readlink { fid: node.fid }).await?;
+        match reply {
+            QueryReply::Target(target) => {
+                self.keep_target(&node, &target);
+                Ok(target)
+            }
             _ => Err(unexpected()),
         }
     }
 
     /// Makes a name and returns what it names.
-    pub(super) async fn make(&self, cred: &Credential, dir: &Node, op: Op) -> Result<(Entry, bool), Error> {
-        let sent = self.stamp();
-        match self.client.mutate(cred, op).await?.reply {
+    pub(super) async fn make(&self, cred: &Credential, dir: &Arc<Node>, op: Op) -> Result<(Entry, bool), Error> {
+        let name = made_name(&op);
+        let (reply, asked) = self.change(cred, op).await?;
+        match reply {
             OpReply::Entry { attr, dir: dir_change, created } => {
-                self.learn_own(dir, &dir_change, sent);
-                Ok((self.entry(attr, dir, dir_change.attr.change, sent), created))
+                self.learn_own(dir, &dir_change, &asked);
+                if let Some(name) = name {
+                    let child = Child { fid: attr.fid, kind: attr.kind };
+                    self.patch_dir(dir, &dir_change, |names| names.put(&name, child));
+                }
+                let node = self.found(attr, dir, &asked);
+                // From here on what the answer says may be used.
+                drop(asked);
+                Ok((self.entry_of(&node, dir, dir_change.attr.change), created))
             }
             _ => Err(unexpected()),
         }
@@ -201,12 +235,18 @@ impl Vfs {
         self.remove(cred, &dir, op, false).await
     }
 
-    async fn remove(&self, cred: &Credential, dir: &Node, op: Op, keep: bool) -> Result<(), Error> {
-        let sent = self.stamp();
-        match self.client.mutate(cred, op).await?.reply {
+    async fn remove(&self, cred: &Credential, dir: &Arc<Node>, op: Op, keep: bool) -> Result<(), Error> {
+        let name = removed_name(&op);
+        let (reply, asked) = self.change(cred, op).await?;
+        match reply {
             OpReply::Removed { dir: change, object } => {
-                self.learn_own(dir, &change, sent);
-                self.lost_a_name(object, sent, keep);
+                self.learn_own(dir, &change, &asked);
+                if let Some(name) = name {
+                    self.patch_dir(dir, &change, |names| {
+                        names.remove(&name);
+                    });
+                }
+                self.lost_a_name(object, &asked, keep);
                 Ok(())
             }
             _ => Err(unexpected()),
@@ -233,20 +273,36 @@ impl Vfs {
             RenameHow::Replace => self.removing().await?,
             RenameHow::NoReplace | RenameHow::Exchange => (None, false),
         };
+        let (old, new) = (from_name.clone(), to_name.clone());
         let op = Op::Rename { from_dir: from.fid, from_name, to_dir: to.fid, to_name, how, keep };
-        let sent = self.stamp();
-        match self.client.mutate(cred, op).await?.reply {
+        let (reply, asked) = self.change(cred, op).await?;
+        match reply {
             OpReply::Renamed { from_dir, to_dir, object, other } => {
-                self.learn_own(&from, &from_dir, sent);
-                if !Arc::ptr_eq(&from, &to) {
-                    self.learn_own(&to, &to_dir, sent);
+                let moved = Child { fid: object.fid, kind: object.kind };
+                let back = other
+                    .as_ref()
+                    .filter(|_| how == RenameHow::Exchange)
+                    .map(|other| Child { fid: other.fid, kind: other.kind });
+                self.learn_own(&from, &from_dir, &asked);
+                let leave = |names: &mut DirCache| match back {
+                    Some(child) => names.put(&old, child),
+                    None => {
+                        names.remove(&old);
+                    }
+                };
+                if Arc::ptr_eq(&from, &to) {
+                    self.patch_dir(&from, &from_dir, |names| {
+                        leave(names);
+                        names.put(&new, moved);
+                    });
+                } else {
+                    self.learn_own(&to, &to_dir, &asked);
+                    self.patch_dir(&from, &from_dir, leave);
+                    self.patch_dir(&to, &to_dir, |names| names.put(&new, moved));
                 }
-                if let Some(node) = self.nodes.by_fid(object.fid) {
-                    node.parent.store(to.number, Ordering::Relaxed);
-                    self.learn(&node, object, sent);
-                }
+                self.learn_shown(object, &asked, |node| node.parent.store(to.number, Ordering::Relaxed));
                 if let Some(other) = other {
-                    self.lost_a_name(other, sent, keep);
+                    self.lost_a_name(other, &asked, keep);
                 }
                 Ok(())
             }
@@ -262,11 +318,9 @@ impl Vfs {
     }
 
     /// A name of this object is gone; these are its attributes after that.
-    fn lost_a_name(&self, object: Attr, sent: Stamp, keep: bool) {
+    fn lost_a_name(&self, object: Attr, asked: &Asked, keep: bool) {
         let (fid, gone, kind) = (object.fid, object.nlink == 0, object.kind);
-        if let Some(node) = self.nodes.by_fid(fid) {
-            self.learn(&node, object, sent);
-        }
+        self.learn_shown(object, asked, |_| {});
         if keep && gone && kind != FileType::Directory && !self.nodes.keep(fid) {
             self.forget_orphan(fid);
         }
@@ -276,6 +330,26 @@ impl Vfs {
     pub(super) fn forget_orphan(&self, fid: Fid) {
         self.removals.forgets.lock().push(fid);
         self.wake.notify_one();
+    }
+}
+
+/// The name that an operation makes, if it is new.
+fn made_name(op: &Op) -> Option<Name> {
+    match op {
+        Op::Create { name, .. }
+        | Op::Mkdir { name, .. }
+        | Op::Mknod { name, .. }
+        | Op::Symlink { name, .. }
+        | Op::Link { name, .. } => Some(name.clone()),
+        _ => None,
+    }
+}
+
+/// The name that an operation takes away.
+fn removed_name(op: &Op) -> Option<Name> {
+    match op {
+        Op::Remove { name, .. } | Op::Rmdir { name, .. } => Some(name.clone()),
+        _ => None,
     }
 }
 

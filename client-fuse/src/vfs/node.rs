@@ -1,16 +1,21 @@
 //! The objects that the kernel knows, by number.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use bytes::Bytes;
 use larder_protocol::attr::{Attr, FileType};
 use larder_protocol::ids::Fid;
+use larder_protocol::service::callback::ObjectId;
 use parking_lot::Mutex;
 
 use super::file_state::FileState;
+use super::local::copy::LocalCopy;
 use crate::core::attr_cache::{AttrCache, Limits, Stamp};
+use crate::core::dir_cache::DirCache;
 use crate::core::page_cache::Pages;
+use crate::core::promises::Promise;
 
 /// The number of the mount's root.
 pub const ROOT: u64 = 1;
@@ -21,7 +26,7 @@ const SHRINK_BELOW: usize = 4;
 const SHRINK_MIN: usize = 4096;
 
 /// An object that the kernel knows or that is open. There may be millions, so what few of them need is boxed.
-pub(super) struct Node {
+pub struct Node {
     /// Its number.
     pub number: u64,
     /// Its handle.
@@ -35,7 +40,7 @@ pub(super) struct Node {
     /// Open handles. Changed under the table's lock.
     pins: AtomicU32,
     /// What changes.
-    pub state: Mutex<NodeState>,
+    pub(super) state: Mutex<NodeState>,
 }
 
 /// What changes about an object.
@@ -48,6 +53,14 @@ pub(super) struct NodeState {
     pub file: Option<Arc<FileState>>,
     /// Whether the server keeps it for this client although its last name is gone.
     pub kept: bool,
+    /// The callback on it, in AFS mode.
+    pub promise: Option<Promise>,
+    /// Its names, if it is a directory, in AFS mode.
+    pub dir: Option<Box<DirCache>>,
+    /// Its target, if it is a symbolic link, in AFS mode.
+    pub target: Option<Box<Bytes>>,
+    /// The copy that it stands for while it is open, in AFS mode.
+    pub copy: Option<Arc<LocalCopy>>,
 }
 
 impl Node {
@@ -64,6 +77,10 @@ impl Node {
                 pages: None,
                 file: None,
                 kept: false,
+                promise: None,
+                dir: None,
+                target: None,
+                copy: None,
             }),
         })
     }
@@ -71,6 +88,12 @@ impl Node {
     /// The state of its data, if it is open or has data on its way.
     pub(super) fn file(&self) -> Option<Arc<FileState>> {
         self.state.lock().file.clone()
+    }
+
+    /// Whether it is open at another version than this, and has no changes of its own.
+    fn stands_for_another(&self, change: u64) -> bool {
+        let copy = if self.is_open() { self.state.lock().copy.clone() } else { None };
+        copy.is_some_and(|copy| copy.is_another(change))
     }
 
     /// Whether it is open.
@@ -83,6 +106,28 @@ impl Node {
 pub(super) struct NodeTable {
     root: Fid,
     map: Mutex<HashMap<u64, Arc<Node>>>,
+    /// Nodes beside the one of an object's own number: further versions of a file of which one is open (rule 3 of AFS
+    /// mode). Locked after the map.
+    versions: Mutex<Versions>,
+}
+
+#[derive(Default)]
+struct Versions {
+    last: u64,
+    /// By the object's own number, oldest first.
+    numbers: BTreeMap<u64, Vec<u64>>,
+}
+
+/// Numbers of versions have this bit; those of objects have it not before there are two million volumes.
+const VERSION_BIT: u64 = 1 << 62;
+
+/// What [`NodeTable::forget`] did.
+#[derive(Default)]
+pub(super) struct Forgotten {
+    /// The node that is not known to the kernel any more.
+    pub node: Option<Arc<Node>>,
+    /// Whether much of the table has become free.
+    pub shrunk: bool,
 }
 
 /// What [`NodeTable::unpin`] found.
@@ -101,7 +146,7 @@ impl NodeTable {
         let node = Node::new(ROOT, root, sent, now, limits);
         node.nlookup.store(1, Ordering::Relaxed);
         node.parent.store(ROOT, Ordering::Relaxed);
-        NodeTable { root: fid, map: Mutex::new(HashMap::from([(ROOT, node)])) }
+        NodeTable { root: fid, map: Mutex::new(HashMap::from([(ROOT, node)])), versions: Mutex::default() }
     }
 
     /// The number to show for an object.
@@ -114,9 +159,29 @@ impl NodeTable {
         self.map.lock().get(&number).cloned()
     }
 
-    /// The node of this object, if it is known.
+    /// The node of this object, if it is known; of several versions the newest.
     pub(super) fn by_fid(&self, fid: Fid) -> Option<Arc<Node>> {
-        self.get(self.number(fid)).filter(|node| node.fid == fid)
+        let map = self.map.lock();
+        let number = self.number(fid);
+        let newest = self.versions.lock().numbers.get(&number).and_then(|numbers| numbers.last().copied());
+        let found = newest.and_then(|newest| map.get(&newest)).or_else(|| map.get(&number));
+        found.filter(|node| node.fid == fid).cloned()
+    }
+
+    /// Every node of the object with this number.
+    pub(super) fn all_of(&self, object: ObjectId) -> Vec<Arc<Node>> {
+        let number = if object == self.root.into() { ROOT } else { object.0 };
+        let map = self.map.lock();
+        let versions = self.versions.lock();
+        let others = versions.numbers.get(&number).into_iter().flatten();
+        others.chain([&number]).filter_map(|number| map.get(number).cloned()).collect()
+    }
+
+    /// All nodes.
+    pub(super) fn all(&self) -> Vec<Arc<Node>> {
+        let mut nodes: Vec<Arc<Node>> = self.map.lock().values().cloned().collect();
+        nodes.sort_by_key(|node| node.number);
+        nodes
     }
 
     /// How many there are.
@@ -129,13 +194,32 @@ impl NodeTable {
     pub(super) fn intern(&self, attr: &Attr, sent: Stamp, now: Stamp, limits: Limits) -> (Arc<Node>, bool) {
         let number = self.number(attr.fid);
         let mut map = self.map.lock();
-        let old = map.get(&number);
+        let mut old = map.get(&number);
         if let Some(node) = old
             && node.fid == attr.fid
         {
-            node.nlookup.fetch_add(1, Ordering::Relaxed);
-            return (node.clone(), false);
+            if !node.stands_for_another(attr.change) {
+                node.nlookup.fetch_add(1, Ordering::Relaxed);
+                return (node.clone(), false);
+            }
+            // Rule 3 of AFS mode: it is open at another version, and stays so.
+            let mut versions = self.versions.lock();
+            let known = versions.numbers.get(&number).into_iter().flatten().rev();
+            let fitting = known.filter_map(|number| map.get(number)).find(|node| !node.stands_for_another(attr.change));
+            if let Some(node) = fitting {
+                node.nlookup.fetch_add(1, Ordering::Relaxed);
+                return (node.clone(), false);
+            }
+            versions.last += 1;
+            let another = VERSION_BIT | versions.last;
+            versions.numbers.entry(number).or_default().push(another);
+            drop(versions);
+            let node = Node::new(another, attr.clone(), sent, now, limits);
+            node.nlookup.store(1, Ordering::Relaxed);
+            map.insert(another, node.clone());
+            return (node, true);
         }
+        old = map.get(&number);
         // The kernel gives back the lookups of both under the one number.
         let lookups = old.map_or(0, |node| node.nlookup.load(Ordering::Relaxed));
         let node = Node::new(number, attr.clone(), sent, now, limits);
@@ -144,18 +228,18 @@ impl NodeTable {
         (node, true)
     }
 
-    /// The kernel takes back lookups. Returns whether much of the table has become free.
-    pub(super) fn forget(&self, number: u64, nlookup: u64) -> bool {
+    /// The kernel takes back lookups.
+    pub(super) fn forget(&self, number: u64, nlookup: u64) -> Forgotten {
         let mut map = self.map.lock();
-        let Some(node) = map.get(&number) else { return false };
+        let Some(node) = map.get(&number) else { return Forgotten::default() };
         let left = node.nlookup.load(Ordering::Relaxed).saturating_sub(nlookup);
         node.nlookup.store(if number == ROOT { left.max(1) } else { left }, Ordering::Relaxed);
         if left > 0 {
-            return false;
+            return Forgotten::default();
         }
         let (node, before) = (node.clone(), map.capacity());
-        NodeTable::tidy_locked(&mut map, &node);
-        map.capacity() < before
+        self.tidy_locked(&mut map, &node);
+        Forgotten { node: Some(node), shrunk: map.capacity() < before }
     }
 
     /// One more open handle. `make` gives the state of the file's data if there is none.
@@ -169,15 +253,38 @@ impl NodeTable {
     pub(super) fn unpin(&self, node: &Arc<Node>) -> Unpinned {
         let mut map = self.map.lock();
         let last = node.pins.fetch_sub(1, Ordering::Relaxed) == 1;
-        let orphan = last && std::mem::take(&mut node.state.lock().kept);
-        NodeTable::tidy_locked(&mut map, node);
+        let orphan = last && {
+            let mut state = node.state.lock();
+            state.copy = None;
+            std::mem::take(&mut state.kept)
+        };
+        self.tidy_locked(&mut map, node);
         Unpinned { last, orphan }
+    }
+
+    /// Whether it has more than one handle.
+    pub(super) fn is_shared(&self, node: &Node) -> bool {
+        node.pins.load(Ordering::Relaxed) > 1
+    }
+
+    /// Whether it has just one handle.
+    pub(super) fn is_last(&self, node: &Node) -> bool {
+        node.pins.load(Ordering::Relaxed) == 1
+    }
+
+    /// Whether the server keeps it only for this client.
+    pub(super) fn is_orphan(&self, node: &Node) -> bool {
+        node.state.lock().kept
     }
 
     /// The server keeps this object for this client. Returns whether it is open here; if not, the server need not.
     pub(super) fn keep(&self, fid: Fid) -> bool {
         let map = self.map.lock();
-        let node = map.get(&self.number(fid)).filter(|node| node.fid == fid && node.is_open());
+        let number = self.number(fid);
+        let versions = self.versions.lock();
+        let numbers = versions.numbers.get(&number).into_iter().flatten().chain([&number]);
+        // One of several versions speaks for all; the others live on their copies.
+        let node = numbers.filter_map(|number| map.get(number)).find(|node| node.fid == fid && node.is_open());
         if let Some(node) = node {
             node.state.lock().kept = true;
         }
@@ -186,10 +293,10 @@ impl NodeTable {
 
     /// Frees what is not needed any more, after a file's data has arrived.
     pub(super) fn tidy(&self, node: &Arc<Node>) {
-        NodeTable::tidy_locked(&mut self.map.lock(), node);
+        self.tidy_locked(&mut self.map.lock(), node);
     }
 
-    fn tidy_locked(map: &mut HashMap<u64, Arc<Node>>, node: &Arc<Node>) {
+    fn tidy_locked(&self, map: &mut HashMap<u64, Arc<Node>>, node: &Arc<Node>) {
         if node.is_open() {
             return;
         }
@@ -203,6 +310,16 @@ impl NodeTable {
         let current = map.get(&node.number).is_some_and(|known| Arc::ptr_eq(known, node));
         if current && node.nlookup.load(Ordering::Relaxed) == 0 {
             map.remove(&node.number);
+            if node.number & VERSION_BIT != 0 {
+                let mut versions = self.versions.lock();
+                let own = node.fid.inode_number();
+                if let Some(numbers) = versions.numbers.get_mut(&own) {
+                    numbers.retain(|number| *number != node.number);
+                    if numbers.is_empty() {
+                        versions.numbers.remove(&own);
+                    }
+                }
+            }
             if map.capacity() > SHRINK_MIN && map.len() < map.capacity() / SHRINK_BELOW {
                 map.shrink_to_fit();
             }

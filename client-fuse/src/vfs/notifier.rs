@@ -56,6 +56,11 @@ impl Notifier {
         }
     }
 
+    /// Every name is to be looked up again before it is used. The kernel knows when this returns; false if it cannot.
+    pub(super) fn expire_names(&self) -> bool {
+        self.kernel.get().is_none_or(|kernel| kernel.expire_names())
+    }
+
     /// Ends the thread after what it is doing.
     pub(super) fn stop(&self) {
         self.queue.pending.lock().ended = true;
@@ -99,6 +104,10 @@ mod tests {
 
         fn expire_attrs(&self, node: u64) {
             self.0.lock().send(1000 + node).expect("the test listens");
+        }
+
+        fn expire_names(&self) -> bool {
+            false
         }
     }
 

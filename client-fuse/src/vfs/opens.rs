@@ -10,12 +10,15 @@ use larder_protocol::service::file::{CreateHow, Op};
 
 use super::file_state::FileState;
 use super::handle::FileHandle;
+use super::local::copy::LocalCopy;
+use super::local::open::Use;
 use super::node::Node;
 use super::{Entry, Error, Opened, Vfs};
 use crate::core::attr_cache::{Applied, Miss};
 use crate::core::page_cache::Pages;
 use crate::core::write_behind::Config;
-use crate::mode::OpenPlan;
+use crate::mode::direct::Direct;
+use crate::mode::{CachePolicy, OpenPlan};
 
 /// How often an open asks again when replies overtake each other.
 const REVALIDATIONS: u32 = 4;
@@ -47,15 +50,18 @@ impl Vfs {
             _ => return Err(ErrorCode::Invalid.into()),
         }
         let plan = self.policy.open(flags);
-        let opening = self.begin_open(&node, cred).await?;
-        if truncate {
+        let mut opening = self.begin_open(&node, cred).await?;
+        if self.afs.is_some() {
+            let (read, write) = access(flags);
+            opening.open_copy(Use { read, write, truncate }).await?;
+        } else if truncate {
             let set = SetAttr { size: Some(0), ..SetAttr::default() };
             self.set_attributes(cred, &node, set, false).await?;
         } else {
             self.revalidate(cred, &node, &plan).await?;
         }
         let opened = opening.finish(flags, plan);
-        if !opened.keep_cache {
+        if !opened.keep_cache && self.afs.is_none() {
             // The kernel believes its size of the file as long as its attributes are valid, pages or no pages.
             self.notifier.expire_attrs(node.number);
         }
@@ -102,8 +108,17 @@ impl Vfs {
         }
         let node = self.node(entry.node)?;
         let was_busy = on_their_way.contains(&(node.number, node.fid.generation));
-        let again = truncate && !created && (was_busy || node.file().is_some_and(|file| !file.is_idle()));
-        let opening = self.pin(&node, cred, counted);
+        let again =
+            self.afs.is_none() && truncate && !created && (was_busy || node.file().is_some_and(|file| !file.is_idle()));
+        let mut opening = self.pin(&node, cred, counted);
+        if self.afs.is_some() {
+            let (read, write) = access(flags);
+            // The server has emptied it already, if it was to.
+            if let Err(error) = opening.open_copy(Use { read, write, truncate: false }).await {
+                self.forget(entry.node, 1);
+                return Err(error);
+            }
+        }
         if again {
             let set = SetAttr { size: Some(0), ..SetAttr::default() };
             if let Err(error) = self.set_attributes(cred, &node, set, true).await {
@@ -127,7 +142,7 @@ impl Vfs {
         let file = self.nodes.pin(node, || FileState::new(config, cred.clone()));
         // From here on the handle to be counts, and `close` gives it back.
         std::mem::forget(counted);
-        Opening { vfs: self, node: node.clone(), file, cred, opened: false }
+        Opening { vfs: self, node: node.clone(), file, cred, copy: None, opened: false }
     }
 
     /// Rule 2: the attributes that an open goes by were asked for after it began.
@@ -191,6 +206,9 @@ impl Vfs {
     pub async fn release(&self, handle: u64) {
         let Some(handle) = self.handles.remove_file(handle) else { return };
         self.in_use(&handle);
+        if let Some(copy) = &handle.copy {
+            self.release_local(&handle, copy).await;
+        }
         self.close(&handle.node, &handle.file);
     }
 
@@ -239,17 +257,32 @@ struct Opening<'a> {
     node: Arc<Node>,
     file: Arc<FileState>,
     cred: Arc<Credential>,
+    copy: Option<Arc<LocalCopy>>,
     opened: bool,
 }
 
 impl Opening<'_> {
+    /// Decides on the copy that is read and written (AFS mode).
+    async fn open_copy(&mut self, how: Use) -> Result<(), Error> {
+        self.copy = self.vfs.open_copy(&self.node, &self.file, &self.cred, how).await?;
+        Ok(())
+    }
+
     fn finish(mut self, flags: i32, plan: OpenPlan) -> Opened {
         self.opened = true;
+        let plan = match (&self.vfs.afs, &self.copy) {
+            // Too large for the cache: as in direct mode.
+            (Some(_), None) => Direct.open(flags),
+            _ => plan,
+        };
         let (keep_cache, dropping) = self.vfs.keep_pages(&self.node);
         let (readable, writable) = access(flags);
+        let shared = self.vfs.nodes.is_shared(&self.node);
+        let backing = self.copy.as_ref().and_then(|copy| self.vfs.backing(copy, shared));
         let handle = self.vfs.handles.add_file(FileHandle {
             node: self.node.clone(),
             file: self.file.clone(),
+            copy: self.copy.clone(),
             cred: self.cred.clone(),
             plan,
             readable,
@@ -257,7 +290,7 @@ impl Opening<'_> {
             seen_failures: AtomicU64::new(self.file.flow.lock().failures),
             dropping: AtomicU64::new(dropping),
         });
-        Opened { handle, keep_cache, direct_io: plan.direct_io, noflush: !writable }
+        Opened { handle, keep_cache, direct_io: plan.direct_io, noflush: !writable, backing }
     }
 }
 

@@ -14,6 +14,7 @@ use larder_protocol::service::file::WriteRequest;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::asking::Asked;
 use super::file_state::{FileState, Flow};
 use super::node::Node;
 use super::{Error, Vfs};
@@ -158,14 +159,14 @@ impl Vfs {
         file: &Arc<FileState>,
         (action, cred): (Action, Arc<Credential>),
     ) -> Result<(), Error> {
-        let sent = self.stamp();
+        let asked = Asked::plain(self.stamp());
         let result = match action {
             Action::Write { id, offset, data, stable } => {
                 let request = WriteRequest { fid: node.fid, offset, data: Payload(data), stable };
                 match self.client.write(&cred, request).await {
                     Ok(written) => {
                         // First the attributes, then the data: in between nobody may see the file shrink.
-                        self.learn_own(node, &written.attr, sent);
+                        self.learn_own(node, &written.attr, &asked);
                         file.flow.lock().data.wrote(id, Some((written.stable, written.verifier)));
                         Ok(())
                     }
@@ -177,7 +178,7 @@ impl Vfs {
             }
             Action::Commit { id } => match self.client.commit(&cred, node.fid).await {
                 Ok(committed) => {
-                    self.learn(node, committed.attr, sent);
+                    self.learn(node, committed.attr, &asked);
                     file.flow.lock().data.committed(id, Some(committed.verifier));
                     Ok(())
                 }

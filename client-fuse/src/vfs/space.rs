@@ -1,8 +1,13 @@
 //! Space: reserving and freeing it, finding it, copying within it, and how much there is.
 
+use std::time::Duration;
+
 use larder_protocol::attr::{Credential, VolumeSpace};
 use larder_protocol::error::ErrorCode;
+use larder_protocol::runtime::BootTime;
 use larder_protocol::service::file::{AllocateHow, Op, OpReply, Query, QueryReply, SeekWhat};
+
+use parking_lot::Mutex;
 
 use super::{Error, Vfs, unexpected};
 
@@ -20,6 +25,24 @@ fn allocate_how(mode: i32) -> Option<AllocateHow> {
     })
 }
 
+/// How full the volume was a short while ago. Programs that walk a tree ask for it over and over.
+#[derive(Default)]
+pub(super) struct SpaceCache(Mutex<Option<(VolumeSpace, BootTime)>>);
+
+/// How old it may be in AFS mode.
+const SPACE_KEPT: Duration = Duration::from_secs(30);
+
+impl SpaceCache {
+    fn get(&self, now: BootTime) -> Option<VolumeSpace> {
+        let (space, at) = self.0.lock().clone()?;
+        (now.saturating_sub(at) < SPACE_KEPT).then_some(space)
+    }
+
+    fn put(&self, space: VolumeSpace, now: BootTime) {
+        *self.0.lock() = Some((space, now));
+    }
+}
+
 impl Vfs {
     /// Reserves, frees or zeroes a part of a file (fallocate(2)).
     ///
@@ -32,12 +55,15 @@ impl Vfs {
             return Err(ErrorCode::Invalid.into());
         }
         Vfs::end_of(offset, len)?;
+        if let Some(copy) = &handle.copy {
+            return self.fallocate_local(&handle, copy, offset, len, mode).await;
+        }
         let _exclusive = self.exclusive(&handle.node, &handle.file).await?;
-        let sent = self.stamp();
         let op = Op::Allocate { fid: handle.node.fid, offset, len, how };
-        match self.client.mutate(&handle.cred, op).await?.reply {
+        let (reply, asked) = self.change(&handle.cred, op).await?;
+        match reply {
             OpReply::Attr(change) => {
-                self.learn_own(&handle.node, &change, sent);
+                self.learn_own(&handle.node, &change, &asked);
                 Ok(())
             }
             _ => Err(unexpected()),
@@ -50,6 +76,9 @@ impl Vfs {
     /// `NoSuchRange` if there is none; the server's, or that there is no answer.
     pub async fn lseek(&self, handle: u64, offset: u64, what: SeekWhat) -> Result<u64, Error> {
         let handle = self.handles.file(handle)?;
+        if let Some(copy) = &handle.copy {
+            return self.lseek_local(&handle, copy, offset, what).await;
+        }
         loop {
             let setbacks = handle.file.flow.lock().data.setbacks();
             self.flush_data(&handle.node, &handle.file, false).await?;
@@ -90,16 +119,23 @@ impl Vfs {
             return Ok(0);
         }
         Vfs::end_of(offset_out, len)?;
+        if let (Some(source), Some(target)) = (&from.copy, &to.copy) {
+            return self.copy_local((&from, source, offset_in), (&to, target, offset_out), len).await;
+        }
+        if self.afs.is_some() {
+            // One of them is not cached: the program copies by reading and writing instead.
+            return Err(ErrorCode::CrossVolume.into());
+        }
         // Committed, so that a restart of the server does not take it from under the copy. Nothing keeps newer data
         // from following, which is in order; taking both files exclusively could deadlock with a copy back.
         self.flush_data(&from.node, &from.file, true).await?;
         let _exclusive = self.exclusive(&to.node, &to.file).await?;
-        let sent = self.stamp();
         let op =
             Op::CopyRange { from: from.node.fid, from_offset: offset_in, to: to.node.fid, to_offset: offset_out, len };
-        match self.client.mutate(&to.cred, op).await?.reply {
+        let (reply, asked) = self.change(&to.cred, op).await?;
+        match reply {
             OpReply::Copied { len, attr } => {
-                self.learn_own(&to.node, &attr, sent);
+                self.learn_own(&to.node, &attr, &asked);
                 Ok(len)
             }
             _ => Err(unexpected()),
@@ -112,8 +148,15 @@ impl Vfs {
     /// The server's, or that there is no answer.
     pub async fn statfs(&self, cred: &Credential, node: u64) -> Result<VolumeSpace, Error> {
         let node = self.node(node)?;
+        let now = self.runtime.boottime();
+        if let Some(space) = self.space.get(now).filter(|_| self.afs.is_some()) {
+            return Ok(space);
+        }
         match self.client.query(cred, Query::Statfs { fid: node.fid }).await? {
-            QueryReply::Space(space) => Ok(space),
+            QueryReply::Space(space) => {
+                self.space.put(space.clone(), now);
+                Ok(space)
+            }
             _ => Err(unexpected()),
         }
     }
@@ -124,10 +167,10 @@ impl Vfs {
     /// `AccessDenied` if not; the server's, or that there is no answer.
     pub async fn access(&self, cred: &Credential, node: u64, mask: u32) -> Result<(), Error> {
         let node = self.node(node)?;
-        let sent = self.stamp();
-        match self.client.query(cred, Query::Access { fid: node.fid, mask }).await? {
+        let (reply, asked) = self.ask(cred, Query::Access { fid: node.fid, mask }).await?;
+        match reply {
             QueryReply::Access { granted, attr } => {
-                self.learn(&node, attr, sent);
+                self.learn(&node, attr, &asked);
                 if granted & mask == mask { Ok(()) } else { Err(ErrorCode::AccessDenied.into()) }
             }
             _ => Err(unexpected()),

@@ -1,17 +1,44 @@
 //! What the file system takes and gives.
 
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use larder_protocol::attr::{Attr, FileType};
 use larder_protocol::name::Name;
+
+use super::local::copy::Backing;
+use super::reply_gate::ReplyPass;
 
 /// How a mount caches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// Attributes and blocks, with close-to-open consistency.
     Nfs,
+    /// Whole files on the local disk, kept fresh by callbacks.
+    Afs,
     /// Nothing.
     Direct,
+}
+
+/// What `fsync` does in AFS mode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fsync {
+    /// Stores the file at the server.
+    Server,
+    /// Makes it durable in the cache, from where it is stored should this machine fail.
+    Local,
+}
+
+/// The disk cache of AFS mode.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CacheOptions {
+    /// Where it is.
+    pub dir: PathBuf,
+    /// How large it may get, in bytes.
+    pub size: u64,
+    /// Files from this size on are read and written by the kernel itself, where it can; `None`: none are.
+    pub passthrough: Option<u64>,
 }
 
 impl Mode {
@@ -19,6 +46,7 @@ impl Mode {
     pub fn name(self) -> &'static str {
         match self {
             Mode::Nfs => "nfs",
+            Mode::Afs => "afs",
             Mode::Direct => "direct",
         }
     }
@@ -66,6 +94,12 @@ pub struct MountOptions {
     pub wsize: u32,
     /// Which names the kernel may keep.
     pub lookupcache: LookupCache,
+    /// With AFS mode: the disk cache, which it must have.
+    pub cache: Option<CacheOptions>,
+    /// With AFS mode: whether changes wait until other clients have given up what they cached (strict coherence).
+    pub strict: bool,
+    /// With AFS mode: what `fsync` does.
+    pub fsync: Fsync,
 }
 
 impl Default for MountOptions {
@@ -85,6 +119,9 @@ impl Default for MountOptions {
             rsize: 1 << 20,
             wsize: 1 << 20,
             lookupcache: LookupCache::Positive,
+            cache: None,
+            strict: true,
+            fsync: Fsync::Server,
         }
     }
 }
@@ -107,6 +144,12 @@ impl MountOptions {
                 LookupCache::None => "none",
             };
             list.push(format!("lookupcache={names}"));
+        }
+        if let (Mode::Afs, Some(cache)) = (self.mode, &self.cache) {
+            list.push(format!("cache={}", cache.dir.display()));
+            list.push(format!("cache-size={}", cache.size));
+            list.push(format!("coherence={}", if self.strict { "strict" } else { "prompt" }));
+            list.push(format!("fsync={}", if self.fsync == Fsync::Local { "local" } else { "server" }));
         }
         list.push(if self.soft { "soft" } else { "hard" }.to_owned());
         list.push(secs("timeo", self.timeo));
@@ -134,6 +177,8 @@ pub struct Entry {
     pub attr_ttl: Duration,
     /// How long the name may be used.
     pub entry_ttl: Duration,
+    /// To be kept until the reply is written.
+    pub pass: Option<Arc<ReplyPass>>,
 }
 
 /// The answer to a lookup.
@@ -145,6 +190,8 @@ pub enum LookupResult {
     Missing {
         /// How long that may be used.
         ttl: Duration,
+        /// To be kept until the reply is written.
+        pass: Option<Arc<ReplyPass>>,
     },
 }
 
@@ -157,10 +204,12 @@ pub struct Attributes {
     pub attr: Attr,
     /// How long they may be used.
     pub ttl: Duration,
+    /// To be kept until the reply is written.
+    pub pass: Option<Arc<ReplyPass>>,
 }
 
 /// An open file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Opened {
     /// Names the handle in later calls.
     pub handle: u64,
@@ -170,6 +219,8 @@ pub struct Opened {
     pub direct_io: bool,
     /// Whether closing needs no `flush`.
     pub noflush: bool,
+    /// The file on this machine's disk that the kernel may read and write itself, if it can.
+    pub backing: Option<Backing>,
 }
 
 /// An entry of a directory listing.
@@ -229,4 +280,8 @@ pub trait Kernel: Send + Sync + 'static {
     /// The attributes that the kernel has of a file are to be asked for again before they are used; its pages stay.
     /// Called while a request for the file is being served, so it must wait for no other.
     fn expire_attrs(&self, node: u64);
+
+    /// Every name is to be looked up again before it is used. Waits for nothing. False if the kernel cannot do that;
+    /// then names are never to be given to it for any time.
+    fn expire_names(&self) -> bool;
 }

@@ -9,7 +9,6 @@ use larder_protocol::service::file::{Op, OpReply, Query, QueryReply, XattrHow};
 
 use super::node::Node;
 use super::{Error, Vfs, unexpected};
-use crate::core::attr_cache::Stamp;
 
 /// ACLs are refused until both ends enforce them; a program that was told yes would rely on it.
 const ACLS: &[u8] = b"system.posix_acl_";
@@ -84,11 +83,12 @@ impl Vfs {
     }
 
     async fn change_xattr(&self, cred: &Credential, node: &Node, op: Op) -> Result<(), Error> {
-        let sent: Stamp = self.stamp();
-        match self.client.mutate(cred, op).await?.reply {
+        let (reply, asked) = self.change(cred, op).await?;
+        match reply {
             OpReply::Attr(change) => {
                 let change: AttrChange = change;
-                self.learn_own(node, &change, sent);
+                self.learn_own(node, &change, &asked);
+                self.contents_follow(node, &change);
                 Ok(())
             }
             _ => Err(unexpected()),
@@ -101,6 +101,9 @@ impl Vfs {
     /// The server's, or that there is no answer.
     pub async fn listxattr(&self, cred: &Credential, node: u64) -> Result<Vec<Bytes>, Error> {
         let node = self.node(node)?;
+        if self.afs.is_some() && !self.attributes(cred, &node).await?.attr.has_xattr {
+            return Ok(Vec::new());
+        }
         match self.client.query(cred, Query::Listxattr { fid: node.fid }).await? {
             QueryReply::XattrNames(names) => Ok(names),
             _ => Err(unexpected()),

@@ -1,0 +1,134 @@
+//! Asking the server, so that what its answer promises can be told from what was overtaken meanwhile.
+
+use std::sync::Arc;
+
+use larder_protocol::attr::Credential;
+use larder_protocol::event_log::Since;
+use larder_protocol::ids::Fid;
+use larder_protocol::name::Name;
+use larder_protocol::service::callback::{Grants, ObjectId};
+use larder_protocol::service::file::{Op, OpReply, Query, QueryReply};
+
+use super::{Error, Vfs};
+use crate::core::attr_cache::Stamp;
+use crate::core::dir_cache::Known;
+use crate::core::promises::Promise;
+use crate::mode::afs::Afs;
+
+/// A request that was answered: when it was sent, and what its answer promises.
+pub(super) struct Asked {
+    /// When it was sent.
+    pub(super) stamp: Stamp,
+    promised: Option<Promised>,
+}
+
+/// With AFS mode alone.
+struct Promised {
+    afs: Arc<Afs>,
+    /// There until it is given back.
+    since: Option<Since>,
+    grants: Grants,
+    changing: Vec<ObjectId>,
+}
+
+impl Asked {
+    /// Of a request that promises nothing.
+    pub(super) fn plain(stamp: Stamp) -> Asked {
+        Asked { stamp, promised: None }
+    }
+
+    /// What is promised about an object that the answer shows (rule 6 of AFS mode).
+    pub(super) fn promise(&self, object: ObjectId) -> Option<Promise> {
+        let promised = self.promised.as_ref()?;
+        promised.afs.promises.lock().promise(&promised.grants, promised.since.as_ref()?, object)
+    }
+}
+
+impl Drop for Promised {
+    fn drop(&mut self) {
+        let mut promises = self.afs.promises.lock();
+        promises.change_ends(&self.changing);
+        if let Some(since) = self.since.take() {
+            promises.end(since);
+        }
+    }
+}
+
+impl Vfs {
+    fn asking(&self, changing: Vec<ObjectId>) -> Asked {
+        let promised = self.afs.as_ref().map(|afs| {
+            let since = {
+                let mut promises = afs.promises.lock();
+                promises.change_begins(&changing);
+                promises.begin()
+            };
+            Promised { afs: afs.clone(), since: Some(since), grants: Grants::default(), changing }
+        });
+        Asked { stamp: self.stamp(), promised }
+    }
+
+    /// Asks for something that changes nothing, with callbacks if the mode has them.
+    pub(super) async fn ask(&self, cred: &Credential, query: Query) -> Result<(QueryReply, Asked), Error> {
+        let mut asked = self.asking(Vec::new());
+        let reply = match &mut asked.promised {
+            None => self.client.query(cred, query).await?,
+            Some(promised) => {
+                let answer = self.client.promised(cred, query).await?;
+                promised.grants = answer.grants;
+                answer.reply
+            }
+        };
+        Ok((reply, asked))
+    }
+
+    /// Changes something. What it changes is not used here until the answer has been taken in, and the [`Asked`] is
+    /// gone: the server may be in either state (rule 12 of AFS mode).
+    pub(super) async fn change(&self, cred: &Credential, op: Op) -> Result<(OpReply, Asked), Error> {
+        let changing = if self.afs.is_some() { self.changed_by(&op) } else { Vec::new() };
+        let mut asked = self.asking(changing);
+        let mutated = self.client.mutate(cred, op).await?;
+        if let Some(promised) = &mut asked.promised {
+            promised.grants = mutated.grants;
+        }
+        Ok((mutated.reply, asked))
+    }
+
+    /// The objects that an operation changes, as far as is known here.
+    fn changed_by(&self, op: &Op) -> Vec<ObjectId> {
+        let named = |dir: &Fid, name: &Name| -> Option<ObjectId> {
+            let dir = self.nodes.by_fid(*dir)?;
+            let state = dir.state.lock();
+            match state.dir.as_ref()?.get(name) {
+                Known::Present(child) => Some(child.fid.into()),
+                Known::Absent | Known::Unknown => None,
+            }
+        };
+        let mut objects: Vec<ObjectId> = Vec::new();
+        match op {
+            Op::Create { dir, name, .. } => {
+                objects.push((*dir).into());
+                objects.extend(named(dir, name));
+            }
+            Op::Mkdir { dir, .. } | Op::Mknod { dir, .. } | Op::Symlink { dir, .. } => objects.push((*dir).into()),
+            Op::Link { fid, dir, .. } => objects.extend([ObjectId::from(*fid), (*dir).into()]),
+            Op::Remove { dir, name, .. } | Op::Rmdir { dir, name } => {
+                objects.push((*dir).into());
+                objects.extend(named(dir, name));
+            }
+            Op::Rename { from_dir, from_name, to_dir, to_name, .. } => {
+                objects.extend([ObjectId::from(*from_dir), (*to_dir).into()]);
+                objects.extend(named(from_dir, from_name));
+                objects.extend(named(to_dir, to_name));
+            }
+            Op::Setattr { fid, .. }
+            | Op::Setxattr { fid, .. }
+            | Op::Removexattr { fid, .. }
+            | Op::Append { fid, .. }
+            | Op::Allocate { fid, .. }
+            | Op::Store { fid, .. } => objects.push((*fid).into()),
+            Op::CopyRange { to, .. } => objects.push((*to).into()),
+            Op::Forget { .. } => {}
+        }
+        objects
+    }
+}

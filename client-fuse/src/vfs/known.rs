@@ -1,0 +1,267 @@
+//! What AFS mode knows without asking: names, objects that the kernel has forgotten, targets of symbolic links.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use larder_protocol::attr::{Attr, AttrChange, Credential};
+use larder_protocol::ids::Fid;
+use larder_protocol::name::Name;
+use larder_protocol::service::callback::ObjectId;
+use larder_protocol::service::file::{DirEntry, Query, QueryReply};
+
+use super::asking::Asked;
+use super::node::Node;
+use super::reply_gate::ReplyPass;
+use super::{Entry, Error, LookupResult, Vfs, unexpected};
+use crate::core::dir_cache::{Child, DirCache, Known, Listed};
+use crate::mode::afs::Status;
+
+/// Names asked for one by one in a directory before all of them are asked for.
+const LIST_AFTER: u32 = 2;
+/// Names of the largest directory that is kept as a whole.
+const MAX_WHOLE: usize = 65_536;
+/// How often a listing that met a change begins again.
+const LISTINGS: u32 = 3;
+/// Bytes of listing asked for at a time.
+const LISTING: u32 = 1 << 20;
+
+impl Vfs {
+    /// Held by a reply to the kernel until it is written, where that matters.
+    pub(super) fn reply_pass(&self) -> Option<Arc<ReplyPass>> {
+        self.afs.as_ref().map(|afs| Arc::new(afs.replies.enter()))
+    }
+
+    /// For how long the kernel may use a name.
+    pub(super) fn name_ttl(&self, ttl: Duration) -> Duration {
+        let refused = self.afs.as_ref().is_some_and(|afs| !afs.names_expire.load(Ordering::Relaxed));
+        if refused { Duration::ZERO } else { ttl }
+    }
+
+    /// What is under a name, if that is known.
+    pub(super) fn known_name(&self, dir: &Arc<Node>, name: &Name) -> Option<LookupResult> {
+        self.afs.as_ref()?;
+        let pass = self.reply_pass();
+        let (known, change) = {
+            let state = dir.state.lock();
+            self.usable(dir, &state).ok()?;
+            let names = state.dir.as_ref().filter(|names| names.change() == state.attrs.attr().change)?;
+            (names.get(name), names.change())
+        };
+        match known {
+            Known::Unknown => None,
+            Known::Absent => {
+                self.counters.hit();
+                let ttl = self.name_ttl(self.policy.negative_ttl(self.dir_ttl(dir, change)));
+                Some(LookupResult::Missing { ttl, pass })
+            }
+            Known::Present(child) => {
+                let entry = self.known_object(child.fid, dir, change)?;
+                self.counters.hit();
+                Some(LookupResult::Found(entry))
+            }
+        }
+    }
+
+    /// An object that is known well enough to be shown in a directory at `change`. Counts a lookup.
+    pub(super) fn known_object(&self, fid: Fid, dir: &Node, change: u64) -> Option<Entry> {
+        let afs = self.afs.as_ref()?;
+        let object = ObjectId::from(fid);
+        let since = afs.promises.lock().begin();
+        let found = self.take_known(fid);
+        let entry = found.map(|status| {
+            let limits = self.policy.attr_limits(status.attr.kind);
+            let now = self.stamp();
+            let (node, new) = self.nodes.intern(&status.attr, now, now, limits);
+            if new {
+                let mut state = node.state.lock();
+                // A break that came in between has met neither the old place nor this one.
+                let good = afs.promises.lock().undisturbed(&since, object);
+                state.promise = good.then_some(status.promise);
+                state.dir = status.dir;
+                state.target = status.target.map(Box::new);
+            }
+            node.parent.store(dir.number, Ordering::Relaxed);
+            self.entry_of(&node, dir, change)
+        });
+        afs.promises.lock().end(since);
+        entry
+    }
+
+    /// What is known of an object under a good promise, taken from where it is kept if the kernel does not know it.
+    fn take_known(&self, fid: Fid) -> Option<Status> {
+        let afs = self.afs.as_ref()?;
+        if let Some(node) = self.nodes.by_fid(fid) {
+            let state = node.state.lock();
+            self.usable(&node, &state).ok()?;
+            return Some(Status {
+                attr: state.attrs.attr().clone(),
+                promise: state.promise?,
+                dir: None,
+                target: state.target.as_deref().cloned(),
+            });
+        }
+        let object = ObjectId::from(fid);
+        let status = afs.statuses.lock().pop(&object.0).filter(|status| status.attr.fid == fid)?;
+        let now = self.runtime.boottime();
+        let usable = afs.promises.lock().usable(Some(status.promise), object, now).is_ok();
+        if usable {
+            return Some(status);
+        }
+        // It may be good again after a recheck.
+        afs.statuses.lock().put(object.0, status);
+        None
+    }
+
+    /// The kernel has forgotten a node: what is known of it is kept for the next time.
+    pub(super) fn keep_status(&self, node: &Node) {
+        let Some(afs) = &self.afs else { return };
+        let object = ObjectId::from(node.fid);
+        let since = afs.promises.lock().begin();
+        let status = {
+            let mut state = node.state.lock();
+            let attr = state.attrs.attr().clone();
+            let unordered = state.attrs.is_unordered();
+            let dir = state.dir.take();
+            let target = state.target.take().map(|target| *target);
+            state.promise.take().filter(|_| !unordered).map(|promise| Status { attr, promise, dir, target })
+        };
+        if let Some(status) = status {
+            let mut statuses = afs.statuses.lock();
+            // As in `known_object`: looked at under the lock that a break takes after it was noted.
+            if afs.promises.lock().undisturbed(&since, object) {
+                statuses.put(object.0, status);
+            }
+        }
+        afs.promises.lock().end(since);
+    }
+
+    /// There is a node for the object now.
+    pub(super) fn forget_status(&self, fid: Fid) {
+        if let Some(afs) = &self.afs {
+            afs.statuses.lock().pop(&ObjectId::from(fid).0);
+        }
+    }
+
+    /// Takes in what an answer shows of an object that need not have a node.
+    pub(super) fn learn_shown(&self, attr: Attr, asked: &Asked, with: impl FnOnce(&Node)) {
+        if let Some(node) = self.nodes.by_fid(attr.fid) {
+            with(&node);
+            self.learn(&node, attr, asked);
+            return;
+        }
+        let Some(afs) = &self.afs else { return };
+        let object = ObjectId::from(attr.fid);
+        let mut statuses = afs.statuses.lock();
+        match asked.promise(object) {
+            Some(promise) => {
+                let known = statuses.pop(&object.0).filter(|known| known.attr.fid == attr.fid);
+                let (dir, target) = known.map_or((None, None), |known| (known.dir, known.target));
+                statuses.put(object.0, Status { attr, promise, dir, target });
+            }
+            None => {
+                statuses.pop(&object.0);
+            }
+        }
+    }
+
+    /// A reply has shown what is under a name of a directory at `change`.
+    pub(super) fn learn_name(&self, dir: &Node, change: u64, name: &Name, attr: Option<&Attr>) {
+        if self.afs.is_none() {
+            return;
+        }
+        let mut state = dir.state.lock();
+        if state.attrs.attr().change != change {
+            return;
+        }
+        let names = state.dir.get_or_insert_with(|| Box::new(DirCache::new(change)));
+        if names.change() != change {
+            **names = DirCache::new(change);
+        }
+        names.learn(name, attr.map(|attr| Child { fid: attr.fid, kind: attr.kind }));
+    }
+
+    /// This client's own change of a directory: does to the known names what it did (rule 12).
+    pub(super) fn patch_dir(&self, dir: &Node, change: &AttrChange, patch: impl FnOnce(&mut DirCache)) {
+        let mut state = dir.state.lock();
+        let Some(names) = &mut state.dir else { return };
+        if !names.patch(change.before, change.attr.change, patch) {
+            state.dir = None;
+        }
+    }
+
+    /// Whether it is time to ask for all names of a directory.
+    pub(super) fn wants_listing(&self, dir: &Node) -> bool {
+        self.afs.is_some() && dir.state.lock().dir.as_ref().is_some_and(|names| names.asked() == LIST_AFTER)
+    }
+
+    /// All names of a directory, if they are known.
+    pub(super) fn known_list(&self, dir: &Node) -> Option<(Listed, u64)> {
+        self.afs.as_ref()?;
+        let mut state = dir.state.lock();
+        self.usable(dir, &state).ok()?;
+        let change = state.attrs.attr().change;
+        let names = state.dir.as_mut().filter(|names| names.change() == change)?;
+        Some((names.list()?, change))
+    }
+
+    /// Asks for all names of a directory with the attributes of their objects. Nothing comes of it if there are too
+    /// many, or if they change all the time.
+    ///
+    /// # Errors
+    /// The server's, or that there is no answer.
+    pub(super) async fn list_whole(&self, cred: &Credential, dir: &Arc<Node>) -> Result<(), Error> {
+        for _ in 0..LISTINGS {
+            let mut names: Vec<(Name, Child)> = Vec::new();
+            let (mut cookie, mut change) = (0, None);
+            loop {
+                let query = Query::Readdir { dir: dir.fid, cookie, max_bytes: LISTING, plus: true };
+                let (reply, asked) = self.ask(cred, query).await?;
+                let QueryReply::Listing { entries, end, dir: attr } = reply else { return Err(unexpected()) };
+                let now = attr.change;
+                self.learn(dir, attr, &asked);
+                if *change.get_or_insert(now) != now {
+                    break;
+                }
+                cookie = entries.last().map_or(cookie, |entry| entry.cookie);
+                for DirEntry { name, fid, kind, attr, .. } in entries {
+                    names.push((name, Child { fid, kind }));
+                    if let Some(attr) = attr {
+                        self.learn_shown(attr, &asked, |_| {});
+                    }
+                }
+                if names.len() > MAX_WHOLE {
+                    let mut state = dir.state.lock();
+                    let names = state.dir.get_or_insert_with(|| Box::new(DirCache::new(now)));
+                    names.too_large();
+                    return Ok(());
+                }
+                if end {
+                    let mut state = dir.state.lock();
+                    if state.attrs.attr().change == now {
+                        state.dir = Some(Box::new(DirCache::complete(now, names)));
+                    }
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A symbolic link's target, which never changes.
+    pub(super) fn known_target(&self, node: &Node) -> Option<Bytes> {
+        self.afs.as_ref()?;
+        let target = node.state.lock().target.as_deref().cloned()?;
+        self.counters.hit();
+        Some(target)
+    }
+
+    /// Remembers a symbolic link's target.
+    pub(super) fn keep_target(&self, node: &Node, target: &Bytes) {
+        if self.afs.is_some() {
+            // A slice of the reply's buffer would keep all of it.
+            node.state.lock().target = Some(Box::new(Bytes::copy_from_slice(target)));
+        }
+    }
+}

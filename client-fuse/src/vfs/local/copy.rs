@@ -1,0 +1,427 @@
+//! The copy of a file that an open node stands for: one version, or what programs of this machine made of it.
+
+use std::any::Any;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use bytes::{Bytes, BytesMut};
+use larder_protocol::attr::{Attr, Credential, Timestamp};
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::Notify;
+
+use crate::mode::afs::disk::{CHECK_BLOCK, CacheFile};
+use crate::vfs::Error;
+
+/// A copy in the disk cache.
+pub struct LocalCopy {
+    file: Arc<CacheFile>,
+    state: Mutex<State>,
+    /// Told when a part has come, or none will.
+    changed: Notify,
+    /// Held while the copy is stored: who comes later finds it stored.
+    pub(super) storing: tokio::sync::Mutex<()>,
+    /// Counts the fetches that were begun. Held shared while a part of one is written, so that what is cut off by a
+    /// truncation does not come back.
+    fetch: RwLock<u64>,
+    /// What keeps the kernel's own way to the file, once it was tried; there is nothing in it if there is no such way.
+    backing: OnceLock<Option<Box<dyn Any + Send + Sync>>>,
+    /// Whether it was opened for writing by way of the kernel, which tells nobody of writes.
+    unseen_writes: AtomicBool,
+}
+
+struct State {
+    phase: Phase,
+    /// The file as it was at the server at this version; of no meaning before the first part has come.
+    attr: Attr,
+    /// Whether parts were given to programs while it was being fetched.
+    served: bool,
+    /// Whether it has changes that are not stored.
+    dirty: bool,
+    /// Counts the changes.
+    writes: u64,
+    /// Whoever changed it last.
+    writer: Option<Arc<Credential>>,
+    /// Size and modification time when there were no changes that nobody was told of.
+    clean: Option<(u64, i64, i64)>,
+}
+
+enum Phase {
+    /// Nothing of it is here, and nobody has asked for it.
+    Absent,
+    /// It is on its way. Once `begun`, the version is known; `have` says which parts are here.
+    Fetching { begun: bool, have: Vec<bool> },
+    /// All of it is here.
+    Complete,
+    /// It could not be fetched.
+    Failed(Error),
+}
+
+/// The file on disk that an opened copy may be served from by the kernel itself.
+#[derive(Clone)]
+pub struct Backing(pub(super) Arc<LocalCopy>);
+
+impl std::fmt::Debug for Backing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Backing").field(&self.0.file.id()).finish()
+    }
+}
+
+impl Backing {
+    /// The kernel's way to the file, made by `make` the first time; `None` if there is none, which then stays so for
+    /// as long as this copy is open.
+    pub fn way(
+        &self,
+        make: impl FnOnce(&File) -> Option<Box<dyn Any + Send + Sync>>,
+    ) -> Option<&(dyn Any + Send + Sync)> {
+        self.0.backing.get_or_init(|| make(self.0.file.file())).as_deref()
+    }
+}
+
+fn stamp(file: &File) -> io::Result<(u64, i64, i64)> {
+    let meta = file.metadata()?;
+    Ok((meta.len(), meta.mtime(), meta.mtime_nsec()))
+}
+
+impl LocalCopy {
+    fn with_phase(file: Arc<CacheFile>, attr: Attr, phase: Phase) -> Arc<LocalCopy> {
+        Arc::new(LocalCopy {
+            file,
+            state: Mutex::new(State { phase, attr, served: false, dirty: false, writes: 0, writer: None, clean: None }),
+            changed: Notify::new(),
+            storing: tokio::sync::Mutex::new(()),
+            fetch: RwLock::new(0),
+            backing: OnceLock::new(),
+            unseen_writes: AtomicBool::new(false),
+        })
+    }
+
+    /// All of this version is in the file.
+    pub(super) fn complete(file: Arc<CacheFile>, attr: Attr) -> Arc<LocalCopy> {
+        LocalCopy::with_phase(file, attr, Phase::Complete)
+    }
+
+    /// Nothing of it is there yet.
+    pub(super) fn absent(file: Arc<CacheFile>, attr: Attr) -> Arc<LocalCopy> {
+        LocalCopy::with_phase(file, attr, Phase::Absent)
+    }
+
+    /// The file in the cache.
+    pub fn file(&self) -> &Arc<CacheFile> {
+        &self.file
+    }
+
+    /// The `change` of the version, if it is known.
+    pub(in crate::vfs) fn version(&self) -> Option<u64> {
+        let state = self.state.lock();
+        match state.phase {
+            Phase::Complete | Phase::Fetching { begun: true, .. } => Some(state.attr.change),
+            _ => None,
+        }
+    }
+
+    /// Whether it is certainly of another version than this, and has no changes of this machine.
+    pub(in crate::vfs) fn is_another(&self, change: u64) -> bool {
+        self.version().is_some_and(|version| version != change) && !self.is_dirty()
+    }
+
+    /// Whether it has changes that are not stored.
+    pub(in crate::vfs) fn is_dirty(&self) -> bool {
+        let state = self.state.lock();
+        state.dirty || self.has_unseen(&state)
+    }
+
+    /// Whether the kernel has written by its own way.
+    fn has_unseen(&self, state: &State) -> bool {
+        self.unseen_writes.load(Ordering::Acquire)
+            && state.clean.is_some_and(|clean| stamp(self.file.file()).is_ok_and(|now| now != clean))
+    }
+
+    /// From now on it may be written without anybody being told.
+    pub(super) fn expect_unseen(&self) {
+        let mut state = self.state.lock();
+        if state.clean.is_none() || !self.has_unseen(&state) {
+            state.clean = stamp(self.file.file()).ok();
+        }
+        self.unseen_writes.store(true, Ordering::Release);
+    }
+
+    /// Whether the kernel has its own way to the file.
+    pub(super) fn has_way(&self) -> bool {
+        self.backing.get().is_some_and(Option::is_some)
+    }
+
+    /// Whether it may get one.
+    pub(super) fn may_have_way(&self) -> bool {
+        self.backing.get().is_none_or(Option::is_some)
+    }
+
+    /// There is no way for the kernel, and will not be while it is open.
+    pub(super) fn without_way(&self) {
+        self.backing.get_or_init(|| None);
+    }
+
+    /// The attributes that programs see while this copy is open.
+    pub(in crate::vfs) fn overlay(&self, attr: &mut Attr) {
+        let state = self.state.lock();
+        if state.dirty || self.has_unseen(&state) {
+            if let Ok(meta) = self.file.file().metadata() {
+                let time = Timestamp { secs: meta.mtime(), nanos: meta.mtime_nsec() as u32 };
+                (attr.size, attr.blocks, attr.mtime, attr.ctime) = (meta.len(), meta.blocks(), time, time);
+            }
+        } else if matches!(state.phase, Phase::Complete | Phase::Fetching { begun: true, .. })
+            && state.attr.change != attr.change
+        {
+            let own = &state.attr;
+            (attr.size, attr.blocks, attr.mtime, attr.ctime) = (own.size, own.blocks, own.mtime, own.ctime);
+            attr.change = own.change;
+        }
+    }
+
+    /// Its size as programs see it.
+    pub(super) fn size(&self) -> u64 {
+        let state = self.state.lock();
+        if matches!(state.phase, Phase::Complete) {
+            return self.file.file().metadata().map_or(state.attr.size, |meta| meta.len());
+        }
+        state.attr.size
+    }
+
+    /// Begins to fetch, if nobody has; the number of the fetch.
+    pub(super) fn begin_fetch(&self) -> Option<u64> {
+        let mut state = self.state.lock();
+        if !matches!(state.phase, Phase::Absent) {
+            return None;
+        }
+        state.phase = Phase::Fetching { begun: false, have: Vec::new() };
+        drop(state);
+        let mut fetch = self.fetch.write();
+        *fetch += 1;
+        Some(*fetch)
+    }
+
+    /// The first part says which version it is going to be. False if it is not wanted any more.
+    pub(super) fn fetch_is(&self, fetch: u64, attr: &Attr) -> io::Result<bool> {
+        let current = self.fetch.read();
+        if *current != fetch {
+            return Ok(false);
+        }
+        self.file.file().set_len(0)?;
+        self.file.file().set_len(attr.size)?;
+        let mut state = self.state.lock();
+        let parts = attr.size.div_ceil(CHECK_BLOCK as u64) as usize;
+        state.attr = attr.clone();
+        state.phase = Phase::Fetching { begun: true, have: vec![false; parts] };
+        Ok(true)
+    }
+
+    /// A part has come. False if it is not wanted any more.
+    pub(super) fn fetched(&self, fetch: u64, part: usize, data: &[u8]) -> io::Result<bool> {
+        let current = self.fetch.read();
+        if *current != fetch {
+            return Ok(false);
+        }
+        // Holes stay holes.
+        if data.iter().any(|byte| *byte != 0) {
+            self.file.file().write_all_at(data, (part * CHECK_BLOCK) as u64)?;
+        }
+        if let Phase::Fetching { have, .. } = &mut self.state.lock().phase
+            && let Some(place) = have.get_mut(part)
+        {
+            *place = true;
+        }
+        self.changed.notify_waiters();
+        Ok(true)
+    }
+
+    /// Every part has come, or none will.
+    pub(super) fn fetch_ended(&self, fetch: u64, result: Result<(), Error>) {
+        let current = self.fetch.read();
+        if *current == fetch {
+            self.state.lock().phase = match result {
+                Ok(()) => Phase::Complete,
+                Err(error) => Phase::Failed(error),
+            };
+        }
+        self.changed.notify_waiters();
+    }
+
+    /// Whether a program has read a part of the version being fetched, so that no other can take its place.
+    pub(super) fn was_served(&self) -> bool {
+        self.state.lock().served
+    }
+
+    /// Whether a range can be read now; `None` if it is not here yet.
+    fn ready(&self, range: Option<(u64, u64)>) -> Option<Result<(), Error>> {
+        let mut state = self.state.lock();
+        match &state.phase {
+            Phase::Complete => Some(Ok(())),
+            Phase::Failed(error) => Some(Err(*error)),
+            Phase::Absent => None,
+            Phase::Fetching { begun, have } => {
+                let (offset, end) = range.filter(|_| *begun)?;
+                let end = end.min(state.attr.size);
+                let parts = offset / CHECK_BLOCK as u64..end.div_ceil(CHECK_BLOCK as u64);
+                let here = parts.into_iter().all(|part| have.get(part as usize).copied().unwrap_or(true));
+                if here {
+                    state.served = true;
+                }
+                here.then_some(Ok(()))
+            }
+        }
+    }
+
+    async fn wait(&self, range: Option<(u64, u64)>) -> Result<(), Error> {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if let Some(result) = self.ready(range) {
+                return result;
+            }
+            changed.await;
+        }
+    }
+
+    /// Waits until a range is here. The caller bounds the wait.
+    pub(super) async fn wait_for(&self, offset: u64, end: u64) -> Result<(), Error> {
+        self.wait(Some((offset, end))).await
+    }
+
+    /// Waits until all of it is here.
+    pub(super) async fn wait_whole(&self) -> Result<(), Error> {
+        self.wait(None).await
+    }
+
+    /// Waits until its version is known.
+    pub(super) async fn wait_version(&self) -> Result<(), Error> {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            match &self.state.lock().phase {
+                Phase::Complete => return Ok(()),
+                Phase::Fetching { begun: true, have } if have.first().copied().unwrap_or(true) => return Ok(()),
+                Phase::Failed(error) => return Err(*error),
+                _ => {}
+            }
+            changed.await;
+        }
+    }
+
+    /// Reads a range that is here.
+    pub(super) fn read(&self, offset: u64, size: usize) -> io::Result<Bytes> {
+        let file = self.file.file();
+        let mut data = BytesMut::zeroed(size);
+        let mut done = 0;
+        while done < size {
+            match file.read_at(&mut data[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        data.truncate(done);
+        Ok(data.freeze())
+    }
+
+    /// Whether nothing was changed since it was stored, so that a change must be recorded first.
+    pub(super) fn needs_record(&self) -> bool {
+        !self.state.lock().dirty
+    }
+
+    /// A change is going to be made, which is recorded.
+    pub(super) fn change_begins(&self, writer: &Arc<Credential>) {
+        let mut state = self.state.lock();
+        state.dirty = true;
+        state.writes += 1;
+        state.writer = Some(writer.clone());
+    }
+
+    /// Nothing of what the server has is wanted: the file is empty here.
+    pub(super) fn cut_to_nothing(&self) -> io::Result<()> {
+        let mut fetch = self.fetch.write();
+        *fetch += 1;
+        self.file.file().set_len(0)?;
+        self.state.lock().phase = Phase::Complete;
+        drop(fetch);
+        self.changed.notify_waiters();
+        Ok(())
+    }
+
+    /// The version that its changes are based on.
+    pub(super) fn base(&self) -> u64 {
+        self.state.lock().attr.change
+    }
+
+    /// How many changes there were, and who made the last, if there are any that are not stored.
+    pub(super) fn unstored(&self, writer: &Arc<Credential>) -> Option<(u64, Arc<Credential>)> {
+        let state = self.state.lock();
+        let unseen = self.has_unseen(&state);
+        let writer = state.writer.clone().unwrap_or_else(|| writer.clone());
+        (state.dirty || unseen).then_some((state.writes, writer))
+    }
+
+    /// It was stored as it was after so many changes, and is this version then. Whether there were none since.
+    pub(super) fn stored(&self, writes: u64, attr: &Attr, unseen_before: Option<(u64, i64, i64)>) -> bool {
+        let mut state = self.state.lock();
+        state.attr = attr.clone();
+        let unseen = self.unseen_writes.load(Ordering::Acquire);
+        let quiet = !unseen || stamp(self.file.file()).ok() == unseen_before;
+        let clean = state.writes == writes && quiet;
+        if clean {
+            state.dirty = false;
+            state.clean = None;
+        }
+        clean
+    }
+
+    /// The stamp by which writes are noticed that nobody was told of.
+    pub(super) fn now(&self) -> Option<(u64, i64, i64)> {
+        stamp(self.file.file()).ok()
+    }
+
+    /// The stamp was set anew.
+    pub(super) fn restamped(&self) {
+        let mut state = self.state.lock();
+        if !state.dirty {
+            state.clean = stamp(self.file.file()).ok();
+        }
+    }
+
+    /// The same contents are those of a later version: this client changed something else about the file.
+    pub(in crate::vfs) fn follow(&self, before: u64, attr: &Attr) -> bool {
+        let mut state = self.state.lock();
+        let follows = state.attr.change == before && matches!(state.phase, Phase::Complete);
+        if follows {
+            state.attr = attr.clone();
+        }
+        follows
+    }
+
+    /// Whether all of it is here and there are no changes, so that it can be used again.
+    pub(super) fn is_reusable(&self) -> bool {
+        matches!(self.state.lock().phase, Phase::Complete) && !self.is_dirty()
+    }
+
+    /// Whether nobody has touched the file in the cache since it was kept.
+    pub(super) fn is_untouched(&self) -> bool {
+        let state = self.state.lock();
+        state.clean.is_none_or(|clean| stamp(self.file.file()).is_ok_and(|now| now == clean))
+    }
+
+    /// Whether it may have been written without a word.
+    pub(super) fn expects_unseen(&self) -> bool {
+        self.unseen_writes.load(Ordering::Acquire)
+    }
+
+    /// A copy without the history of this one: as good as opened anew.
+    pub(super) fn renewed(&self) -> Arc<LocalCopy> {
+        let copy = LocalCopy::complete(self.file.clone(), self.state.lock().attr.clone());
+        copy.state.lock().clean = stamp(self.file.file()).ok();
+        copy
+    }
+}

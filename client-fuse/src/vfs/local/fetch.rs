@@ -1,0 +1,193 @@
+//! Fetching a whole file at one version (rules 2 and 13 of AFS mode).
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use larder_protocol::attr::{Attr, Credential};
+use larder_protocol::error::ErrorCode;
+use larder_protocol::runtime::RuntimeExt;
+use larder_protocol::service::file::{Query, QueryReply};
+
+use super::copy::LocalCopy;
+use crate::mode::afs::Afs;
+use crate::mode::afs::disk::{CHECK_BLOCK, checksum};
+use crate::vfs::node::Node;
+use crate::vfs::{Error, Vfs, unexpected};
+
+/// Parts of one file on their way.
+const WINDOW: usize = 8;
+/// Times that a fetch begins anew because the file has changed, before a copy is asked for.
+const AGAIN: u32 = 2;
+/// Attempts in all.
+const ATTEMPTS: u32 = 5;
+/// Parts up to this size are written by the task itself.
+const QUICK: usize = 64 << 10;
+
+/// How an attempt ended.
+enum Attempt {
+    /// All of it is here: its attributes, and the checksums of its parts.
+    Whole(Attr, Vec<u32>),
+    /// The file has changed meanwhile.
+    Changed,
+    /// Nobody wants it any more.
+    Unwanted,
+}
+
+/// The error of the cache's disk as programs see it.
+pub(super) fn disk_error(error: &io::Error, what: &str) -> Error {
+    let full =
+        matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge);
+    if full {
+        tracing::warn!("cannot {what} the cache: {error}");
+        return ErrorCode::NoSpace.into();
+    }
+    tracing::error!("cannot {what} the cache: {error}");
+    ErrorCode::Io.into()
+}
+
+impl Vfs {
+    /// Begins to fetch a copy, if nobody has. It goes on whatever becomes of the caller.
+    pub(super) fn fetch_in_background(&self, node: &Arc<Node>, copy: &Arc<LocalCopy>, cred: &Arc<Credential>) {
+        let (Some(vfs), Some(fetch)) = (self.weak.upgrade(), copy.begin_fetch()) else { return };
+        let (node, copy, cred) = (node.clone(), copy.clone(), cred.clone());
+        self.runtime.start(Box::pin(async move {
+            let result = vfs.fetch(&node, &copy, fetch, &cred).await;
+            copy.fetch_ended(fetch, result);
+        }));
+    }
+
+    async fn fetch(
+        &self,
+        node: &Arc<Node>,
+        copy: &Arc<LocalCopy>,
+        fetch: u64,
+        cred: &Arc<Credential>,
+    ) -> Result<(), Error> {
+        let Some(afs) = &self.afs else { return Err(ErrorCode::Internal.into()) };
+        afs.fetches.fetch_add(1, Ordering::Relaxed);
+        for attempt in 0..ATTEMPTS {
+            match self.fetch_once(afs, node, copy, fetch, cred, attempt > AGAIN).await? {
+                Attempt::Whole(attr, checksums) => {
+                    let name = self.path_hint(node);
+                    if let Err(error) = afs.disk.install(copy.file(), attr.change, checksums, name.as_deref()) {
+                        // It serves those who have it open, and is fetched again next time.
+                        tracing::debug!("a copy is not kept: {error}");
+                    }
+                    return Ok(());
+                }
+                Attempt::Unwanted => return Ok(()),
+                Attempt::Changed if copy.was_served() => {
+                    tracing::warn!(
+                        "a file was overwritten in place while a program here read the part of it that had been \
+                         fetched; the program gets an error rather than a mixture of two versions"
+                    );
+                    return Err(ErrorCode::Io.into());
+                }
+                Attempt::Changed => {}
+            }
+        }
+        tracing::warn!("a file changes faster than it can be fetched");
+        Err(ErrorCode::Io.into())
+    }
+
+    async fn fetch_once(
+        &self,
+        afs: &Afs,
+        node: &Arc<Node>,
+        copy: &Arc<LocalCopy>,
+        fetch: u64,
+        cred: &Arc<Credential>,
+        use_copy: bool,
+    ) -> Result<Attempt, Error> {
+        let part = CHECK_BLOCK as u32;
+        let query = Query::Fetch { fid: node.fid, offset: 0, len: part, change: None, copy: use_copy };
+        let (reply, asked) = self.ask(cred, query).await?;
+        let QueryReply::Data { data, attr } = reply else { return Err(unexpected()) };
+        let first = data.0;
+        if !use_copy {
+            self.learn(node, attr.clone(), &asked);
+        }
+        drop(asked);
+        if attr.size > afs.disk.limit() {
+            return Err(ErrorCode::NoSpace.into());
+        }
+        self.make_room(afs, attr.size);
+        let wanted = copy.fetch_is(fetch, &attr).map_err(|error| disk_error(&error, "write to"))?;
+        if !wanted {
+            return Ok(Attempt::Unwanted);
+        }
+        let parts = attr.size.div_ceil(u64::from(part)) as usize;
+        let mut checksums = vec![0; parts];
+        if parts > 0 {
+            checksums[0] = checksum(&first);
+            if !self.put_part(copy, fetch, 0, first).await? {
+                return Ok(Attempt::Unwanted);
+            }
+        }
+        let change = attr.change;
+        let fetch_part = |number: usize| async move {
+            let offset = number as u64 * u64::from(part);
+            let query = Query::Fetch { fid: node.fid, offset, len: part, change: Some(change), copy: use_copy };
+            let reply = self.client.query(cred, query).await?;
+            let QueryReply::Data { data, attr } = reply else { return Err(unexpected()) };
+            Ok((number, (attr.change == change).then_some(data.0)))
+        };
+        let mut coming = futures::stream::iter((1..parts).map(fetch_part)).buffer_unordered(WINDOW);
+        while let Some(next) = coming.next().await {
+            let (number, data): (usize, Option<Bytes>) = next?;
+            let Some(data) = data else { return Ok(Attempt::Changed) };
+            checksums[number] = checksum(&data);
+            if !self.put_part(copy, fetch, number, data).await? {
+                return Ok(Attempt::Unwanted);
+            }
+        }
+        Ok(Attempt::Whole(attr, checksums))
+    }
+
+    async fn put_part(&self, copy: &Arc<LocalCopy>, fetch: u64, number: usize, data: Bytes) -> Result<bool, Error> {
+        let put = if data.len() <= QUICK {
+            copy.fetched(fetch, number, &data)
+        } else {
+            let copy = copy.clone();
+            let done = self.runtime.blocking(move || copy.fetched(fetch, number, &data)).await;
+            done.unwrap_or_else(|| Err(io::Error::other("writing to the cache panicked")))
+        };
+        put.map_err(|error| disk_error(&error, "write to"))
+    }
+
+    /// Makes room in the cache, at the expense of copies that are not in use.
+    pub(super) fn make_room(&self, afs: &Afs, bytes: u64) -> bool {
+        if afs.disk.make_room(bytes) {
+            return true;
+        }
+        // What was open a short while ago is in nobody's way.
+        let recent = std::mem::replace(&mut *afs.recent.lock(), lru::LruCache::new(crate::mode::afs::RECENT));
+        drop(recent);
+        afs.disk.make_room(bytes)
+    }
+
+    /// Where the object was seen last, for people who look into the cache.
+    pub(super) fn path_hint(&self, node: &Node) -> Option<Vec<u8>> {
+        let mut names: Vec<Vec<u8>> = Vec::new();
+        let mut fid = node.fid;
+        let mut parent = node.parent.load(Ordering::Relaxed);
+        for _ in 0..64 {
+            if parent == 0 {
+                return None;
+            }
+            let dir = self.nodes.get(parent)?;
+            let name = dir.state.lock().dir.as_ref()?.name_of(fid).map(|name| name.as_bytes().to_vec())?;
+            names.push(name);
+            if parent == super::super::ROOT {
+                names.reverse();
+                return Some(names.join(&b'/'));
+            }
+            fid = dir.fid;
+            parent = dir.parent.load(Ordering::Relaxed);
+        }
+        None
+    }
+}

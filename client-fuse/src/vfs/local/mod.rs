@@ -1,0 +1,255 @@
+//! Files of AFS mode: opened, read, written and closed on this machine's disk.
+
+pub(super) mod copy;
+mod fetch;
+pub(super) mod open;
+mod recover;
+mod store;
+
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use larder_protocol::attr::Credential;
+use larder_protocol::error::ErrorCode;
+use larder_protocol::runtime::RuntimeExt;
+use larder_protocol::service::file::SeekWhat;
+use rustix::fs::{FallocateFlags, SeekFrom};
+use rustix::io::Errno;
+
+use self::copy::LocalCopy;
+use self::fetch::disk_error;
+use super::handle::FileHandle;
+use super::node::Node;
+use super::{Error, Fsync, Vfs};
+
+/// Reads and writes up to this size are done by the task itself: they seldom wait for the disk.
+const QUICK: usize = 128 << 10;
+
+impl Vfs {
+    /// Reads from a copy, waiting for the part if it is on its way.
+    pub(super) async fn read_local(
+        &self,
+        handle: &FileHandle,
+        copy: &Arc<LocalCopy>,
+        offset: u64,
+        size: u32,
+    ) -> Result<Bytes, Error> {
+        let Ok(end) = Vfs::end_of(offset, size.into()) else { return Ok(Bytes::new()) };
+        self.fetch_in_background(&handle.node, copy, &handle.cred);
+        self.until_abort(copy.wait_for(offset, end)).await??;
+        self.counters.hit();
+        let size = size as usize;
+        let read = if size <= QUICK {
+            copy.read(offset, size)
+        } else {
+            let copy = copy.clone();
+            let done = self.runtime.blocking(move || copy.read(offset, size)).await;
+            done.unwrap_or_else(|| Err(std::io::Error::other("reading the cache panicked")))
+        };
+        read.map_err(|error| disk_error(&error, "read"))
+    }
+
+    /// Writes to a copy.
+    pub(super) async fn write_local(
+        &self,
+        handle: &FileHandle,
+        copy: &Arc<LocalCopy>,
+        offset: u64,
+        data: Bytes,
+    ) -> Result<u32, Error> {
+        let len = data.len();
+        Vfs::end_of(offset, len as u64)?;
+        self.begin_change(&handle.node, copy, &handle.cred).await?;
+        let write = {
+            let (copy, data) = (copy.clone(), data);
+            move || copy.file().file().write_all_at(&data, offset)
+        };
+        let written = if len <= QUICK {
+            write()
+        } else {
+            let done = self.runtime.blocking(write).await;
+            done.unwrap_or_else(|| Err(std::io::Error::other("writing to the cache panicked")))
+        };
+        written.map_err(|error| disk_error(&error, "write to"))?;
+        Ok(len as u32)
+    }
+
+    /// A copy is going to be changed: all of it is here then, and it is recorded as dirty (rule 4).
+    async fn begin_change(
+        &self,
+        node: &Arc<Node>,
+        copy: &Arc<LocalCopy>,
+        writer: &Arc<Credential>,
+    ) -> Result<(), Error> {
+        self.fetch_in_background(node, copy, writer);
+        self.until_abort(copy.wait_whole()).await??;
+        self.record_change(node, copy, writer)
+    }
+
+    fn record_change(&self, node: &Arc<Node>, copy: &Arc<LocalCopy>, writer: &Arc<Credential>) -> Result<(), Error> {
+        let Some(afs) = &self.afs else { return Ok(()) };
+        if copy.needs_record() {
+            afs.disk
+                .mark_dirty(copy.file(), copy.base(), writer.uid, writer.gid)
+                .map_err(|error| disk_error(&error, "record a change in"))?;
+            if let Some(name) = self.path_hint(node) {
+                afs.disk.set_name(copy.file(), &name);
+            }
+            afs.unstored.lock().insert(copy.file().id(), (node.clone(), copy.clone()));
+        }
+        copy.change_begins(writer);
+        Ok(())
+    }
+
+    /// A program closes one of its descriptors.
+    pub(super) async fn flush_local(&self, handle: &FileHandle, copy: &Arc<LocalCopy>) -> Result<(), Error> {
+        if handle.writable {
+            self.store(&handle.node, copy, &handle.cred).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes a copy's changes durable, at the server or here.
+    pub(super) async fn fsync_local(&self, handle: &FileHandle, copy: &Arc<LocalCopy>) -> Result<(), Error> {
+        if self.options.fsync == Fsync::Server {
+            return self.store(&handle.node, copy, &handle.cred).await;
+        }
+        let Some(afs) = &self.afs else { return Ok(()) };
+        if !copy.is_dirty() {
+            return Ok(());
+        }
+        let (disk, file) = (afs.disk.clone(), copy.file().clone());
+        let synced = self.runtime.blocking(move || disk.sync_dirty(&file)).await;
+        match synced {
+            Some(Ok(())) => Ok(()),
+            Some(Err(error)) => Err(disk_error(&error, "sync")),
+            None => Err(ErrorCode::Internal.into()),
+        }
+    }
+
+    /// Cuts or extends a copy. What is to be empty need not be fetched.
+    pub(in crate::vfs) async fn truncate_local(
+        &self,
+        node: &Arc<Node>,
+        copy: &Arc<LocalCopy>,
+        writer: &Arc<Credential>,
+        size: u64,
+    ) -> Result<(), Error> {
+        Vfs::end_of(0, size)?;
+        if size == 0 {
+            self.record_change(node, copy, writer)?;
+            return copy.cut_to_nothing().map_err(|error| disk_error(&error, "write to"));
+        }
+        self.begin_change(node, copy, writer).await?;
+        copy.file().file().set_len(size).map_err(|error| disk_error(&error, "write to"))
+    }
+
+    /// fallocate(2) on a copy.
+    pub(super) async fn fallocate_local(
+        &self,
+        handle: &FileHandle,
+        copy: &Arc<LocalCopy>,
+        offset: u64,
+        len: u64,
+        mode: i32,
+    ) -> Result<(), Error> {
+        self.begin_change(&handle.node, copy, &handle.cred).await?;
+        let flags = FallocateFlags::from_bits_retain(mode as u32);
+        let file = copy.file().clone();
+        let done = self.runtime.blocking(move || rustix::fs::fallocate(file.file(), flags, offset, len)).await;
+        match done {
+            Some(Ok(())) => Ok(()),
+            Some(Err(Errno::OPNOTSUPP)) => Err(ErrorCode::NotSupported.into()),
+            Some(Err(Errno::FBIG)) => Err(ErrorCode::FileTooLarge.into()),
+            Some(Err(error)) => Err(disk_error(&error.into(), "reserve space in")),
+            None => Err(ErrorCode::Internal.into()),
+        }
+    }
+
+    /// lseek(2) on a copy.
+    pub(super) async fn lseek_local(
+        &self,
+        handle: &FileHandle,
+        copy: &Arc<LocalCopy>,
+        offset: u64,
+        what: SeekWhat,
+    ) -> Result<u64, Error> {
+        self.fetch_in_background(&handle.node, copy, &handle.cred);
+        self.until_abort(copy.wait_whole()).await??;
+        let from = match what {
+            SeekWhat::Data => SeekFrom::Data(offset),
+            SeekWhat::Hole => SeekFrom::Hole(offset),
+        };
+        // The position of the descriptor means nothing to anybody.
+        match rustix::fs::seek(copy.file().file(), from) {
+            Ok(found) => Ok(found),
+            Err(Errno::NXIO) => Err(ErrorCode::NoSuchRange.into()),
+            Err(error) => Err(disk_error(&error.into(), "seek in")),
+        }
+    }
+
+    /// copy_file_range(2) between two copies.
+    pub(super) async fn copy_local(
+        &self,
+        from: (&FileHandle, &Arc<LocalCopy>, u64),
+        to: (&FileHandle, &Arc<LocalCopy>, u64),
+        len: u64,
+    ) -> Result<u64, Error> {
+        let (from_handle, from_copy, from_offset) = from;
+        let (to_handle, to_copy, to_offset) = to;
+        self.fetch_in_background(&from_handle.node, from_copy, &from_handle.cred);
+        self.until_abort(from_copy.wait_whole()).await??;
+        self.begin_change(&to_handle.node, to_copy, &to_handle.cred).await?;
+        let (source, target) = (from_copy.file().clone(), to_copy.file().clone());
+        let copied = self.runtime.blocking(move || {
+            let (mut from, mut to, mut done) = (from_offset, to_offset, 0);
+            while done < len {
+                let left = usize::try_from(len - done).unwrap_or(usize::MAX);
+                let copied =
+                    rustix::fs::copy_file_range(source.file(), Some(&mut from), target.file(), Some(&mut to), left)?;
+                if copied == 0 {
+                    break;
+                }
+                done += copied as u64;
+            }
+            Ok::<u64, Errno>(done)
+        });
+        match copied.await {
+            Some(Ok(done)) => Ok(done),
+            Some(Err(Errno::INVAL)) => Err(ErrorCode::Invalid.into()),
+            Some(Err(error)) => Err(disk_error(&error.into(), "copy in")),
+            None => Err(ErrorCode::Internal.into()),
+        }
+    }
+
+    /// A handle is closed for good.
+    pub(super) async fn release_local(&self, handle: &FileHandle, copy: &Arc<LocalCopy>) {
+        let Some(afs) = &self.afs else { return };
+        if handle.writable && copy.is_dirty() && !self.nodes.is_orphan(&handle.node) {
+            self.store_at_last(&handle.node, copy, &handle.cred).await;
+        }
+        if self.nodes.is_last(&handle.node) {
+            if self.nodes.is_orphan(&handle.node) {
+                afs.unstored.lock().remove(&copy.file().id());
+                afs.disk.discard(copy.file());
+            } else if copy.is_reusable() {
+                if copy.has_way() {
+                    // It was recorded as dirty in case somebody wrote unseen.
+                    self.settle_unwritten(afs, copy).await;
+                }
+                afs.recent.lock().put(handle.node.fid, copy.renewed());
+            }
+        }
+    }
+
+    /// Whether the kernel may read and write a copy by its own way.
+    fn may_pass_through(&self, copy: &LocalCopy) -> bool {
+        let Some(afs) = &self.afs else { return false };
+        let threshold = self.options.cache.as_ref().and_then(|cache| cache.passthrough);
+        threshold.is_some_and(|threshold| copy.size() >= threshold)
+            && !afs.no_passthrough.load(Ordering::Relaxed)
+            && copy.is_reusable()
+    }
+}

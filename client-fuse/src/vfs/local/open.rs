@@ -1,0 +1,235 @@
+//! Opening files of AFS mode: which copy a node stands for (rules 2 and 3).
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use larder_protocol::attr::Credential;
+use larder_protocol::error::ErrorCode;
+use larder_protocol::runtime::RuntimeExt;
+
+use super::copy::{Backing, LocalCopy};
+use super::fetch::disk_error;
+use crate::core::attr_cache::Miss;
+use crate::mode::afs::Afs;
+use crate::mode::afs::disk::checksums_of;
+use crate::vfs::file_state::FileState;
+use crate::vfs::node::Node;
+use crate::vfs::{Error, Vfs};
+
+/// How an open uses a file.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::vfs) struct Use {
+    /// It may be read.
+    pub(in crate::vfs) read: bool,
+    /// It may be written.
+    pub(in crate::vfs) write: bool,
+    /// It is to be empty.
+    pub(in crate::vfs) truncate: bool,
+}
+
+impl Vfs {
+    /// The copy that a node stands for from now on, which its first open decides; `None` if the file is served without
+    /// one, because the cache has no room for it.
+    ///
+    /// # Errors
+    /// `Stale` if the node is open at another version: the name is to be looked up again, and shows another node.
+    pub(in crate::vfs) async fn open_copy(
+        &self,
+        node: &Arc<Node>,
+        file: &Arc<FileState>,
+        cred: &Arc<Credential>,
+        how: Use,
+    ) -> Result<Option<Arc<LocalCopy>>, Error> {
+        let Some(afs) = self.afs.clone() else { return Ok(None) };
+        // One open of a file at a time, so that they agree on the copy.
+        let _turn = self.until_abort(file.exclusive.lock()).await?;
+        let existing = node.state.lock().copy.clone();
+        if let Some(copy) = existing {
+            if self.is_current(node, &copy, cred).await? {
+                self.ready_to_use(&afs, node, &copy, cred, how).await?;
+                return Ok(Some(copy));
+            }
+            if self.nodes.is_shared(node) {
+                return Err(ErrorCode::Stale.into());
+            }
+            node.state.lock().copy = None;
+        }
+        let Some(copy) = self.new_copy(&afs, node, cred, how).await? else {
+            afs.uncached_opens.fetch_add(1, Ordering::Relaxed);
+            return Ok(None);
+        };
+        node.state.lock().copy = Some(copy.clone());
+        match self.ready_to_use(&afs, node, &copy, cred, how).await {
+            Ok(()) => Ok(Some(copy)),
+            Err(error) => {
+                node.state.lock().copy = None;
+                if error == ErrorCode::NoSpace.into() && !how.write {
+                    // Too large, or the disk is full: it can still be read from the server.
+                    afs.uncached_opens.fetch_add(1, Ordering::Relaxed);
+                    self.say_too_large(&afs, node);
+                    return Ok(None);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Whether a later open may share the copy that a node stands for (rule 3).
+    async fn is_current(&self, node: &Arc<Node>, copy: &Arc<LocalCopy>, cred: &Credential) -> Result<bool, Error> {
+        if copy.is_dirty() || copy.version().is_none() {
+            return Ok(true);
+        }
+        self.ask_if_unknown(cred, node).await?;
+        let change = node.state.lock().attrs.attr().change;
+        Ok(!copy.is_another(change))
+    }
+
+    /// Sees to it that the attributes are good.
+    async fn ask_if_unknown(&self, cred: &Credential, node: &Node) -> Result<(), Error> {
+        let known = {
+            let state = node.state.lock();
+            self.usable(node, &state)
+        };
+        match known {
+            Ok(_) => Ok(()),
+            Err(miss) => {
+                self.counters.miss(miss);
+                self.fetch_attr(cred, node).await.map(|_| ())
+            }
+        }
+    }
+
+    async fn new_copy(
+        &self,
+        afs: &Afs,
+        node: &Arc<Node>,
+        cred: &Arc<Credential>,
+        how: Use,
+    ) -> Result<Option<Arc<LocalCopy>>, Error> {
+        let fid = node.fid;
+        let known = |node: &Node| {
+            let state = node.state.lock();
+            self.usable(node, &state).map(|_| state.attrs.attr().clone())
+        };
+        let attr = match known(node) {
+            Ok(attr) => Some(attr),
+            Err(miss) => {
+                self.counters.miss(miss);
+                let last = node.state.lock().attrs.attr().change;
+                if afs.disk.has(fid, last) && !how.truncate {
+                    // One question may save the fetch.
+                    self.fetch_attr(cred, node).await?;
+                    known(node).ok()
+                } else {
+                    None
+                }
+            }
+        };
+        if !how.truncate
+            && let Some(attr) = &attr
+        {
+            let recent = afs.recent.lock().pop(&fid).filter(|copy| copy.version() == Some(attr.change));
+            if let Some(copy) = recent.filter(|copy| copy.is_untouched()) {
+                self.counters.hit();
+                return Ok(Some(copy));
+            }
+            if let Some(file) = afs.disk.find(fid, attr.change) {
+                self.counters.hit();
+                return Ok(Some(LocalCopy::complete(file, attr.clone())));
+            }
+            if attr.size > afs.disk.limit() {
+                self.say_too_large(afs, node);
+                return Ok(None);
+            }
+        }
+        let create = || afs.disk.create(fid).map_err(|error| disk_error(&error, "make a file in"));
+        let file = match create() {
+            Err(error) if error == ErrorCode::NoSpace.into() && !how.write => return Ok(None),
+            file => file?,
+        };
+        let last = attr.clone().unwrap_or_else(|| node.state.lock().attrs.attr().clone());
+        if attr.is_some_and(|attr| attr.size == 0) {
+            return Ok(Some(LocalCopy::complete(file, last)));
+        }
+        if !how.truncate {
+            self.counters.miss(Miss::NoCopy);
+        }
+        Ok(Some(LocalCopy::absent(file, last)))
+    }
+
+    /// Waits for what an open promises: a version, and if the file is to be written, all of it.
+    async fn ready_to_use(
+        &self,
+        afs: &Afs,
+        node: &Arc<Node>,
+        copy: &Arc<LocalCopy>,
+        cred: &Arc<Credential>,
+        how: Use,
+    ) -> Result<(), Error> {
+        if how.truncate {
+            self.truncate_local(node, copy, cred, 0).await?;
+        } else if how.read {
+            self.fetch_in_background(node, copy, cred);
+            self.until_abort(copy.wait_version()).await??;
+        }
+        if how.write && copy.has_way() {
+            self.expect_unseen_writes(afs, copy, cred);
+        }
+        Ok(())
+    }
+
+    /// The kernel may write a copy from now on without a word: it is recorded as dirty until it is seen not to be.
+    pub(super) fn expect_unseen_writes(&self, afs: &Afs, copy: &Arc<LocalCopy>, writer: &Credential) {
+        if let Err(error) = afs.disk.mark_dirty(copy.file(), copy.base(), writer.uid, writer.gid) {
+            tracing::warn!("cannot record in the cache that a file may be written: {error}");
+        }
+        copy.restamped();
+        copy.expect_unseen();
+    }
+
+    /// Nobody has written a copy that was recorded as dirty in case somebody did.
+    pub(super) async fn settle_unwritten(&self, afs: &Afs, copy: &Arc<LocalCopy>) {
+        if !copy.expects_unseen() {
+            return;
+        }
+        let (disk, file, base) = (afs.disk.clone(), copy.file().clone(), copy.base());
+        let settle = move || checksums_of(file.file()).and_then(|sums| disk.mark_clean(&file, base, sums));
+        if let Some(Err(error)) = self.runtime.blocking(settle).await {
+            tracing::debug!("the cache cannot record that a file was not written: {error}");
+        }
+    }
+
+    /// What the kernel may serve an open of this copy from.
+    pub(in crate::vfs) fn backing(&self, copy: &Arc<LocalCopy>, shared: bool) -> Option<Backing> {
+        if copy.has_way() || (!shared && copy.may_have_way() && self.may_pass_through(copy)) {
+            return Some(Backing(copy.clone()));
+        }
+        // Rule 3: the first open decides for all that follow.
+        copy.without_way();
+        None
+    }
+
+    /// Whether the kernel took the way that it was offered.
+    pub fn passed_through(&self, backing: &Backing, writable: bool, took: bool, cred: &Credential) {
+        let Some(afs) = &self.afs else { return };
+        if !took {
+            afs.no_passthrough.store(true, Ordering::Relaxed);
+            return;
+        }
+        afs.passthrough_opens.fetch_add(1, Ordering::Relaxed);
+        if writable {
+            self.expect_unseen_writes(afs, &backing.0, cred);
+        }
+    }
+
+    fn say_too_large(&self, afs: &Afs, node: &Node) {
+        if !afs.said_too_large.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "file {} does not fit into the cache of {} bytes and is read from the server each time, as others of \
+                 its size will be; mount with a larger --cache-size to cache it",
+                node.fid,
+                afs.disk.limit()
+            );
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! What an earlier life of this mount left behind (rule 9 of AFS mode).
+
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use larder_protocol::attr::{Attr, Credential};
+use larder_protocol::error::ErrorCode;
+use larder_protocol::ids::Fid;
+use larder_protocol::payload::Payload;
+use larder_protocol::service::file::{NewContents, Op, OpReply, Query, QueryReply, StageRequest};
+
+use crate::mode::afs::Afs;
+use crate::mode::afs::disk::{CHECK_BLOCK, CacheFile, LeftDirty, checksums_of};
+use crate::vfs::{Error, Vfs, unexpected};
+
+/// What became of a file that was left dirty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Recovered {
+    /// It is stored now.
+    Stored,
+    /// It had been stored, or had no changes.
+    WasStored,
+}
+
+impl Vfs {
+    /// Stores what an earlier life left dirty, or keeps it as a conflict. Before anything else is asked for.
+    pub(in crate::vfs) async fn recover(&self, afs: &Arc<Afs>) {
+        for left in afs.disk.left_dirty() {
+            let shown = left
+                .name
+                .as_deref()
+                .map_or_else(|| format!("file {}", left.fid), |name| format!("\"{}\"", String::from_utf8_lossy(name)));
+            let why = match self.recover_one(afs, &left).await {
+                Ok(Recovered::Stored) => {
+                    tracing::info!("{shown}, which was being written when the mount ended, is stored now");
+                    continue;
+                }
+                Ok(Recovered::WasStored) => continue,
+                // It stays where it is, for the next time.
+                Err(Error::Aborted | Error::TimedOut { .. }) => return,
+                Err(Error::Refused(ErrorCode::Conflict)) => "it was changed by another client meanwhile".to_owned(),
+                Err(Error::Refused(ErrorCode::Stale)) => "it was removed meanwhile".to_owned(),
+                Err(error) => error.to_string(),
+            };
+            match afs.disk.keep_as_conflict(&left.file, left.base, left.name.as_deref(), &why) {
+                Ok(path) => tracing::error!(
+                    "{shown} was being written when the mount ended and cannot be stored ({why}); what was written is \
+                     kept as {}",
+                    path.display()
+                ),
+                Err(error) => tracing::error!("{shown} cannot be stored ({why}), nor kept as a conflict: {error}"),
+            }
+        }
+    }
+
+    async fn recover_one(&self, afs: &Afs, left: &LeftDirty) -> Result<Recovered, Error> {
+        let cred = Credential { uid: left.uid, gid: left.gid, groups: Vec::new() };
+        let (reply, _) = self.ask(&cred, Query::Getattr { fid: left.fid }).await?;
+        let QueryReply::Attr(attr) = reply else { return Err(unexpected()) };
+        // The store may have been carried out although nobody here has heard of it; and most files that may have been
+        // written were not.
+        if attr.size == left.size && self.is_same(&cred, &attr, &left.file).await? {
+            self.settle_left(afs, &left.file, attr.change);
+            return Ok(Recovered::WasStored);
+        }
+        if attr.change != left.base {
+            return Err(ErrorCode::Conflict.into());
+        }
+        let contents = self.stage_left(afs, &cred, left.fid, &left.file, left.size).await?;
+        let (reply, _) = self.change(&cred, Op::Store { fid: left.fid, contents, base: Some(left.base) }).await?;
+        let OpReply::Attr(change) = reply else { return Err(unexpected()) };
+        self.settle_left(afs, &left.file, change.attr.change);
+        Ok(Recovered::Stored)
+    }
+
+    fn settle_left(&self, afs: &Afs, file: &Arc<CacheFile>, change: u64) {
+        let settled = checksums_of(file.file()).and_then(|sums| afs.disk.mark_clean(file, change, sums));
+        if let Err(error) = settled {
+            tracing::debug!("the cache cannot record that a file is stored: {error}");
+        }
+    }
+
+    /// Whether the server has the same contents.
+    async fn is_same(&self, cred: &Credential, attr: &Attr, file: &Arc<CacheFile>) -> Result<bool, Error> {
+        let mut offset = 0;
+        while offset < attr.size {
+            let len = (attr.size - offset).min(CHECK_BLOCK as u64);
+            let query = Query::Fetch { fid: attr.fid, offset, len: len as u32, change: Some(attr.change), copy: false };
+            let (reply, _) = self.ask(cred, query).await?;
+            let QueryReply::Data { data, attr: now } = reply else { return Err(unexpected()) };
+            let mine = read(file, offset, len as usize).map_err(|error| super::disk_error(&error, "read"))?;
+            if now.change != attr.change || data.0 != mine {
+                return Ok(false);
+            }
+            offset += len;
+        }
+        Ok(true)
+    }
+
+    async fn stage_left(
+        &self,
+        afs: &Afs,
+        cred: &Credential,
+        fid: Fid,
+        file: &Arc<CacheFile>,
+        size: u64,
+    ) -> Result<NewContents, Error> {
+        let part = |offset: u64| {
+            let len = (size - offset).min(CHECK_BLOCK as u64) as usize;
+            read(file, offset, len).map_err(|error| super::disk_error(&error, "read"))
+        };
+        if size <= CHECK_BLOCK as u64 {
+            return Ok(NewContents::Whole(Payload(part(0)?.into())));
+        }
+        let stage = afs.next_stage();
+        let mut offset = 0;
+        while offset < size {
+            let data = Payload(part(offset)?.into());
+            let len = data.len() as u64;
+            self.client.stage(cred, StageRequest { fid, stage, first: offset == 0, offset, data }).await?;
+            offset += len;
+        }
+        Ok(NewContents::Staged { stage, size })
+    }
+}
+
+fn read(file: &Arc<CacheFile>, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+    let mut data = vec![0; len];
+    file.file().read_exact_at(&mut data, offset)?;
+    Ok(data)
+}

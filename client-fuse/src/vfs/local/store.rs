@@ -1,0 +1,236 @@
+//! Storing whole files at the server (rule 4 of AFS mode).
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
+use larder_protocol::attr::Credential;
+use larder_protocol::error::ErrorCode;
+use larder_protocol::ids::Fid;
+use larder_protocol::limits::MAX_PAYLOAD;
+use larder_protocol::payload::Payload;
+use larder_protocol::runtime::RuntimeExt;
+use larder_protocol::service::file::{NewContents, Op, OpReply, StageRequest};
+
+use super::copy::LocalCopy;
+use super::fetch::disk_error;
+use crate::mode::afs::Afs;
+use crate::mode::afs::disk::{CHECK_BLOCK, checksum};
+use crate::vfs::node::Node;
+use crate::vfs::{Error, Vfs, unexpected};
+
+/// Pieces on their way.
+const WINDOW: usize = 8;
+/// Times that staging begins anew because the server was restarted.
+const AGAIN: u32 = 8;
+/// How often a store is tried again that got no answer in a soft mount's time.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// A piece of a copy to be sent.
+struct Piece {
+    number: usize,
+    data: Bytes,
+    checksum: u32,
+    zero: bool,
+}
+
+fn read_piece(file: &File, number: usize, size: u64) -> io::Result<Piece> {
+    let offset = number as u64 * CHECK_BLOCK as u64;
+    let len = (size - offset).min(CHECK_BLOCK as u64) as usize;
+    let mut data = BytesMut::zeroed(len);
+    file.read_exact_at(&mut data, offset)?;
+    let zero = data.iter().all(|byte| *byte == 0);
+    Ok(Piece { number, checksum: checksum(&data), zero, data: data.freeze() })
+}
+
+impl Vfs {
+    /// Stores a copy's changes, if there are any; who comes while it is being stored waits for that. `writer` is on
+    /// whose behalf, if nobody has written by way of this process.
+    pub(in crate::vfs) async fn store(
+        &self,
+        node: &Arc<Node>,
+        copy: &Arc<LocalCopy>,
+        writer: &Arc<Credential>,
+    ) -> Result<(), Error> {
+        let Some(afs) = &self.afs else { return Ok(()) };
+        let _turn = self.until_abort(copy.storing.lock()).await?;
+        let Some((writes, writer)) = copy.unstored(writer) else { return Ok(()) };
+        if node.state.lock().kept {
+            // It has no name any more, and nobody but this machine's programs can read it.
+            return Ok(());
+        }
+        self.until_abort(copy.wait_whole()).await??;
+        let before = copy.now();
+        for _ in 0..AGAIN {
+            let (contents, checksums) = match self.send_contents(afs, node.fid, copy, &writer).await {
+                Ok(sent) => sent,
+                Err(Error::Refused(ErrorCode::NotStaged)) => continue,
+                Err(error) => return Err(error),
+            };
+            match self.change(&writer, Op::Store { fid: node.fid, contents, base: None }).await {
+                Ok((OpReply::Attr(change), asked)) => {
+                    self.learn_own(node, &change, &asked);
+                    drop(asked);
+                    afs.stores.fetch_add(1, Ordering::Relaxed);
+                    self.is_stored(afs, node, copy, writes, before, change.attr.change, checksums, &writer);
+                    return Ok(());
+                }
+                Ok(_) => return Err(unexpected()),
+                // The server was restarted after the last piece.
+                Err(Error::Refused(ErrorCode::NotStaged)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(ErrorCode::Io.into())
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the parts of one event")]
+    fn is_stored(
+        &self,
+        afs: &Afs,
+        node: &Arc<Node>,
+        copy: &Arc<LocalCopy>,
+        writes: u64,
+        before: Option<(u64, i64, i64)>,
+        change: u64,
+        checksums: Vec<u32>,
+        writer: &Credential,
+    ) {
+        let attr = node.state.lock().attrs.attr().clone();
+        debug_assert!(attr.change >= change);
+        let attr = larder_protocol::attr::Attr { change, ..attr };
+        let clean = copy.stored(writes, &attr, before);
+        let recorded = if clean {
+            afs.unstored.lock().remove(&copy.file().id());
+            afs.disk.mark_clean(copy.file(), change, checksums)
+        } else {
+            // What came meanwhile is based on what was stored.
+            afs.disk.mark_dirty(copy.file(), change, writer.uid, writer.gid)
+        };
+        if let Err(error) = recorded {
+            // It is stored; should this process end now, it would be compared with what the server has.
+            tracing::debug!("the cache cannot record that a file is stored: {error}");
+        }
+        if clean && copy.has_way() {
+            self.expect_unseen_writes(afs, copy, writer);
+        }
+    }
+
+    /// The contents, as far as they must be sent before the store itself, with the checksums of their parts.
+    async fn send_contents(
+        &self,
+        afs: &Afs,
+        fid: Fid,
+        copy: &Arc<LocalCopy>,
+        writer: &Arc<Credential>,
+    ) -> Result<(NewContents, Vec<u32>), Error> {
+        let size = copy.size();
+        let parts = size.div_ceil(CHECK_BLOCK as u64) as usize;
+        if size <= MAX_PAYLOAD as u64 {
+            if parts == 0 {
+                return Ok((NewContents::Whole(Payload::default()), Vec::new()));
+            }
+            let piece = self.piece(copy, 0, size).await?;
+            return Ok((NewContents::Whole(Payload(piece.data)), vec![piece.checksum]));
+        }
+        let stage = afs.next_stage();
+        let mut checksums = vec![0; parts];
+        let send = |number: usize, first: bool| async move {
+            let piece = self.piece(copy, number, size).await?;
+            let sum = (piece.number, piece.checksum);
+            if piece.zero && !first {
+                return Ok(sum);
+            }
+            let offset = number as u64 * CHECK_BLOCK as u64;
+            let request = StageRequest { fid, stage, first, offset, data: Payload(piece.data) };
+            self.client.stage(writer, request).await?;
+            Ok::<_, Error>(sum)
+        };
+        // Before the others, which must find the stage.
+        let (number, sum) = send(0, true).await?;
+        checksums[number] = sum;
+        let mut sending = futures::stream::iter((1..parts).map(|number| send(number, false))).buffer_unordered(WINDOW);
+        while let Some(sent) = sending.next().await {
+            let (number, sum) = sent?;
+            checksums[number] = sum;
+        }
+        Ok((NewContents::Staged { stage, size }, checksums))
+    }
+
+    async fn piece(&self, copy: &Arc<LocalCopy>, number: usize, size: u64) -> Result<Piece, Error> {
+        let read = if size <= 64 << 10 {
+            read_piece(copy.file().file(), number, size)
+        } else {
+            let file = copy.file().clone();
+            let done = self.runtime.blocking(move || read_piece(file.file(), number, size)).await;
+            done.unwrap_or_else(|| Err(io::Error::other("reading the cache panicked")))
+        };
+        match read {
+            Ok(piece) => Ok(piece),
+            // It was made shorter meanwhile: whoever did that stores it too.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                let len = ((size - number as u64 * CHECK_BLOCK as u64).min(CHECK_BLOCK as u64)) as usize;
+                let data = Bytes::from(vec![0; len]);
+                Ok(Piece { number, checksum: checksum(&data), zero: true, data })
+            }
+            Err(error) => Err(disk_error(&error, "read")),
+        }
+    }
+
+    /// The last descriptor of a file that was written is closed, and there are changes that came after its flush.
+    /// Returns when they are stored, or kept as a conflict.
+    pub(super) async fn store_at_last(&self, node: &Arc<Node>, copy: &Arc<LocalCopy>, writer: &Arc<Credential>) {
+        let Some(afs) = &self.afs else { return };
+        loop {
+            match self.store(node, copy, writer).await {
+                Ok(()) => return,
+                // What is dirty stays so on the disk, and the next mount stores it.
+                Err(Error::Aborted) => return,
+                Err(Error::TimedOut { .. }) => self.runtime.sleep(RETRY).await,
+                Err(error) => {
+                    if let Some(file) = node.file() {
+                        file.flow.lock().fail(error);
+                    }
+                    self.keep_conflict(afs, node, copy, &error.to_string());
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Keeps what cannot be stored beside the files, where its owner finds it.
+    pub(super) fn keep_conflict(&self, afs: &Afs, node: &Arc<Node>, copy: &Arc<LocalCopy>, why: &str) {
+        afs.unstored.lock().remove(&copy.file().id());
+        let name = self.path_hint(node);
+        match afs.disk.keep_as_conflict(copy.file(), copy.base(), name.as_deref(), why) {
+            Ok(path) => tracing::error!(
+                "what was written to file {} could not be stored ({why}); it is kept as {}",
+                node.fid,
+                path.display()
+            ),
+            Err(error) => tracing::error!(
+                "what was written to file {} could not be stored ({why}), nor kept in the cache: {error}",
+                node.fid
+            ),
+        }
+    }
+
+    /// Stores everything that has changes. Errors are reported at the next flush or fsync of each file.
+    pub(in crate::vfs) async fn store_all(&self) {
+        let Some(afs) = &self.afs else { return };
+        let unstored: Vec<(Arc<Node>, Arc<LocalCopy>)> = afs.unstored.lock().values().cloned().collect();
+        let nobody = Arc::new(Credential::root());
+        for (node, copy) in unstored {
+            if let Err(error) = self.store(&node, &copy, &nobody).await
+                && let Some(file) = node.file()
+            {
+                file.flow.lock().fail(error);
+            }
+        }
+    }
+}
