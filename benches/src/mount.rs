@@ -1,5 +1,6 @@
 //! Mounts of a server, as child processes.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,8 +9,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use rustix::fs::statfs;
 use rustix::mount::{UnmountFlags, unmount};
+use rustix::process::Signal;
 
-use crate::process::{Process, binary, run, scratch};
+use crate::process::{Process, binary, command, run, scratch};
 use crate::server::Server;
 
 /// `f_type` of a FUSE mount, from statfs(2).
@@ -46,6 +48,54 @@ impl Mode {
     }
 }
 
+/// Requests by the names of their kinds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts(pub BTreeMap<String, u64>);
+
+/// Kinds of requests by which connections and leases are kept, whatever programs do.
+const UPKEEP: [&str; 3] = ["hello", "renew", "breaks"];
+
+impl Counts {
+    /// Those in what `larder stats --json` prints.
+    ///
+    /// # Errors
+    /// If there are none.
+    pub fn in_stats(stats: &serde_json::Value) -> Result<Counts> {
+        let requests = stats["requests"].as_object().context("no requests in the stats")?;
+        let count = |kind: &serde_json::Value| kind["count"].as_u64().unwrap_or(0);
+        Ok(Counts(requests.iter().map(|(kind, stats)| (kind.clone(), count(stats))).collect()))
+    }
+
+    /// What was added since `before`, without what is sent whatever programs do.
+    pub fn since(&self, before: &Counts) -> Counts {
+        let added = self.0.iter().map(|(kind, count)| (kind.clone(), count - before.of(kind)));
+        Counts(added.filter(|(kind, count)| *count > 0 && !UPKEEP.contains(&kind.as_str())).collect())
+    }
+
+    /// How many of this kind there were.
+    pub fn of(&self, kind: &str) -> u64 {
+        self.0.get(kind).copied().unwrap_or(0)
+    }
+
+    /// How many there were of all kinds.
+    pub fn total(&self) -> u64 {
+        self.0.values().sum()
+    }
+}
+
+/// What may be said of a mount beside its mode and the options of `-o`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Setup<'a> {
+    /// Options of `-o`, empty for none.
+    pub options: &'a str,
+    /// More arguments of `larder mount`.
+    pub arguments: &'a [&'a str],
+    /// The directory of the disk cache (afs mode), if it is not to be `DIR/NAME.cache`.
+    pub cache: Option<&'a Path>,
+    /// The network namespace of ip-netns(8) that the client is to be in.
+    pub namespace: Option<&'a str>,
+}
+
 /// A mounted client.
 #[derive(Debug)]
 pub struct Mount {
@@ -68,17 +118,27 @@ impl Mount {
     /// # Errors
     /// If it does not mount.
     pub fn of_address(dir: &Path, name: &str, address: &str, mode: Mode, options: &str) -> Result<Mount> {
+        Mount::set_up(dir, name, address, mode, &Setup { options, ..Setup::default() })
+    }
+
+    /// As [`of_address`](Mount::of_address), with more to say.
+    ///
+    /// # Errors
+    /// If it does not mount.
+    pub fn set_up(dir: &Path, name: &str, address: &str, mode: Mode, setup: &Setup<'_>) -> Result<Mount> {
         let path = dir.join(name);
         fs::create_dir_all(&path)?;
         ensure!(Path::new("/dev/fuse").exists(), "/dev/fuse is missing: load the fuse module; mounts cannot be tested");
-        let mut command = Command::new(binary("larder")?);
+        let mut command = command("larder", setup.namespace)?;
         command.args(["mount", "--foreground", "--mode", mode.name()]);
         if mode == Mode::Afs {
-            command.arg("--cache").arg(dir.join(format!("{name}.cache")));
+            let cache = setup.cache.map_or_else(|| dir.join(format!("{name}.cache")), Path::to_owned);
+            command.arg("--cache").arg(cache);
         }
-        if !options.is_empty() {
-            command.args(["-o", options]);
+        if !setup.options.is_empty() {
+            command.args(["-o", setup.options]);
         }
+        command.args(setup.arguments);
         command.arg(address).arg(&path);
         let mut client = Process::spawn(&mut command, dir, name)?;
         client.wait_ready(PATIENCE, || is_mounted(&path).then_some(()))?;
@@ -112,6 +172,42 @@ impl Mount {
     pub fn stats(&self) -> Result<serde_json::Value> {
         let output = run(Command::new(binary("larder")?).arg("stats").arg(&self.path).arg("--json"))?;
         serde_json::from_slice(&output.stdout).context("reading the client's stats")
+    }
+
+    /// How often the client had an answer to requests of each kind.
+    ///
+    /// # Errors
+    /// If the client does not answer.
+    pub fn counts(&self) -> Result<Counts> {
+        Counts::in_stats(&self.stats()?)
+    }
+
+    /// What the client has logged.
+    pub fn log(&self) -> String {
+        self.client.as_ref().map(Process::log).unwrap_or_default()
+    }
+
+    /// Sends the client a signal.
+    ///
+    /// # Errors
+    /// If that fails.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        self.client.as_ref().map_or(Ok(()), |client| client.signal(signal))
+    }
+
+    /// Kills the client at once, as a crash does, and removes what is left of the mount. Its cache stays.
+    ///
+    /// # Errors
+    /// If it does not end, or the mount cannot be removed.
+    pub fn kill(mut self) -> Result<()> {
+        let Some(mut client) = self.client.take() else { return Ok(()) };
+        let ended = client.signal(Signal::KILL).and_then(|()| client.wait(PATIENCE).map(|_| ()));
+        let removed = run(Command::new(binary("larder")?).args(["umount", "--force"]).arg(&self.path));
+        if removed.is_err() {
+            // What the failure leaves must not stay behind.
+            let _ = unmount(&self.path, UnmountFlags::DETACH);
+        }
+        ended.and(removed.map(|_| ()))
     }
 
     /// Unmounts with `larder umount` and waits for the client's end.

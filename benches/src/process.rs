@@ -36,6 +36,19 @@ pub fn binary(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// A command that runs one of the project's binaries, in this network namespace of ip-netns(8) if one is named.
+///
+/// # Errors
+/// If the binary is not there.
+pub fn command(name: &str, namespace: Option<&str>) -> Result<Command> {
+    let program = binary(name)?;
+    let Some(namespace) = namespace else { return Ok(Command::new(program)) };
+    // Not `ip netns exec`, whose mounts nobody else sees.
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net=/run/netns/{namespace}")).arg("--").arg(program);
+    Ok(command)
+}
+
 /// A directory for one test, removed with all it holds when dropped. `LARDER_TEST_TMP` says where.
 ///
 /// # Errors

@@ -9,7 +9,8 @@ use anyhow::{Context, Result, ensure};
 use larder_protocol::stats::ServerStats;
 use rustix::process::Signal;
 
-use crate::process::{Process, binary, run};
+use crate::mount::Counts;
+use crate::process::{Process, binary, command, run};
 
 /// How long a server may take to listen, or to end.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -22,6 +23,8 @@ pub struct Server {
     store: PathBuf,
     durability: &'static str,
     address: String,
+    arguments: Vec<String>,
+    namespace: Option<String>,
 }
 
 impl Server {
@@ -39,8 +42,42 @@ impl Server {
     /// # Errors
     /// If it does not start.
     pub fn start_on(dir: &Path, store: PathBuf, durability: &'static str) -> Result<Server> {
-        let mut server =
-            Server { process: None, dir: dir.to_owned(), store, durability, address: "127.0.0.1:0".to_owned() };
+        Server::begin(Server {
+            process: None,
+            dir: dir.to_owned(),
+            store,
+            durability,
+            address: "127.0.0.1:0".to_owned(),
+            arguments: Vec::new(),
+            namespace: None,
+        })
+    }
+
+    /// As [`start`](Server::start), in `process` durability, with more arguments.
+    ///
+    /// # Errors
+    /// If it does not start.
+    pub fn start_with(dir: &Path, arguments: &[&str]) -> Result<Server> {
+        Server::start_in(dir, "127.0.0.1:0", arguments, None)
+    }
+
+    /// As [`start_with`](Server::start_with), listening on `address` in a network namespace of ip-netns(8).
+    ///
+    /// # Errors
+    /// If it does not start.
+    pub fn start_in(dir: &Path, address: &str, arguments: &[&str], namespace: Option<&str>) -> Result<Server> {
+        Server::begin(Server {
+            process: None,
+            dir: dir.to_owned(),
+            store: dir.join("store"),
+            durability: "process",
+            address: address.to_owned(),
+            arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
+            namespace: namespace.map(ToOwned::to_owned),
+        })
+    }
+
+    fn begin(mut server: Server) -> Result<Server> {
         server.restart()?;
         Ok(server)
     }
@@ -54,8 +91,8 @@ impl Server {
         if let Err(error) = fs::remove_file(&port_file) {
             ensure!(error.kind() == std::io::ErrorKind::NotFound, "removing {}: {error}", port_file.display());
         }
-        let mut command = Command::new(binary("larderd")?);
-        command.arg("serve").arg("--store").arg(&self.store);
+        let mut command = command("larderd", self.namespace.as_deref())?;
+        command.arg("serve").arg("--store").arg(&self.store).args(&self.arguments);
         command.arg("--listen").arg(&self.address);
         command.arg("--durability").arg(self.durability).arg("--port-file").arg(&port_file);
         let mut process = Process::spawn(&mut command, &self.dir, "larderd")?;
@@ -111,8 +148,25 @@ impl Server {
     /// # Errors
     /// If it does not answer.
     pub fn stats(&self) -> Result<ServerStats> {
-        let output = run(Command::new(binary("larder")?).arg("stats").arg(self.address()).arg("--json"))?;
+        let mut command = command("larder", self.namespace.as_deref())?;
+        let output = run(command.arg("stats").arg(self.address()).arg("--json"))?;
         serde_json::from_slice(&output.stdout).context("reading the server's stats")
+    }
+
+    /// How often it has answered requests of each kind.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub fn counts(&self) -> Result<Counts> {
+        Ok(Counts(self.stats()?.requests.into_iter().map(|(kind, stats)| (kind, stats.count)).collect()))
+    }
+
+    /// Sends it a signal. Does nothing if it is not running.
+    ///
+    /// # Errors
+    /// If that fails.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        self.process.as_ref().map_or(Ok(()), |process| process.signal(signal))
     }
 
     /// Ends the server and runs `larderd check` on the store.

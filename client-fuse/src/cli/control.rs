@@ -37,19 +37,78 @@ pub(super) enum Command {
     Abort,
     /// Say nothing, and keep the connection until you end.
     Watch,
+    /// About the disk cache.
+    Cache(CacheCommand),
+}
+
+/// What can be asked about the disk cache. Files go by their inode numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum CacheCommand {
+    /// How full is it?
+    Status,
+    /// What is in it, from this place on?
+    List(u64),
+    /// Is all of it as it was made?
+    VerifyAll,
+    /// Is this file's copy?
+    Verify(u64),
+    /// Keep this file in it.
+    Pin(u64),
+    /// Do not.
+    Unpin(u64),
+    /// Take this file's copy out of it.
+    Evict(u64),
+    /// Remove this conflict.
+    Forget(u64),
 }
 
 impl Command {
-    const ALL: [Command; 5] = [Command::Ping, Command::Stats, Command::Unmount, Command::Abort, Command::Watch];
-
-    fn name(self) -> &'static str {
+    /// The command as one line.
+    fn line(self) -> String {
         match self {
-            Command::Ping => "ping",
-            Command::Stats => "stats",
-            Command::Unmount => "unmount",
-            Command::Abort => "abort",
-            Command::Watch => "watch",
+            Command::Ping => "ping".to_owned(),
+            Command::Stats => "stats".to_owned(),
+            Command::Unmount => "unmount".to_owned(),
+            Command::Abort => "abort".to_owned(),
+            Command::Watch => "watch".to_owned(),
+            Command::Cache(CacheCommand::Status) => "cache status".to_owned(),
+            Command::Cache(CacheCommand::List(from)) => format!("cache list {from}"),
+            Command::Cache(CacheCommand::VerifyAll) => "cache verify".to_owned(),
+            Command::Cache(CacheCommand::Verify(inode)) => format!("cache verify {inode}"),
+            Command::Cache(CacheCommand::Pin(inode)) => format!("cache pin {inode}"),
+            Command::Cache(CacheCommand::Unpin(inode)) => format!("cache unpin {inode}"),
+            Command::Cache(CacheCommand::Evict(inode)) => format!("cache evict {inode}"),
+            Command::Cache(CacheCommand::Forget(id)) => format!("cache forget {id}"),
         }
+    }
+
+    /// The command that a line says.
+    fn parse(line: &str) -> Option<Command> {
+        let mut words = line.split_whitespace();
+        let command = match words.next()? {
+            "ping" => Command::Ping,
+            "stats" => Command::Stats,
+            "unmount" => Command::Unmount,
+            "abort" => Command::Abort,
+            "watch" => Command::Watch,
+            "cache" => {
+                let verb = words.next()?;
+                let number = words.next().map(str::parse).transpose().ok()?;
+                Command::Cache(match (verb, number) {
+                    ("status", None) => CacheCommand::Status,
+                    ("verify", None) => CacheCommand::VerifyAll,
+                    ("list", Some(from)) => CacheCommand::List(from),
+                    ("verify", Some(inode)) => CacheCommand::Verify(inode),
+                    ("pin", Some(inode)) => CacheCommand::Pin(inode),
+                    ("unpin", Some(inode)) => CacheCommand::Unpin(inode),
+                    ("evict", Some(inode)) => CacheCommand::Evict(inode),
+                    ("forget", Some(id)) => CacheCommand::Forget(id),
+                    _ => return None,
+                })
+            }
+            _ => return None,
+        };
+        words.next().is_none().then_some(command)
     }
 }
 
@@ -121,7 +180,7 @@ async fn attend(stream: tokio::net::UnixStream, handler: Handler) -> io::Result<
             Ok(Err(error)) => return Err(error),
             Ok(Ok(_)) => {}
         }
-        let answer = match Command::ALL.into_iter().find(|command| command.name() == line.trim()) {
+        let answer = match Command::parse(&line) {
             Some(Command::Watch) => {
                 writer.write_all(b"{\"watching\":true}\n").await?;
                 // Ends when the caller leaves, or with this process.
@@ -168,7 +227,7 @@ impl Caller {
     /// `TimedOut` when there is none in time; `InvalidData` when it is not JSON; what the socket says.
     pub(super) fn ask(&mut self, command: Command, within: Duration) -> io::Result<Value> {
         self.stream.get_ref().set_read_timeout(Some(within))?;
-        self.stream.get_mut().write_all(format!("{}\n", command.name()).as_bytes())?;
+        self.stream.get_mut().write_all(format!("{}\n", command.line()).as_bytes())?;
         let mut line = String::new();
         (&mut self.stream).take(MAX_ANSWER).read_line(&mut line).map_err(timed_out)?;
         if line.is_empty() {
@@ -203,7 +262,7 @@ mod tests {
 
     fn serve(path: &Path) -> (tokio::runtime::Runtime, Control) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let handler: Handler = Arc::new(|command| Box::pin(async move { json!({ "did": command.name() }) }));
+        let handler: Handler = Arc::new(|command| Box::pin(async move { json!({ "did": command.line() }) }));
         let control = {
             let _inside = runtime.enter();
             Control::listen(path.to_owned(), handler).unwrap()
@@ -218,8 +277,23 @@ mod tests {
         std::fs::write(&path, "left behind").unwrap();
         let (_runtime, control) = serve(&path);
         let mut caller = Caller::connect(&path).unwrap();
-        for command in [Command::Ping, Command::Stats, Command::Unmount, Command::Abort] {
-            assert_eq!(caller.ask(command, SOON).unwrap()["did"], command.name());
+        let cache = [
+            CacheCommand::Status,
+            CacheCommand::List(7),
+            CacheCommand::VerifyAll,
+            CacheCommand::Verify(u64::MAX),
+            CacheCommand::Pin(1),
+            CacheCommand::Unpin(2),
+            CacheCommand::Evict(3),
+            CacheCommand::Forget(4),
+        ];
+        let others = [Command::Ping, Command::Stats, Command::Unmount, Command::Abort];
+        for command in others.into_iter().chain(cache.map(Command::Cache)) {
+            assert_eq!(Command::parse(&command.line()), Some(command));
+            assert_eq!(caller.ask(command, SOON).unwrap()["did"], command.line());
+        }
+        for bad in ["", "cache", "cache pin", "cache pin x", "cache status 1", "ping 1"] {
+            assert_eq!(Command::parse(bad), None, "{bad}");
         }
         assert_eq!(caller.pid().unwrap(), rustix::process::getpid());
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);

@@ -17,7 +17,7 @@ use super::control::{Command, Control, Handler};
 use super::mounts::{self, Mount};
 use super::options::Options;
 use super::spec::Spec;
-use super::{rundir, unmount};
+use super::{cache, rundir, unmount};
 use crate::fuse::{self, Mounted};
 use crate::rpc::{CHANNELS, TcpConnector};
 use crate::vfs::Vfs;
@@ -265,6 +265,7 @@ async fn answer(mount: &Serving, command: Command) -> Value {
             mount.asked.notify_one();
             json!({ "ok": true })
         }
+        Command::Cache(command) => cache::answer(&mount.vfs, command).await,
         Command::Watch => json!({ "watching": true }),
     }
 }

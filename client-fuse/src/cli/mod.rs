@@ -1,5 +1,6 @@
 //! The command `larder`: mounting, unmounting, statistics.
 
+mod cache;
 mod control;
 mod daemon;
 mod generate;
@@ -51,6 +52,7 @@ enum Command {
     Mount(MountArgs),
     Umount(UmountArgs),
     Stats(StatsArgs),
+    Cache(CacheArgs),
     Completions(CompletionsArgs),
     Man(ManArgs),
 }
@@ -146,6 +148,49 @@ struct StatsArgs {
     target: OsString,
 }
 
+/// Show and look after what a mount in afs mode keeps on this machine's disk.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  larder cache status /mnt               how full it is
+  larder cache list /mnt                 what is in it, conflicts included
+  larder cache pin /mnt src/big.iso      keep a file, or all below a directory, and fetch it again when it changes
+  larder cache evict /mnt src            take copies out
+  larder cache verify /mnt               compare copies with their checksums; damaged ones are fetched again
+  larder cache forget /mnt 17            remove conflict 17 for good
+
+A conflict is a file that was written and could not be stored, because somebody else had changed or removed it by then,
+or the server refused it. `list` says where it is kept.")]
+struct CacheArgs {
+    /// What to do.
+    #[arg(value_enum)]
+    verb: CacheVerb,
+    /// The mount point.
+    mountpoint: PathBuf,
+    /// A file or directory, by its path below the mount point; for `forget` the conflict's number.
+    path: Option<PathBuf>,
+    /// Print JSON (status, list).
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum CacheVerb {
+    /// How full it is.
+    Status,
+    /// What is in it.
+    List,
+    /// Keep files in it.
+    Pin,
+    /// Let files be evicted again.
+    Unpin,
+    /// Take copies out of it.
+    Evict,
+    /// Compare copies with their checksums.
+    Verify,
+    /// Remove a conflict.
+    Forget,
+}
+
 /// Print completions for a shell.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
@@ -218,6 +263,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Mount(args) => mount::run(args, cli.verbose),
         Command::Umount(args) => umount::run(&args),
         Command::Stats(args) => stats::run(&args),
+        Command::Cache(args) => cache::run(&args),
         Command::Completions(args) => generate::completions(args.shell),
         Command::Man(args) => generate::man(args.out.as_deref()),
     }

@@ -245,9 +245,9 @@ mod tests {
 
     #[test]
     fn opened_says_how_the_kernel_caches() {
-        let opened = Opened { handle: 1, keep_cache: true, direct_io: false, noflush: true };
+        let opened = Opened { handle: 1, keep_cache: true, direct_io: false, noflush: true, backing: None };
         assert_eq!(fopen_flags(&opened), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
-        let direct = Opened { handle: 1, keep_cache: false, direct_io: true, noflush: false };
+        let direct = Opened { handle: 1, keep_cache: false, direct_io: true, noflush: false, backing: None };
         assert_eq!(fopen_flags(&direct), FopenFlags::FOPEN_DIRECT_IO);
         assert!(seek_what(libc::SEEK_SET).is_err());
     }

@@ -7,7 +7,8 @@ use larder_protocol::handshake::{Hello, LeaseTerms, Refusal};
 use larder_protocol::ids::{Epoch, VolumeId};
 use larder_protocol::runtime::{BoxFuture, SharedRuntime, SimRuntime};
 use larder_protocol::service::Larder;
-use larder_protocol::service::file::OpReply;
+use larder_protocol::service::callback::{Breaks, Grants, LeaseId, Promised, Renew, Renewed};
+use larder_protocol::service::file::{OpReply, StageRequest};
 use larder_protocol::stats::ServerStats;
 use larder_protocol::transport::{ClientTransport, ServerTransport};
 use parking_lot::Mutex;
@@ -170,11 +171,27 @@ impl Larder for Session {
         if server.chance(weather.cut_after) {
             return self.lose().await;
         }
-        Ok(Mutated { sequence: result, durable: result, reply: OpReply::Forgotten })
+        Ok(Mutated { sequence: result, durable: result, reply: OpReply::Forgotten, grants: Grants::default() })
     }
 
     async fn query(self, _: Context, _: Credential, _: Query) -> Result<QueryReply, ErrorCode> {
         if self.fenced() { Err(ErrorCode::Fenced) } else { Ok(QueryReply::Offset(self.server.executed())) }
+    }
+
+    async fn promised(self, _: Context, _: Credential, _: Query) -> Result<Promised, ErrorCode> {
+        Err(ErrorCode::NotSupported)
+    }
+
+    async fn renew(self, _: Context, _: Renew) -> Result<Renewed, ErrorCode> {
+        Err(ErrorCode::NotSupported)
+    }
+
+    async fn breaks(self, _: Context, _: LeaseId, _: u64) -> Result<Breaks, ErrorCode> {
+        Err(ErrorCode::NotSupported)
+    }
+
+    async fn stage(self, _: Context, _: Credential, _: StageRequest) -> Result<(), ErrorCode> {
+        Err(ErrorCode::NotSupported)
     }
 
     async fn write(self, _: Context, _: Credential, _: WriteRequest) -> Result<Written, ErrorCode> {

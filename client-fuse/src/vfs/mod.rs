@@ -40,6 +40,7 @@ use larder_protocol::service::volume::{VolumeReply, VolumeRequest};
 use tokio::sync::Notify;
 
 pub use error::{AttachError, Error};
+pub use local::admin::CacheStats;
 pub use local::copy::{Backing, LocalCopy};
 pub use node::{Node, ROOT};
 pub use reply_gate::{ReplyGate, ReplyPass};

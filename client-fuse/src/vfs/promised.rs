@@ -172,6 +172,7 @@ impl Vfs {
         }
         self.tell_kernel(afs, &nodes, names).await;
         afs.promises.lock().applied(breaks, lease);
+        self.refetch_pinned(afs, &objects);
     }
 
     /// Whether programs must look names up again when this object has changed: those in a directory, and those of an

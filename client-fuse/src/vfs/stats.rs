@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use larder_protocol::stats::KindStats;
 use serde::{Deserialize, Serialize};
 
-use super::Vfs;
+use super::{CacheStats, Vfs};
 use crate::core::attr_cache::Miss;
 
 /// What a client has done since it was mounted.
@@ -42,6 +42,9 @@ pub struct ClientStats {
     pub nodes: u64,
     /// Open files and directories.
     pub handles: u64,
+    /// The disk cache and the lease, in AFS mode.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CacheStats>,
 }
 
 /// Cache hits and misses.
@@ -85,6 +88,7 @@ impl Vfs {
             dirty_bytes: self.unsent.bytes(),
             nodes: self.nodes.len() as u64,
             handles: self.handles.len() as u64,
+            cache: self.afs.as_ref().map(|afs| self.cache_stats(afs)),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Files of AFS mode: opened, read, written and closed on this machine's disk.
 
+pub(super) mod admin;
 pub(super) mod copy;
 mod fetch;
 pub(super) mod open;
