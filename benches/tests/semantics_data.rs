@@ -1,9 +1,13 @@
 //! What programs may rely on about the contents of files, in each mode.
 #![allow(clippy::unwrap_used, reason = "a failed call fails the test")]
 
-use std::fs::{self, File, OpenOptions};
+use std::ffi::CString;
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{ErrorKind, Read, Seek, Write};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::time::Duration;
 
 use larder_benches::mount::Mount;
 use larder_benches::on_a_mount_of_each_mode;
@@ -17,6 +21,9 @@ on_a_mount_of_each_mode![
     seek_finds_data_and_holes,
     offsets_reach_eight_exbibytes,
     truncate_cuts_and_extends_with_zeros,
+    truncate_by_name_shows_in_the_contents,
+    an_open_file_keeps_its_number_when_only_its_attributes_change,
+    holes_stay_holes,
     punched_ranges_read_as_zeros,
     fallocate_extends_unless_told_not_to,
     append_goes_to_the_end_whatever_the_offset,
@@ -98,6 +105,49 @@ fn truncate_cuts_and_extends_with_zeros(mount: &Mount) {
     drop(file);
     let now = fs::read(mount.at("cut")).unwrap();
     assert!(now[..70_001] == bytes[..70_001] && now[70_001..].iter().all(|b| *b == 0) && now.len() == 100_000);
+}
+
+fn truncate_by_name_shows_in_the_contents(mount: &Mount) {
+    let path = mount.at("cut-by-name");
+    let bytes = pattern(10_000);
+    fs::write(&path, &bytes).unwrap();
+    for size in [4_000, 7_000] {
+        truncate(&path, size);
+        let now = fs::read(&path).unwrap();
+        assert_eq!(now.len() as u64, size);
+        assert!(now[..4_000] == bytes[..4_000] && now[4_000..].iter().all(|byte| *byte == 0), "cut to {size}");
+    }
+}
+
+/// As truncate(2), which opens nothing.
+fn truncate(path: &Path, size: u64) {
+    let path = CString::new(path.as_os_str().as_bytes()).unwrap();
+    // SAFETY: `path` is a string that ends with a zero byte, and nothing is kept of it.
+    let done = unsafe { libc::truncate(path.as_ptr(), size.cast_signed()) };
+    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+}
+
+fn an_open_file_keeps_its_number_when_only_its_attributes_change(mount: &Mount) {
+    let (path, link) = (mount.at("numbered"), mount.at("numbered-link"));
+    fs::write(&path, "text").unwrap();
+    let open = File::open(&path).unwrap();
+    let number = open.metadata().unwrap().ino();
+    fs::hard_link(&path, &link).unwrap();
+    fs::set_permissions(&link, Permissions::from_mode(0o600)).unwrap();
+    open.set_modified(std::time::UNIX_EPOCH + Duration::from_secs(1)).unwrap();
+    let again = File::open(&link).unwrap();
+    for seen in [fs::metadata(&path), fs::metadata(&link), again.metadata(), open.metadata()].map(Result::unwrap) {
+        assert_eq!((seen.ino(), seen.nlink(), seen.mode() & 0o777, seen.mtime()), (number, 2, 0o600, 1));
+    }
+}
+
+fn holes_stay_holes(mount: &Mount) {
+    let file = read_write(mount, "holes");
+    file.set_len(40 << 20).unwrap();
+    file.write_all_at(b"some data", 20 << 20).unwrap();
+    drop(file);
+    let blocks = fs::metadata(mount.at("holes")).unwrap().blocks();
+    assert!((1..200).contains(&blocks), "{blocks} blocks");
 }
 
 fn punched_ranges_read_as_zeros(mount: &Mount) {

@@ -102,6 +102,9 @@ pub struct Attr {
     /// The change attribute (RFC 7530 section 5.8.1.4): another value after each change of data or attributes, also
     /// across a crash and a move. Compared for equality only. A change of `atime` alone does not count.
     pub change: u64,
+    /// The data version of AFS: the value of `change` when contents, size or `mtime` were last set. Two replies that
+    /// show the same one are of the same contents.
+    pub data_version: u64,
     /// Whether there are extended attributes at all, so that asking for an absent one costs no request.
     pub has_xattr: bool,
 }

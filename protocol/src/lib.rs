@@ -16,5 +16,6 @@ pub mod name;
 pub mod payload;
 pub mod runtime;
 pub mod service;
+pub mod sparse;
 pub mod stats;
 pub mod transport;

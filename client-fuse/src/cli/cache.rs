@@ -225,7 +225,7 @@ fn listed(file: &Listed) -> Value {
         "state": state,
         "path": path,
         "why": why,
-        "change": file.change,
+        "version": file.version,
         "pinned": file.pinned,
         "open": file.open,
         "last_used": seconds(file.last_used),

@@ -298,6 +298,7 @@ mod tests {
             ctime: time,
             btime: time,
             change,
+            data_version: 1,
             has_xattr: false,
         }
     }

@@ -223,6 +223,7 @@ mod tests {
             ctime: time(3),
             btime: time(4),
             change: 1,
+            data_version: 1,
             has_xattr: false,
         };
         let shown = file_attr(77, &attr);

@@ -248,11 +248,15 @@ impl Vfs {
             Some(file) => Some(self.exclusive(node, file).await?),
             None => None,
         };
+        let same_contents = set.size.is_none();
+        let known = node.state.lock().attrs.attr().clone();
         let (reply, asked) = self.change(cred, Op::Setattr { fid: node.fid, set, open }).await?;
         match reply {
             OpReply::Attr(change) => {
                 self.learn_own(node, &change, &asked);
-                self.contents_follow(node, &change);
+                if same_contents && change.before == known.change {
+                    self.contents_follow(node, known.data_version, &change.attr);
+                }
                 Ok(())
             }
             _ => Err(unexpected()),
@@ -279,17 +283,17 @@ impl Vfs {
         if more { Box::pin(self.set_attributes(cred, node, rest, open)).await } else { Ok(()) }
     }
 
-    /// This client has changed something about a file that is not its contents: its copies are those of the new
-    /// version (rule 12).
-    pub(super) fn contents_follow(&self, node: &Node, change: &AttrChange) {
-        let Some(afs) = &self.afs else { return };
+    /// This client has given a file another data version without changing its contents, as by setting its `mtime`:
+    /// its copies are those of the new version (rule 12).
+    fn contents_follow(&self, node: &Node, from: u64, attr: &Attr) {
+        let Some(afs) = self.afs.as_ref().filter(|_| attr.data_version != from) else { return };
         let copy = node.state.lock().copy.clone();
         if let Some(copy) = copy {
-            copy.follow(change.before, &change.attr);
+            copy.follow(from, attr);
         }
         if let Some(copy) = afs.recent.lock().peek(&node.fid) {
-            copy.follow(change.before, &change.attr);
+            copy.follow(from, attr);
         }
-        afs.disk.rename_version(node.fid, change.before, change.attr.change);
+        afs.disk.rename_version(node.fid, from, attr.data_version);
     }
 }

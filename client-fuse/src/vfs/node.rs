@@ -91,9 +91,9 @@ impl Node {
     }
 
     /// Whether it is open at another version than this, and has no changes of its own.
-    fn stands_for_another(&self, change: u64) -> bool {
+    fn stands_for_another(&self, version: u64) -> bool {
         let copy = if self.is_open() { self.state.lock().copy.clone() } else { None };
-        copy.is_some_and(|copy| copy.is_another(change))
+        copy.is_some_and(|copy| copy.is_another(version))
     }
 
     /// Whether it is open.
@@ -198,14 +198,15 @@ impl NodeTable {
         if let Some(node) = old
             && node.fid == attr.fid
         {
-            if !node.stands_for_another(attr.change) {
+            if !node.stands_for_another(attr.data_version) {
                 node.nlookup.fetch_add(1, Ordering::Relaxed);
                 return (node.clone(), false);
             }
             // Rule 3 of AFS mode: it is open at another version, and stays so.
             let mut versions = self.versions.lock();
             let known = versions.numbers.get(&number).into_iter().flatten().rev();
-            let fitting = known.filter_map(|number| map.get(number)).find(|node| !node.stands_for_another(attr.change));
+            let fitting =
+                known.filter_map(|number| map.get(number)).find(|node| !node.stands_for_another(attr.data_version));
             if let Some(node) = fitting {
                 node.nlookup.fetch_add(1, Ordering::Relaxed);
                 return (node.clone(), false);
@@ -355,6 +356,7 @@ mod tests {
             ctime: time,
             btime: time,
             change: 1,
+            data_version: 1,
             has_xattr: false,
         }
     }

@@ -88,7 +88,6 @@ impl Vfs {
             OpReply::Attr(change) => {
                 let change: AttrChange = change;
                 self.learn_own(node, &change, &asked);
-                self.contents_follow(node, &change);
                 Ok(())
             }
             _ => Err(unexpected()),

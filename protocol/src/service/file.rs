@@ -61,8 +61,8 @@ pub enum Query {
         offset: u64,
         /// How many bytes, at most [`MAX_PAYLOAD`](crate::limits::MAX_PAYLOAD).
         len: u32,
-        /// The version that the bytes are to be of, by its `change`; at any other none are returned.
-        change: Option<u64>,
+        /// The data version that the bytes are to be of; at any other none are returned.
+        version: Option<u64>,
         /// Whether the server may answer from a copy of that version, which it makes if it must and keeps for a while.
         /// Costs a copy of the file, and is for files that change faster than they can be fetched.
         copy: bool,
@@ -355,7 +355,7 @@ pub enum Op {
         fid: Fid,
         /// The new contents.
         contents: NewContents,
-        /// Fail with `Conflict` unless the file's `change` is this.
+        /// Fail with `Conflict` unless the file's data version is this.
         base: Option<u64>,
     },
     /// Lets go of objects that earlier operations kept for this client.

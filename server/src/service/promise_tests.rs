@@ -630,7 +630,6 @@ async fn a_client_keeps_its_callbacks_through_its_own_mutations_and_gets_them_on
 }
 
 #[tokio::test(start_paused = true)]
-#[ignore = "Volume::mutate answers a retry with the grants of the first run"]
 async fn a_retry_brings_no_callbacks_that_may_have_been_broken_since() {
     let world = World::new();
     let (a, b, root) = (world.client().await, world.client().await, world.root().await);

@@ -34,7 +34,7 @@ use larder_protocol::error::ErrorCode;
 use larder_protocol::ids::{Fid, MAX_VNODE, OpId, VolumeId};
 use larder_protocol::name::Name;
 use larder_protocol::runtime::SharedRuntime;
-use larder_protocol::service::callback::ObjectId;
+use larder_protocol::service::callback::{Grants, ObjectId};
 use larder_protocol::service::file::{
     Committed, CreateHow, Mutated, Op, OpReply, Query, QueryReply, WriteRequest, Written,
 };
@@ -125,8 +125,8 @@ impl Volume {
     pub async fn query(&self, cred: &Credential, query: Query) -> Result<QueryReply, ErrorCode> {
         match query {
             Query::Read { fid, offset, len, touch } => self.data.read(cred, fid, offset, len, touch).await,
-            Query::Fetch { fid, offset, len, change, copy } => {
-                self.data.fetch(cred, fid, Fetch { offset, len, change, copy }).await
+            Query::Fetch { fid, offset, len, version, copy } => {
+                self.data.fetch(cred, fid, Fetch { offset, len, version, copy }).await
             }
             Query::Seek { fid, offset, what } => self.data.seek(cred, fid, offset, what).await,
             Query::Statfs { fid } => {
@@ -175,7 +175,8 @@ impl Volume {
                 Admission::Replay(result) => {
                     self.replayed.fetch_add(1, Ordering::Relaxed);
                     let durable = self.data.meta.durable_up_to();
-                    return result.map(|mutated| Mutated { durable, ..mutated });
+                    // What was granted then may have been broken since.
+                    return result.map(|mutated| Mutated { durable, grants: Grants::default(), ..mutated });
                 }
                 Admission::BadSequence => return Err(ErrorCode::BadSequence),
                 Admission::UnknownClient => return Err(ErrorCode::UnknownClient),

@@ -151,6 +151,7 @@ impl VnodeRecord {
             ctime: self.ctime,
             btime: self.btime,
             change: self.change,
+            data_version: self.data_change,
             has_xattr: self.xattrs > 0,
         }
     }

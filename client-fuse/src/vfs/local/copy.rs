@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::{Bytes, BytesMut};
 use larder_protocol::attr::{Attr, Credential, Timestamp};
+use larder_protocol::sparse::data_ranges;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
@@ -113,18 +114,18 @@ impl LocalCopy {
         &self.file
     }
 
-    /// The `change` of the version, if it is known.
+    /// The data version, if it is known.
     pub(in crate::vfs) fn version(&self) -> Option<u64> {
         let state = self.state.lock();
         match state.phase {
-            Phase::Complete | Phase::Fetching { begun: true, .. } => Some(state.attr.change),
+            Phase::Complete | Phase::Fetching { begun: true, .. } => Some(state.attr.data_version),
             _ => None,
         }
     }
 
     /// Whether it is certainly of another version than this, and has no changes of this machine.
-    pub(in crate::vfs) fn is_another(&self, change: u64) -> bool {
-        self.version().is_some_and(|version| version != change) && !self.is_dirty()
+    pub(in crate::vfs) fn is_another(&self, current: u64) -> bool {
+        self.version().is_some_and(|version| version != current) && !self.is_dirty()
     }
 
     /// Whether it has changes that are not stored.
@@ -172,11 +173,11 @@ impl LocalCopy {
                 (attr.size, attr.blocks, attr.mtime, attr.ctime) = (meta.len(), meta.blocks(), time, time);
             }
         } else if matches!(state.phase, Phase::Complete | Phase::Fetching { begun: true, .. })
-            && state.attr.change != attr.change
+            && state.attr.data_version != attr.data_version
         {
             let own = &state.attr;
             (attr.size, attr.blocks, attr.mtime, attr.ctime) = (own.size, own.blocks, own.mtime, own.ctime);
-            attr.change = own.change;
+            (attr.change, attr.data_version) = (own.change, own.data_version);
         }
     }
 
@@ -224,8 +225,8 @@ impl LocalCopy {
             return Ok(false);
         }
         // Holes stay holes.
-        if data.iter().any(|byte| *byte != 0) {
-            self.file.file().write_all_at(data, (part * CHECK_BLOCK) as u64)?;
+        for range in data_ranges(data) {
+            self.file.file().write_all_at(&data[range.clone()], (part * CHECK_BLOCK + range.start) as u64)?;
         }
         if let Phase::Fetching { have, .. } = &mut self.state.lock().phase
             && let Some(place) = have.get_mut(part)
@@ -354,7 +355,7 @@ impl LocalCopy {
 
     /// The version that its changes are based on.
     pub(super) fn base(&self) -> u64 {
-        self.state.lock().attr.change
+        self.state.lock().attr.data_version
     }
 
     /// How many changes there were, and who made the last, if there are any that are not stored.
@@ -392,14 +393,12 @@ impl LocalCopy {
         }
     }
 
-    /// The same contents are those of a later version: this client changed something else about the file.
-    pub(in crate::vfs) fn follow(&self, before: u64, attr: &Attr) -> bool {
+    /// The contents of this data version are those of a later one too.
+    pub(in crate::vfs) fn follow(&self, from: u64, attr: &Attr) {
         let mut state = self.state.lock();
-        let follows = state.attr.change == before && matches!(state.phase, Phase::Complete);
-        if follows {
+        if state.attr.data_version == from && matches!(state.phase, Phase::Complete) {
             state.attr = attr.clone();
         }
-        follows
     }
 
     /// Whether all of it is here and there are no changes, so that it can be used again.

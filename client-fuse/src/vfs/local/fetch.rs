@@ -72,7 +72,7 @@ impl Vfs {
             match self.fetch_once(afs, node, copy, fetch, cred, attempt > AGAIN).await? {
                 Attempt::Whole(attr, checksums) => {
                     let name = self.path_hint(node);
-                    if let Err(error) = afs.disk.install(copy.file(), attr.change, checksums, name.as_deref()) {
+                    if let Err(error) = afs.disk.install(copy.file(), attr.data_version, checksums, name.as_deref()) {
                         // It serves those who have it open, and is fetched again next time.
                         tracing::debug!("a copy is not kept: {error}");
                     }
@@ -103,7 +103,7 @@ impl Vfs {
         use_copy: bool,
     ) -> Result<Attempt, Error> {
         let part = CHECK_BLOCK as u32;
-        let query = Query::Fetch { fid: node.fid, offset: 0, len: part, change: None, copy: use_copy };
+        let query = Query::Fetch { fid: node.fid, offset: 0, len: part, version: None, copy: use_copy };
         let (reply, asked) = self.ask(cred, query).await?;
         let QueryReply::Data { data, attr } = reply else { return Err(unexpected()) };
         let first = data.0;
@@ -112,7 +112,7 @@ impl Vfs {
         }
         drop(asked);
         if attr.size > afs.disk.limit() {
-            return Err(ErrorCode::NoSpace.into());
+            return Err(ErrorCode::FileTooLarge.into());
         }
         self.make_room(afs, attr.size);
         let wanted = copy.fetch_is(fetch, &attr).map_err(|error| disk_error(&error, "write to"))?;
@@ -127,13 +127,13 @@ impl Vfs {
                 return Ok(Attempt::Unwanted);
             }
         }
-        let change = attr.change;
+        let version = attr.data_version;
         let fetch_part = |number: usize| async move {
             let offset = number as u64 * u64::from(part);
-            let query = Query::Fetch { fid: node.fid, offset, len: part, change: Some(change), copy: use_copy };
+            let query = Query::Fetch { fid: node.fid, offset, len: part, version: Some(version), copy: use_copy };
             let reply = self.client.query(cred, query).await?;
             let QueryReply::Data { data, attr } = reply else { return Err(unexpected()) };
-            Ok((number, (attr.change == change).then_some(data.0)))
+            Ok((number, (attr.data_version == version).then_some(data.0)))
         };
         let mut coming = futures::stream::iter((1..parts).map(fetch_part)).buffer_unordered(WINDOW);
         while let Some(next) = coming.next().await {

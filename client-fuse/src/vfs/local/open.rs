@@ -63,10 +63,13 @@ impl Vfs {
             Ok(()) => Ok(Some(copy)),
             Err(error) => {
                 node.state.lock().copy = None;
-                if error == ErrorCode::NoSpace.into() && !how.write {
-                    // Too large, or the disk is full: it can still be read from the server.
+                let too_large = error == ErrorCode::FileTooLarge.into();
+                // On a full disk it can still be read from the server.
+                if too_large || (error == ErrorCode::NoSpace.into() && !how.write) {
                     afs.uncached_opens.fetch_add(1, Ordering::Relaxed);
-                    self.say_too_large(&afs, node);
+                    if too_large {
+                        self.say_too_large(&afs, node);
+                    }
                     return Ok(None);
                 }
                 Err(error)
@@ -80,8 +83,8 @@ impl Vfs {
             return Ok(true);
         }
         self.ask_if_unknown(cred, node).await?;
-        let change = node.state.lock().attrs.attr().change;
-        Ok(!copy.is_another(change))
+        let current = node.state.lock().attrs.attr().data_version;
+        Ok(!copy.is_another(current))
     }
 
     /// Sees to it that the attributes are good.
@@ -115,7 +118,7 @@ impl Vfs {
             Ok(attr) => Some(attr),
             Err(miss) => {
                 self.counters.miss(miss);
-                let last = node.state.lock().attrs.attr().change;
+                let last = node.state.lock().attrs.attr().data_version;
                 if afs.disk.has(fid, last) && !how.truncate {
                     // One question may save the fetch.
                     self.fetch_attr(cred, node).await?;
@@ -128,12 +131,12 @@ impl Vfs {
         if !how.truncate
             && let Some(attr) = &attr
         {
-            let recent = afs.recent.lock().pop(&fid).filter(|copy| copy.version() == Some(attr.change));
+            let recent = afs.recent.lock().pop(&fid).filter(|copy| copy.version() == Some(attr.data_version));
             if let Some(copy) = recent.filter(|copy| copy.is_untouched()) {
                 self.counters.hit();
                 return Ok(Some(copy));
             }
-            if let Some(file) = afs.disk.find(fid, attr.change) {
+            if let Some(file) = afs.disk.find(fid, attr.data_version) {
                 self.counters.hit();
                 return Ok(Some(LocalCopy::complete(file, attr.clone())));
             }

@@ -61,21 +61,21 @@ impl Vfs {
         // The store may have been carried out although nobody here has heard of it; and most files that may have been
         // written were not.
         if attr.size == left.size && self.is_same(&cred, &attr, &left.file).await? {
-            self.settle_left(afs, &left.file, attr.change);
+            self.settle_left(afs, &left.file, attr.data_version);
             return Ok(Recovered::WasStored);
         }
-        if attr.change != left.base {
+        if attr.data_version != left.base {
             return Err(ErrorCode::Conflict.into());
         }
         let contents = self.stage_left(afs, &cred, left.fid, &left.file, left.size).await?;
         let (reply, _) = self.change(&cred, Op::Store { fid: left.fid, contents, base: Some(left.base) }).await?;
         let OpReply::Attr(change) = reply else { return Err(unexpected()) };
-        self.settle_left(afs, &left.file, change.attr.change);
+        self.settle_left(afs, &left.file, change.attr.data_version);
         Ok(Recovered::Stored)
     }
 
-    fn settle_left(&self, afs: &Afs, file: &Arc<CacheFile>, change: u64) {
-        let settled = checksums_of(file.file()).and_then(|sums| afs.disk.mark_clean(file, change, sums));
+    fn settle_left(&self, afs: &Afs, file: &Arc<CacheFile>, version: u64) {
+        let settled = checksums_of(file.file()).and_then(|sums| afs.disk.mark_clean(file, version, sums));
         if let Err(error) = settled {
             tracing::debug!("the cache cannot record that a file is stored: {error}");
         }
@@ -86,11 +86,12 @@ impl Vfs {
         let mut offset = 0;
         while offset < attr.size {
             let len = (attr.size - offset).min(CHECK_BLOCK as u64);
-            let query = Query::Fetch { fid: attr.fid, offset, len: len as u32, change: Some(attr.change), copy: false };
+            let query =
+                Query::Fetch { fid: attr.fid, offset, len: len as u32, version: Some(attr.data_version), copy: false };
             let (reply, _) = self.ask(cred, query).await?;
             let QueryReply::Data { data, attr: now } = reply else { return Err(unexpected()) };
             let mine = read(file, offset, len as usize).map_err(|error| super::disk_error(&error, "read"))?;
-            if now.change != attr.change || data.0 != mine {
+            if now.data_version != attr.data_version || data.0 != mine {
                 return Ok(false);
             }
             offset += len;

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -9,13 +10,17 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
-use larder_protocol::attr::Credential;
+use larder_protocol::attr::{Attr, Credential};
 use larder_protocol::error::ErrorCode;
 use larder_protocol::ids::Fid;
 use larder_protocol::limits::MAX_PAYLOAD;
 use larder_protocol::payload::Payload;
 use larder_protocol::runtime::RuntimeExt;
 use larder_protocol::service::file::{NewContents, Op, OpReply, StageRequest};
+use larder_protocol::sparse::data_ranges;
+
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
 
 use super::copy::LocalCopy;
 use super::fetch::disk_error;
@@ -33,19 +38,59 @@ const RETRY: Duration = Duration::from_secs(5);
 
 /// A piece of a copy to be sent.
 struct Piece {
-    number: usize,
+    number: u64,
     data: Bytes,
     checksum: u32,
-    zero: bool,
+    /// What of it must be sent: the rest is zeros at its ends.
+    part: Range<usize>,
 }
 
-fn read_piece(file: &File, number: usize, size: u64) -> io::Result<Piece> {
-    let offset = number as u64 * CHECK_BLOCK as u64;
+fn read_piece(file: &File, number: u64, size: u64) -> io::Result<Piece> {
+    let offset = number * CHECK_BLOCK as u64;
     let len = (size - offset).min(CHECK_BLOCK as u64) as usize;
     let mut data = BytesMut::zeroed(len);
     file.read_exact_at(&mut data, offset)?;
-    let zero = data.iter().all(|byte| *byte == 0);
-    Ok(Piece { number, checksum: checksum(&data), zero, data: data.freeze() })
+    Ok(Piece { number, checksum: checksum(&data), part: without_zeros(&data), data: data.freeze() })
+}
+
+/// The numbers of the pieces that are not all hole, in order. Of a file of many terabytes there may be few.
+fn pieces_with_data(file: &File, size: u64) -> io::Result<Vec<Range<u64>>> {
+    let piece = CHECK_BLOCK as u64;
+    let mut found: Vec<Range<u64>> = Vec::new();
+    let mut at = 0;
+    while at < size {
+        // The position of the descriptor means nothing to anybody.
+        let start = match rustix::fs::seek(file, SeekFrom::Data(at)) {
+            Ok(start) if start < size => start,
+            Ok(_) | Err(Errno::NXIO) => break,
+            Err(error) => return Err(error.into()),
+        };
+        let end = rustix::fs::seek(file, SeekFrom::Hole(start))?.min(size);
+        let pieces = start / piece..end.div_ceil(piece);
+        match found.last_mut() {
+            Some(last) if pieces.start <= last.end => last.end = last.end.max(pieces.end),
+            _ => found.push(pieces),
+        }
+        at = end.max(start + 1);
+    }
+    Ok(found)
+}
+
+/// The checksums of a file that is all hole.
+fn checksums_of_hole(size: u64) -> Vec<u32> {
+    let piece = CHECK_BLOCK as u64;
+    let whole = if size < piece { 0 } else { checksum(&vec![0; CHECK_BLOCK]) };
+    let mut sums = vec![whole; (size / piece) as usize];
+    let rest = (size % piece) as usize;
+    if rest > 0 {
+        sums.push(checksum(&vec![0; rest]));
+    }
+    sums
+}
+
+/// What is left of a piece without the zeros at its ends.
+fn without_zeros(data: &[u8]) -> Range<usize> {
+    data_ranges(data).reduce(|all, next| all.start..next.end).unwrap_or(0..0)
 }
 
 impl Vfs {
@@ -77,7 +122,7 @@ impl Vfs {
                     self.learn_own(node, &change, &asked);
                     drop(asked);
                     afs.stores.fetch_add(1, Ordering::Relaxed);
-                    self.is_stored(afs, node, copy, writes, before, change.attr.change, checksums, &writer);
+                    self.is_stored(afs, copy, writes, before, &change.attr, checksums, &writer);
                     return Ok(());
                 }
                 Ok(_) => return Err(unexpected()),
@@ -93,24 +138,20 @@ impl Vfs {
     fn is_stored(
         &self,
         afs: &Afs,
-        node: &Arc<Node>,
         copy: &Arc<LocalCopy>,
         writes: u64,
         before: Option<(u64, i64, i64)>,
-        change: u64,
+        attr: &Attr,
         checksums: Vec<u32>,
         writer: &Credential,
     ) {
-        let attr = node.state.lock().attrs.attr().clone();
-        debug_assert!(attr.change >= change);
-        let attr = larder_protocol::attr::Attr { change, ..attr };
-        let clean = copy.stored(writes, &attr, before);
+        let clean = copy.stored(writes, attr, before);
         let recorded = if clean {
             afs.unstored.lock().remove(&copy.file().id());
-            afs.disk.mark_clean(copy.file(), change, checksums)
+            afs.disk.mark_clean(copy.file(), attr.data_version, checksums)
         } else {
             // What came meanwhile is based on what was stored.
-            afs.disk.mark_dirty(copy.file(), change, writer.uid, writer.gid)
+            afs.disk.mark_dirty(copy.file(), attr.data_version, writer.uid, writer.gid)
         };
         if let Err(error) = recorded {
             // It is stored; should this process end now, it would be compared with what the server has.
@@ -130,39 +171,47 @@ impl Vfs {
         writer: &Arc<Credential>,
     ) -> Result<(NewContents, Vec<u32>), Error> {
         let size = copy.size();
-        let parts = size.div_ceil(CHECK_BLOCK as u64) as usize;
         if size <= MAX_PAYLOAD as u64 {
-            if parts == 0 {
+            if size == 0 {
                 return Ok((NewContents::Whole(Payload::default()), Vec::new()));
             }
             let piece = self.piece(copy, 0, size).await?;
             return Ok((NewContents::Whole(Payload(piece.data)), vec![piece.checksum]));
         }
         let stage = afs.next_stage();
-        let mut checksums = vec![0; parts];
-        let send = |number: usize, first: bool| async move {
+        let file = copy.file().clone();
+        let found = self.runtime.blocking(move || pieces_with_data(file.file(), size)).await;
+        let found = found.unwrap_or_else(|| Err(io::Error::other("reading the cache panicked")));
+        let found = found.map_err(|error| disk_error(&error, "read"))?;
+        // What is larger than the cache is not kept.
+        let mut checksums = if size <= afs.disk.limit() { checksums_of_hole(size) } else { Vec::new() };
+        let mut note = |(number, sum): (u64, u32)| {
+            if let Some(place) = checksums.get_mut(number as usize) {
+                *place = sum;
+            }
+        };
+        let send = |number: u64, first: bool| async move {
             let piece = self.piece(copy, number, size).await?;
             let sum = (piece.number, piece.checksum);
-            if piece.zero && !first {
+            if piece.part.is_empty() && !first {
                 return Ok(sum);
             }
-            let offset = number as u64 * CHECK_BLOCK as u64;
-            let request = StageRequest { fid, stage, first, offset, data: Payload(piece.data) };
+            let offset = number * CHECK_BLOCK as u64 + piece.part.start as u64;
+            let request = StageRequest { fid, stage, first, offset, data: Payload(piece.data.slice(piece.part)) };
             self.client.stage(writer, request).await?;
             Ok::<_, Error>(sum)
         };
         // Before the others, which must find the stage.
-        let (number, sum) = send(0, true).await?;
-        checksums[number] = sum;
-        let mut sending = futures::stream::iter((1..parts).map(|number| send(number, false))).buffer_unordered(WINDOW);
+        note(send(0, true).await?);
+        let others = found.into_iter().flatten().filter(|number| *number > 0);
+        let mut sending = futures::stream::iter(others.map(|number| send(number, false))).buffer_unordered(WINDOW);
         while let Some(sent) = sending.next().await {
-            let (number, sum) = sent?;
-            checksums[number] = sum;
+            note(sent?);
         }
         Ok((NewContents::Staged { stage, size }, checksums))
     }
 
-    async fn piece(&self, copy: &Arc<LocalCopy>, number: usize, size: u64) -> Result<Piece, Error> {
+    async fn piece(&self, copy: &Arc<LocalCopy>, number: u64, size: u64) -> Result<Piece, Error> {
         let read = if size <= 64 << 10 {
             read_piece(copy.file().file(), number, size)
         } else {
@@ -174,9 +223,9 @@ impl Vfs {
             Ok(piece) => Ok(piece),
             // It was made shorter meanwhile: whoever did that stores it too.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                let len = ((size - number as u64 * CHECK_BLOCK as u64).min(CHECK_BLOCK as u64)) as usize;
+                let len = ((size - number * CHECK_BLOCK as u64).min(CHECK_BLOCK as u64)) as usize;
                 let data = Bytes::from(vec![0; len]);
-                Ok(Piece { number, checksum: checksum(&data), zero: true, data })
+                Ok(Piece { number, checksum: checksum(&data), part: 0..0, data })
             }
             Err(error) => Err(disk_error(&error, "read")),
         }

@@ -216,7 +216,7 @@ async fn a_power_cut_in_a_store_leaves_the_old_contents_or_the_new() {
 async fn a_power_cut_while_a_copy_is_kept_leaves_nothing_of_it() {
     let (old, new) = (bytes(3 * BLOCK + 5, 1), bytes(3 * BLOCK + 5, 2));
     let change = async |volume: &Arc<Volume>, fid| {
-        let query = Query::Fetch { fid, offset: 0, len: 10, change: None, copy: true };
+        let query = Query::Fetch { fid, offset: 0, len: 10, version: None, copy: true };
         volume.query(&root(), query).await.unwrap();
         let contents = NewContents::Whole(Payload(new.clone()));
         op(volume, 3, Op::Store { fid, contents, base: None }).await.unwrap();

@@ -23,7 +23,7 @@ pub(in crate::volume) struct Fetch {
     pub(in crate::volume) offset: u64,
     pub(in crate::volume) len: u32,
     /// The version that the bytes are to be of.
-    pub(in crate::volume) change: Option<u64>,
+    pub(in crate::volume) version: Option<u64>,
     /// Whether a copy will do, and may be made.
     pub(in crate::volume) copy: bool,
 }
@@ -52,13 +52,13 @@ impl Data {
     ) -> Result<QueryReply, ErrorCode> {
         let len = u64::from(what.len).min(MAX_PAYLOAD as u64);
         if what.copy
-            && let Some(change) = what.change
-            && let Some(kept) = self.kept.find(fid, change, self.runtime.boottime())
+            && let Some(version) = what.version
+            && let Some(kept) = self.kept.find(fid, version, self.runtime.boottime())
             && let Some(reply) = self.fetch_kept(cred, fid, &kept, what.offset, len).await?
         {
             return Ok(reply);
         }
-        let keep = what.copy && what.change.is_none();
+        let keep = what.copy && what.version.is_none();
         match self.fetch_current(cred, fid, what, len, keep).await? {
             Found::Bytes(data, record) => return Ok(self.fetched(fid, data, &record)),
             Found::TooLarge => {}
@@ -87,7 +87,7 @@ impl Data {
         len: u64,
         keep: bool,
     ) -> Result<Found, ErrorCode> {
-        let is_other = |record: &VnodeRecord| what.change.is_some_and(|change| change != record.change);
+        let is_other = |record: &VnodeRecord| what.version.is_some_and(|version| version != record.data_change);
         if let Some((data, record)) = self.read_inline(cred, may_fetch, fid, what.offset, len)? {
             let data = if is_other(&record) { Bytes::new() } else { data };
             return Ok(Found::Bytes(data, record));

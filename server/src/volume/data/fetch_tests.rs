@@ -36,7 +36,7 @@ async fn fetch(
     change: Option<u64>,
     copy: bool,
 ) -> Result<(Bytes, Attr), ErrorCode> {
-    match volume.query(cred, Query::Fetch { fid, offset, len, change, copy }).await? {
+    match volume.query(cred, Query::Fetch { fid, offset, len, version: change, copy }).await? {
         QueryReply::Data { data, attr } => Ok((data.0, attr)),
         other => panic!("{other:?}"),
     }

@@ -40,21 +40,21 @@ pub(super) struct Kept {
     used: Mutex<BootTime>,
 }
 
-/// The copies of a volume, by vnode and change attribute.
+/// The copies of a volume, by vnode and data version.
 #[derive(Debug, Default)]
 pub(in crate::volume) struct KeptCopies(Mutex<BTreeMap<(u64, u64), Arc<Kept>>>);
 
 impl KeptCopies {
     /// The copy of this version, which counts as used.
-    pub(super) fn find(&self, fid: Fid, change: u64, now: BootTime) -> Option<Arc<Kept>> {
-        let kept = self.0.lock().get(&(fid.vnode, change)).filter(|kept| kept.fid == fid).cloned()?;
+    pub(super) fn find(&self, fid: Fid, version: u64, now: BootTime) -> Option<Arc<Kept>> {
+        let kept = self.0.lock().get(&(fid.vnode, version)).filter(|kept| kept.fid == fid).cloned()?;
         *kept.used.lock() = now;
         Some(kept)
     }
 
     /// Adds a copy; and says which has to go for it, or because there was one of that version.
     fn add(&self, kept: Arc<Kept>) -> Option<Arc<Kept>> {
-        let key = (kept.fid.vnode, kept.record.change);
+        let key = (kept.fid.vnode, kept.record.data_change);
         let mut copies = self.0.lock();
         if copies.len() >= MAX_STAGES && !copies.contains_key(&key) {
             let oldest = copies.iter().min_by_key(|(_, kept)| *kept.used.lock()).map(|(key, _)| *key);
@@ -93,7 +93,7 @@ impl Data {
         if record.body == Body::Inline {
             return Ok(None);
         }
-        if let Some(kept) = self.kept.find(fid, record.change, self.runtime.boottime()) {
+        if let Some(kept) = self.kept.find(fid, record.data_change, self.runtime.boottime()) {
             return Ok(Some(kept));
         }
         if !self.room.has_room_for(record.blocks.saturating_mul(512)) {

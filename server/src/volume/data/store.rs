@@ -12,6 +12,7 @@ use larder_protocol::error::ErrorCode;
 use larder_protocol::ids::Fid;
 use larder_protocol::limits::MAX_FILE_SIZE;
 use larder_protocol::service::file::{Mutated, NewContents, OpReply};
+use larder_protocol::sparse::data_ranges;
 
 use super::dirty::{DirtyFile, Settlement};
 use super::scratch::Scratch;
@@ -19,7 +20,7 @@ use super::settle::store_settlement;
 use super::stage::{StageKey, Staged, State};
 use super::{Data, drop_privileges, need_file, put_inline};
 use crate::volume::access;
-use crate::volume::content::ContentId;
+use crate::volume::content::{Content, ContentId};
 use crate::volume::context::Context;
 use crate::volume::keys::{self, Table};
 use crate::volume::record::{Body, DirtyRecord, INLINE_MAX, VnodeRecord};
@@ -94,7 +95,10 @@ impl Data {
 
     async fn write_whole(&self, file: &Arc<DirtyFile>, data: Bytes) -> Result<(), ErrorCode> {
         let (id, bytes) = (file.id, data.clone());
-        let written = self.blocking(move |content| content.write(id, 0, &bytes)).await;
+        let write = move |content: &dyn Content| {
+            data_ranges(&bytes).try_for_each(|range| content.write(id, range.start as u64, &bytes[range]))
+        };
+        let written = self.blocking(write).await;
         written.map_err(|error| self.content_error(id, "write", &error))?;
         file.note_write(0, &data, self.runtime.boottime());
         Ok(())
@@ -210,7 +214,7 @@ fn check(cred: &Credential, record: &VnodeRecord, base: Option<u64>) -> Result<(
         return Err(ErrorCode::AccessDenied);
     }
     match base {
-        Some(base) if base != record.change => Err(ErrorCode::Conflict),
+        Some(base) if base != record.data_change => Err(ErrorCode::Conflict),
         _ => Ok(()),
     }
 }

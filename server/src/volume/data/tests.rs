@@ -257,7 +257,7 @@ impl World {
             }
             13 => {
                 let copy = random.random_bool(0.5);
-                let query = Query::Fetch { fid, offset, len: len as u32, change: None, copy };
+                let query = Query::Fetch { fid, offset, len: len as u32, version: None, copy };
                 let reply = self.volume.query(&root(), query).await.unwrap();
                 let QueryReply::Data { data, attr } = reply else { panic!("not data") };
                 let from = (offset as usize).min(self.model[file].len());

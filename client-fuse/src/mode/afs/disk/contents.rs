@@ -47,11 +47,11 @@ impl DiskCache {
     /// installed is dropped.
     ///
     /// Everybody who has a copy open has the same [`CacheFile`].
-    pub fn find(&self, fid: Fid, change: u64) -> Option<Arc<CacheFile>> {
+    pub fn find(&self, fid: Fid, version: u64) -> Option<Arc<CacheFile>> {
         loop {
             let (row, live, verified) = {
                 let state = self.state.lock();
-                let clean = state.clean.peek(&fid).filter(|clean| clean.row.change == change)?;
+                let clean = state.clean.peek(&fid).filter(|clean| clean.row.version == version)?;
                 (clean.row.clone(), clean.live.upgrade(), clean.verified)
             };
             let whole = live.is_none() && !verified && (row.size <= VERIFY_MAX || row.boot != self.boot);
@@ -87,8 +87,8 @@ impl DiskCache {
     }
 
     /// Whether there is a clean copy of this version, as far as is known without looking at its file.
-    pub fn has(&self, fid: Fid, change: u64) -> bool {
-        self.state.lock().clean.peek(&fid).is_some_and(|clean| clean.row.change == change)
+    pub fn has(&self, fid: Fid, version: u64) -> bool {
+        self.state.lock().clean.peek(&fid).is_some_and(|clean| clean.row.version == version)
     }
 
     /// A new empty file to fetch into, or to write a file anew. It is removed when it is dropped, unless it has been
@@ -125,7 +125,7 @@ impl DiskCache {
     pub fn install(
         &self,
         file: &Arc<CacheFile>,
-        change: u64,
+        version: u64,
         checksums: Vec<u32>,
         name: Option<&[u8]>,
     ) -> io::Result<()> {
@@ -133,15 +133,15 @@ impl DiskCache {
             let text = format!("{} is larger than the cache may be ({} bytes)", file.fid(), self.limit);
             return Err(io::Error::new(io::ErrorKind::StorageFull, text));
         }
-        self.make_clean(file, change, checksums, keep_name(name))
+        self.make_clean(file, version, checksums, keep_name(name))
     }
 
     /// The contents of version `from` are those of version `to` too, as after a change of attributes that this client
     /// made. Holds for the clean copy, and for dirty files that are based on `from`.
     pub fn rename_version(&self, fid: Fid, from: u64, to: u64) {
         let mut state = self.state.lock();
-        if let Some(clean) = state.clean.peek_mut(&fid).filter(|clean| clean.row.change == from) {
-            clean.row.change = to;
+        if let Some(clean) = state.clean.peek_mut(&fid).filter(|clean| clean.row.version == from) {
+            clean.row.version = to;
             state.clean_changed(fid);
         }
         for (id, dirty) in state.dirty.iter_mut().filter(|(_, dirty)| dirty.fid == fid && dirty.origin.base == from) {
@@ -184,7 +184,7 @@ impl DiskCache {
     pub(super) fn make_clean(
         &self,
         file: &Arc<CacheFile>,
-        change: u64,
+        version: u64,
         checksums: Vec<u32>,
         name: Name,
     ) -> io::Result<()> {
@@ -206,7 +206,7 @@ impl DiskCache {
             }
             let row = CleanRow {
                 id: file.id(),
-                change,
+                version,
                 size: found.len(),
                 mtime: mtime(&found),
                 inode: found.ino(),
@@ -292,7 +292,7 @@ impl DiskCache {
 /// Whether what was found out about a copy as it was is still true of it.
 pub(super) fn is_same(now: &CleanRow, then: &CleanRow) -> bool {
     // Each installation sets another time.
-    (now.id, now.change, now.mtime) == (then.id, then.change, then.mtime)
+    (now.id, now.version, now.mtime) == (then.id, then.version, then.mtime)
 }
 
 /// Checks a copy that is open: whether its file is still there as it was.

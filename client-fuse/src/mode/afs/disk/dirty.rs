@@ -21,7 +21,7 @@ pub struct LeftDirty {
     pub file: Arc<CacheFile>,
     /// What it is to become a version of.
     pub fid: Fid,
-    /// The `change` that it is based on.
+    /// The data version that it is based on.
     pub base: u64,
     /// The user who stores it.
     pub uid: u32,
@@ -71,13 +71,13 @@ impl DiskCache {
         Ok(())
     }
 
-    /// The file is stored: it is the clean copy of `change` from now on, unless it alone exceeds the limit.
+    /// The file is stored: it is the clean copy of this version from now on, unless it alone exceeds the limit.
     ///
     /// # Errors
     /// `InvalidInput` if there are not as many checksums as blocks; what the system says. The file is then as before.
     /// That somebody removed it is no error: it is stored, and will not be found again.
-    pub fn mark_clean(&self, file: &Arc<CacheFile>, change: u64, checksums: Vec<u32>) -> io::Result<()> {
-        self.make_clean(file, change, checksums, None)
+    pub fn mark_clean(&self, file: &Arc<CacheFile>, version: u64, checksums: Vec<u32>) -> io::Result<()> {
+        self.make_clean(file, version, checksums, None)
     }
 
     /// What an earlier life left dirty and has not become clean since, in the order of fids. What cannot be opened is

@@ -17,7 +17,7 @@ const FORMAT: i64 = 1;
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS clean (
         volume INTEGER NOT NULL, vnode INTEGER NOT NULL, generation INTEGER NOT NULL,
-        id INTEGER NOT NULL, change INTEGER NOT NULL, size INTEGER NOT NULL, mtime INTEGER NOT NULL,
+        id INTEGER NOT NULL, version INTEGER NOT NULL, size INTEGER NOT NULL, mtime INTEGER NOT NULL,
         inode INTEGER NOT NULL, boot INTEGER NOT NULL, checksums BLOB NOT NULL, name BLOB, seal INTEGER NOT NULL,
         used INTEGER NOT NULL,
         PRIMARY KEY (volume, vnode, generation));
@@ -40,7 +40,7 @@ pub(super) struct CleanRow {
     /// The number of its file.
     pub(super) id: u64,
     /// The version that it is a copy of.
-    pub(super) change: u64,
+    pub(super) version: u64,
     /// The file's size.
     pub(super) size: u64,
     /// The file's last change, in nanoseconds since 1970.
@@ -62,7 +62,8 @@ impl CleanRow {
     fn seal(&self, fid: Fid) -> u32 {
         let mut bytes = Vec::with_capacity(80 + 4 * self.checksums.len());
         let Fid { volume, vnode, generation } = fid;
-        for number in [u64::from(volume.0), vnode, generation, self.id, self.change, self.size, self.inode, self.boot] {
+        for number in [u64::from(volume.0), vnode, generation, self.id, self.version, self.size, self.inode, self.boot]
+        {
             bytes.extend_from_slice(&number.to_le_bytes());
         }
         bytes.extend_from_slice(&self.mtime.to_le_bytes());
@@ -292,7 +293,7 @@ pub(super) fn remove(path: &Path) -> io::Result<()> {
 fn load(connection: &Connection) -> rusqlite::Result<Loaded> {
     let mut loaded = Loaded::default();
     let mut clean = connection.prepare(
-        "SELECT volume, vnode, generation, id, change, size, mtime, inode, boot, checksums, name, used, seal \
+        "SELECT volume, vnode, generation, id, version, size, mtime, inode, boot, checksums, name, used, seal \
          FROM clean ORDER BY used, id",
     )?;
     let mut rows = clean.query([])?;
@@ -300,7 +301,7 @@ fn load(connection: &Connection) -> rusqlite::Result<Loaded> {
         let fid = fid(row, 0)?;
         let found = CleanRow {
             id: number(row, 3)?,
-            change: number(row, 4)?,
+            version: number(row, 4)?,
             size: number(row, 5)?,
             mtime: row.get(6)?,
             inode: number(row, 7)?,
@@ -353,7 +354,7 @@ fn write(connection: &Connection, batch: &Batch) -> rusqlite::Result<()> {
             vnode,
             generation,
             row.id as i64,
-            row.change as i64,
+            row.version as i64,
             row.size as i64,
             row.mtime,
             row.inode as i64,

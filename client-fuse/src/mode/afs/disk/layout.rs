@@ -38,7 +38,7 @@ pub(super) enum Place {
     Dirty(Origin),
     /// Holds data that the server did not take.
     Conflict {
-        /// The `change` that it was based on.
+        /// The data version that it was based on.
         base: u64,
     },
     /// Removed.
@@ -48,7 +48,7 @@ pub(super) enum Place {
 /// What a dirty file came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Origin {
-    /// The `change` that it is based on.
+    /// The data version that it is based on.
     pub(super) base: u64,
     /// The user who stores it.
     pub(super) uid: u32,

@@ -50,7 +50,7 @@ pub struct Listed {
     /// What it is.
     pub state: ListedState,
     /// The version: of a clean copy its own, else the one that it is based on.
-    pub change: u64,
+    pub version: u64,
     /// Whether it is pinned.
     pub pinned: bool,
     /// Whether somebody has it open. Not known of conflicts, which count as closed.
@@ -213,7 +213,7 @@ impl DiskCache {
             name: clean.row.name.as_deref().map(<[u8]>::to_vec),
             size: clean.row.size,
             state: ListedState::Clean,
-            change: clean.row.change,
+            version: clean.row.version,
             pinned: state.pins.contains(fid),
             open: clean.is_open(),
             last_used: time(clean.row.used),
@@ -226,7 +226,7 @@ impl DiskCache {
                 name: dirty.name.as_deref().map(<[u8]>::to_vec),
                 size: found.as_ref().map_or(0, std::fs::Metadata::len),
                 state: ListedState::Dirty,
-                change: dirty.origin.base,
+                version: dirty.origin.base,
                 pinned: state.pins.contains(&dirty.fid),
                 open: dirty.live.strong_count() > 0,
                 last_used: found.and_then(|found| found.modified()).unwrap_or(UNIX_EPOCH),
@@ -240,7 +240,7 @@ impl DiskCache {
                 name: row.name.as_deref().map(<[u8]>::to_vec),
                 size: path.metadata().map_or(0, |found| found.len()),
                 state: ListedState::Conflict { path, why: row.why.to_string() },
-                change: row.base,
+                version: row.base,
                 pinned: state.pins.contains(&row.fid),
                 open: false,
                 last_used: time(row.since),

@@ -136,7 +136,7 @@ fn conflicts_are_kept_until_they_are_forgotten() {
     assert!(cache.left_dirty().is_empty());
     let listed = cache.list();
     assert_eq!(listed.len(), 1);
-    assert_eq!((listed[0].id, listed[0].fid, listed[0].change, listed[0].size), (id, fid(1), 5, 4));
+    assert_eq!((listed[0].id, listed[0].fid, listed[0].version, listed[0].size), (id, fid(1), 5, 4));
     assert_eq!(listed[0].name.as_deref(), Some(&b"f1"[..]));
     let why = "another client stored it first".to_owned();
     assert_eq!(listed[0].state, ListedState::Conflict { path: path.clone(), why });

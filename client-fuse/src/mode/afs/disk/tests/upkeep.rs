@@ -165,7 +165,7 @@ fn the_list_is_in_order_and_complete() {
     let found: Vec<_> = cache
         .list()
         .into_iter()
-        .map(|listed| (listed.fid.vnode, listed.change, listed.size, listed.pinned, listed.open))
+        .map(|listed| (listed.fid.vnode, listed.version, listed.size, listed.pinned, listed.open))
         .collect();
     assert_eq!(found, [(1, 5, 4, true, true), (1, 4, 5, true, true), (1, 3, 8, true, false), (2, 5, 5, false, false)]);
     drop(held);
