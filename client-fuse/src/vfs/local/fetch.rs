@@ -38,9 +38,10 @@ enum Attempt {
 
 /// The error of the cache's disk as programs see it.
 pub(super) fn disk_error(error: &io::Error, what: &str) -> Error {
-    let full =
-        matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge);
-    if full {
+    if error.kind() == io::ErrorKind::FileTooLarge {
+        return ErrorCode::FileTooLarge.into();
+    }
+    if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
         tracing::warn!("cannot {what} the cache: {error}");
         return ErrorCode::NoSpace.into();
     }
