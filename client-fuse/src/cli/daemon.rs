@@ -96,7 +96,13 @@ async fn serve(
         ),
     };
     // Mounting blocks until the kernel has been answered, which needs only other threads.
-    let mounted = match fuse::mount(&vfs, &control, &plan.spec.to_string(), &plan.mountpoint, &plan.options.kernel) {
+    let inside = {
+        let mountpoint = plan.mountpoint.clone();
+        // Where the table cannot be read it is better to ask too often.
+        move || mounts::any_inside(&mountpoint).unwrap_or(true)
+    };
+    let source = plan.spec.to_string();
+    let mounted = match fuse::mount(&vfs, &control, &source, &plan.mountpoint, &plan.options.kernel, inside) {
         Ok(mounted) => mounted,
         Err(error) => {
             finish(&vfs).await;

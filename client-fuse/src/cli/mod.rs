@@ -65,7 +65,7 @@ enum Command {
   noac              attributes are asked for each time (actimeo=0)
   cto, nocto        whether open asks the server for changes (close-to-open)
   lookupcache=all|positive|none
-                    which names the kernel may keep
+                    which names the kernel may keep; in afs mode all, or none at all
   hard, soft        wait for a server that is gone, or fail with ETIMEDOUT
   timeo, retrans    how long to wait for an answer, in tenths of a second, and how often a soft mount tries again
   rsize, wsize      largest read and write, in bytes

@@ -56,6 +56,14 @@ pub(super) fn at(path: &Path) -> io::Result<Option<Mount>> {
     Ok(table()?.into_iter().rev().find(|mount| mount.mountpoint == path))
 }
 
+/// Whether anything is mounted below this path, which must be absolute and without symbolic links.
+///
+/// # Errors
+/// Those of [`table`].
+pub(super) fn any_inside(path: &Path) -> io::Result<bool> {
+    Ok(table()?.iter().any(|mount| mount.mountpoint != path && mount.mountpoint.starts_with(path)))
+}
+
 /// Parses the format of proc_pid_mountinfo(5). Lines that do not follow it are passed over.
 fn parse(text: &[u8]) -> Vec<Mount> {
     text.split(|byte| *byte == b'\n').filter_map(parse_line).collect()

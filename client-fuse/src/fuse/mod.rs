@@ -61,7 +61,8 @@ impl Mounted {
     }
 }
 
-/// Mounts a volume at a directory. `source` is what `/proc/mounts` will show. Unmounting is the caller's affair.
+/// Mounts a volume at a directory. `source` is what `/proc/mounts` will show; `has_mounts_inside` says whether anything
+/// is mounted below it by now. Unmounting is the caller's affair.
 ///
 /// # Errors
 /// What the kernel says; for users other than root, what fusermount3 says.
@@ -71,12 +72,13 @@ pub fn mount(
     source: &str,
     mountpoint: &Path,
     options: &KernelOptions,
+    has_mounts_inside: impl Fn() -> bool + Send + Sync + 'static,
 ) -> io::Result<Mounted> {
     let (sender, ended) = watch::channel(false);
     let adapter = Adapter::new(Arc::clone(vfs), tokio.clone(), sender);
     let session = Session::new(adapter, mountpoint, &config(source, options, vfs.max_read()))?;
     let device = session.as_fd().try_clone_to_owned()?;
-    vfs.set_kernel(Arc::new(KernelNotifier::new(session.notifier(), device)))?;
+    vfs.set_kernel(Arc::new(KernelNotifier::new(session.notifier(), device, Box::new(has_mounts_inside))))?;
     // Never dropped: fuser 0.18 unmounts the path once more when its handle of the mount goes, even if the mount is
     // gone already (its test of the device takes an error for "mounted"), and would hit what is mounted there by then.
     std::mem::forget(session.spawn()?);

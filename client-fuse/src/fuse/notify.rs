@@ -14,12 +14,17 @@ const NOTIFY_INC_EPOCH: i32 = 8;
 pub(super) struct KernelNotifier {
     notifier: Notifier,
     device: OwnedFd,
+    has_mounts_inside: Box<dyn Fn() -> bool + Send + Sync>,
 }
 
 impl KernelNotifier {
     /// `device` is a descriptor of the session's own.
-    pub(super) fn new(notifier: Notifier, device: OwnedFd) -> KernelNotifier {
-        KernelNotifier { notifier, device }
+    pub(super) fn new(
+        notifier: Notifier,
+        device: OwnedFd,
+        has_mounts_inside: Box<dyn Fn() -> bool + Send + Sync>,
+    ) -> KernelNotifier {
+        KernelNotifier { notifier, device, has_mounts_inside }
     }
 }
 
@@ -48,8 +53,9 @@ impl Kernel for KernelNotifier {
         }
     }
 
-    /// Raises a number that each name is compared with when it is used, so no lock is taken.
+    /// Raises a number that each name is compared with when it is used, so no lock is taken. The kernel detaches what
+    /// is mounted under a name that it finds outdated, so it is not told while anything is.
     fn expire_names(&self) -> bool {
-        rustix::io::write(&self.device, &message(NOTIFY_INC_EPOCH)).is_ok()
+        !(self.has_mounts_inside)() && rustix::io::write(&self.device, &message(NOTIFY_INC_EPOCH)).is_ok()
     }
 }

@@ -14,7 +14,7 @@ use larder_protocol::service::file::{DirEntry, Query, QueryReply};
 use super::asking::Asked;
 use super::node::Node;
 use super::reply_gate::ReplyPass;
-use super::{Entry, Error, LookupResult, Vfs, unexpected};
+use super::{Entry, Error, LookupCache, LookupResult, Vfs, unexpected};
 use crate::core::dir_cache::{Child, DirCache, Known, Listed};
 use crate::mode::afs::Status;
 
@@ -35,8 +35,14 @@ impl Vfs {
 
     /// For how long the kernel may use a name.
     pub(super) fn name_ttl(&self, ttl: Duration) -> Duration {
-        let refused = self.afs.as_ref().is_some_and(|afs| !afs.names_expire.load(Ordering::Relaxed));
-        if refused { Duration::ZERO } else { ttl }
+        let Some(afs) = &self.afs else { return ttl };
+        if ttl.is_zero() || self.options.lookupcache == LookupCache::None || !afs.names_expire.load(Ordering::Acquire) {
+            return Duration::ZERO;
+        }
+        let until = self.runtime.boottime() + ttl;
+        let mut last = afs.names_until.lock();
+        *last = (*last).max(until);
+        ttl
     }
 
     /// What is under a name, if that is known.
@@ -70,20 +76,27 @@ impl Vfs {
         let object = ObjectId::from(fid);
         let since = afs.promises.lock().begin();
         let found = self.take_known(fid);
-        let entry = found.map(|status| {
+        let entry = found.and_then(|status| {
             let limits = self.policy.attr_limits(status.attr.kind);
             let now = self.stamp();
             let (node, new) = self.nodes.intern(&status.attr, now, now, limits);
+            let mut state = node.state.lock();
             if new {
-                let mut state = node.state.lock();
                 // A break that came in between has met neither the old place nor this one.
                 let good = afs.promises.lock().undisturbed(&since, object);
                 state.promise = good.then_some(status.promise);
                 state.dir = status.dir;
                 state.target = status.target.map(Box::new);
             }
+            // Of several versions another may be the one that is known well.
+            let usable = new || self.usable(&node, &state).is_ok();
+            drop(state);
+            if !usable {
+                self.forget(node.number, 1);
+                return None;
+            }
             node.parent.store(dir.number, Ordering::Relaxed);
-            self.entry_of(&node, dir, change)
+            Some(self.entry_of(&node, dir, change))
         });
         afs.promises.lock().end(since);
         entry
@@ -163,6 +176,15 @@ impl Vfs {
             None => {
                 statuses.pop(&object.0);
             }
+        }
+    }
+
+    /// As [`learn_shown`](Vfs::learn_shown), of an object that this client has changed.
+    pub(super) fn learn_changed(&self, attr: Attr, asked: &Asked, with: impl FnOnce(&Node)) {
+        let fid = attr.fid;
+        self.learn_shown(attr, asked, with);
+        if let Some(node) = self.nodes.by_fid(fid) {
+            self.others_ask(&node);
         }
     }
 

@@ -1,6 +1,7 @@
 //! Keeping the lease, and giving up what is broken (rules 1, 6, 7 and 8 of AFS mode).
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -189,8 +190,30 @@ impl Vfs {
         // Rule 6: what is on its way is written first, and expired after that.
         afs.replies.drain().await;
         nodes.iter().for_each(|node| self.notifier.expire_attrs(*node));
-        if names && !self.notifier.expire_names() {
-            afs.names_expire.store(false, std::sync::atomic::Ordering::Relaxed);
+        if names {
+            self.expire_names(afs).await;
+        }
+    }
+
+    /// Returns when the kernel uses no name any more that it was given before.
+    async fn expire_names(&self, afs: &Afs) {
+        let expired = self.notifier.expire_names();
+        if afs.names_expire.swap(expired, Ordering::AcqRel) != expired {
+            tracing::info!(
+                "{}",
+                if expired { "the kernel keeps names" } else { "the kernel is given no names to keep" }
+            );
+        }
+        if expired {
+            return;
+        }
+        // Something was mounted inside a while ago. What the kernel was given before that ends by itself, once; nobody
+        // can be given more when the replies on their way are written.
+        afs.replies.drain().await;
+        let until = *afs.names_until.lock();
+        let left = until.saturating_sub(self.runtime.boottime());
+        if !left.is_zero() {
+            self.runtime.sleep(left).await;
         }
     }
 

@@ -145,6 +145,9 @@ impl MountOptions {
             };
             list.push(format!("lookupcache={names}"));
         }
+        if self.mode == Mode::Afs && self.lookupcache == LookupCache::None {
+            list.push("lookupcache=none".to_owned());
+        }
         if let (Mode::Afs, Some(cache)) = (self.mode, &self.cache) {
             list.push(format!("cache={}", cache.dir.display()));
             list.push(format!("cache-size={}", cache.size));

@@ -16,7 +16,9 @@
 //! 1. A cached object is used without asking only while its callback is unbroken and the lease counts: the term less
 //!    the margin, from before the request that granted it, on `CLOCK_BOOTTIME`. Validity given to the kernel never
 //!    exceeds what remains.
-//! 2. `open` of a file without a valid copy fetches the whole file at one version; reads and writes are local.
+//! 2. `open` of a file without a valid copy fetches the whole file at one version; reads and writes are local. Of a file
+//!    of more than 8 MiB it waits only for the beginning: as long as nothing of it was read, a newer version that
+//!    another client stores meanwhile may take its place.
 //! 3. A node stands for one version while it is open. A newer version that is opened meanwhile gets a node, and so an
 //!    inode number, of its own until the older one is closed.
 //! 4. `close` after writing stores the whole file. A file is recorded as dirty before the first write to it returns.
@@ -96,6 +98,8 @@ pub struct Afs {
     pub replies: Arc<ReplyGate>,
     /// Whether the kernel can expire names; if not, it gets none for any time.
     pub names_expire: AtomicBool,
+    /// When the last name expires by itself that the kernel was given for some time.
+    pub names_until: Mutex<BootTime>,
     /// Told when the lease is to be renewed at once.
     pub lease_lost: Notify,
     /// Told when there is a lease.
@@ -133,6 +137,7 @@ impl Afs {
             disk: Arc::new(disk),
             replies: Arc::default(),
             names_expire: AtomicBool::new(true),
+            names_until: Mutex::default(),
             lease_lost: Notify::new(),
             leased: Notify::new(),
             applying: tokio::sync::Mutex::new(()),
