@@ -20,7 +20,7 @@ in_each_mode![
     a_file_that_grows_is_read_whole_at_the_next_open,
     names_are_never_older_than_acdirmax,
     appends_of_two_clients_lose_and_tear_nothing,
-    a_file_that_another_client_removed_is_stale,
+    a_file_that_another_client_removed_is_stale_or_kept,
     one_mkdir_wins,
     one_link_wins,
     one_exclusive_create_wins,
@@ -144,12 +144,21 @@ fn appends_of_two_clients_lose_and_tear_nothing(mode: Mode) {
     assert!(seen[0] == seen[1], "the two see different files");
 }
 
-fn a_file_that_another_client_removed_is_stale(mode: Mode) {
+fn a_file_that_another_client_removed_is_stale_or_kept(mode: Mode) {
     let pair = Pair::new(mode, "").unwrap();
     fs::write(pair.a.at("file"), "x".repeat(100_000)).unwrap();
     let mut open = File::open(pair.b.at("file")).unwrap();
     fs::remove_file(pair.a.at("file")).unwrap();
     let mut buffer = Vec::new();
+    if mode == Mode::Afs {
+        // It keeps the version that it had at open.
+        assert_eq!(open.metadata().unwrap().nlink(), 0);
+        assert_eq!(open.read_to_end(&mut buffer).unwrap(), 100_000);
+        assert!(buffer.iter().all(|byte| *byte == b'x'));
+        drop(open);
+        assert_eq!(File::open(pair.b.at("file")).unwrap_err().kind(), ErrorKind::NotFound);
+        return;
+    }
     let error = open.read_to_end(&mut buffer).expect_err("the file is gone");
     assert_eq!(error.raw_os_error(), Some(Errno::STALE.raw_os_error()));
     assert_eq!(File::open(pair.b.at("file")).unwrap_err().kind(), ErrorKind::NotFound);

@@ -198,9 +198,7 @@ impl Filesystem for Adapter {
         let vfs = Arc::clone(&self.vfs);
         serving(&self.tokio, async move {
             match vfs.open(&caller, node.0, flags.0).await {
-                Ok(opened) => reply::opened(reply, opened, |backing, took| {
-                    vfs.passed_through(backing, flags.0 & libc::O_ACCMODE != libc::O_RDONLY, took, &caller);
-                }),
+                Ok(opened) => reply::opened(reply, opened, |took| vfs.passed_through(took)),
                 Err(error) => reply.error(errno(error)),
             }
         });

@@ -17,9 +17,6 @@ const MAX_BACKGROUND: u16 = 128;
 const WANTED: &[InitFlags] = &[
     // Lookups and listings in one directory at the same time.
     InitFlags::FUSE_PARALLEL_DIROPS,
-    // Attributes come with the listing, where programs seem to want them.
-    InitFlags::FUSE_DO_READDIRPLUS,
-    InitFlags::FUSE_READDIRPLUS_AUTO,
     // A changed size or mtime drops the pages; attributes are asked for again on read once they have expired.
     InitFlags::FUSE_AUTO_INVAL_DATA,
     InitFlags::FUSE_ASYNC_READ,
@@ -33,6 +30,12 @@ const WANTED: &[InitFlags] = &[
 /// What is asked for beside that where files are cached whole. `ATOMIC_O_TRUNC` saves fetching what is to be cut off: in
 /// this mode a truncation is one of the copy, which goes to the server when a descriptor is closed that was written by.
 const WANTED_FOR_COPIES: &[InitFlags] = &[InitFlags::FUSE_ATOMIC_O_TRUNC, InitFlags::FUSE_PASSTHROUGH];
+
+/// What is asked for beside that where files are not cached whole: attributes come with the listing, where programs
+/// seem to want them. The kernel takes in what came with a listing a while after it has got the reply, and as if it were
+/// new by then: names that were expired in between count again. So where names are good until they are expired, they
+/// are looked up one by one, which asks no server.
+const WANTED_WITHOUT_COPIES: &[InitFlags] = &[InitFlags::FUSE_DO_READDIRPLUS, InitFlags::FUSE_READDIRPLUS_AUTO];
 
 /// Settles the connection's terms. `max_write` is the largest write that the volume takes, in bytes; `copies` says
 /// whether files are cached whole on this machine's disk.
@@ -48,7 +51,8 @@ pub(super) fn negotiate(config: &mut KernelConfig, max_write: u32, copies: bool)
             tracing::info!("this kernel does not serve cached files itself");
         }
     }
-    for flag in WANTED {
+    let listings = if copies { &[] } else { WANTED_WITHOUT_COPIES };
+    for flag in WANTED.iter().chain(listings) {
         if config.add_capabilities(*flag).is_err() {
             tracing::info!("this kernel does not have {flag:?}; going on without it");
         }

@@ -10,6 +10,9 @@ use crate::vfs::Kernel;
 /// be looked up again before it is used. fuser has no call for it.
 const NOTIFY_INC_EPOCH: i32 = 8;
 
+/// `FUSE_NOTIFY_INVAL_INODE`. fuser's own call does not tell when the kernel has no such inode.
+const NOTIFY_INVAL_INODE: i32 = 2;
+
 /// The way to the kernel of one mount.
 pub(super) struct KernelNotifier {
     notifier: Notifier,
@@ -28,12 +31,22 @@ impl KernelNotifier {
     }
 }
 
-/// A `fuse_out_header` alone: its length, the code in place of an error, and no request that it answers.
-fn message(code: i32) -> [u8; 16] {
-    let mut message = [0; 16];
-    message[..4].copy_from_slice(&16u32.to_ne_bytes());
+/// A `fuse_out_header` (the length of all, the code in place of an error, and no request that it answers), and `body`
+/// behind it.
+fn message<const N: usize>(code: i32, body: &[u8]) -> [u8; N] {
+    let mut message = [0; N];
+    message[..4].copy_from_slice(&(N as u32).to_ne_bytes());
     message[4..8].copy_from_slice(&code.to_ne_bytes());
+    message[16..].copy_from_slice(body);
     message
+}
+
+/// A `fuse_notify_inval_inode_out` for the attributes alone, which is what a negative offset stands for.
+fn attrs_of(node: u64) -> [u8; 24] {
+    let mut body = [0; 24];
+    body[..8].copy_from_slice(&node.to_ne_bytes());
+    body[8..16].copy_from_slice(&(-1i64).to_ne_bytes());
+    body
 }
 
 impl Kernel for KernelNotifier {
@@ -46,16 +59,21 @@ impl Kernel for KernelNotifier {
         }
     }
 
-    /// A negative offset leaves the pages alone, so the kernel waits for no lock of theirs.
-    fn expire_attrs(&self, node: u64) {
-        if let Err(error) = self.notifier.inval_inode(INodeNo(node), -1, 0) {
-            tracing::debug!("the kernel did not take an invalidation of the attributes of inode {node}: {error}");
+    /// The pages are left alone, so the kernel waits for no lock of theirs.
+    fn expire_attrs(&self, node: u64) -> bool {
+        match rustix::io::write(&self.device, &message::<40>(NOTIFY_INVAL_INODE, &attrs_of(node))) {
+            Ok(_) => true,
+            Err(rustix::io::Errno::NOENT) => false,
+            Err(error) => {
+                tracing::debug!("the kernel did not take an invalidation of the attributes of inode {node}: {error}");
+                true
+            }
         }
     }
 
     /// Raises a number that each name is compared with when it is used, so no lock is taken. The kernel detaches what
     /// is mounted under a name that it finds outdated, so it is not told while anything is.
     fn expire_names(&self) -> bool {
-        !(self.has_mounts_inside)() && rustix::io::write(&self.device, &message(NOTIFY_INC_EPOCH)).is_ok()
+        !(self.has_mounts_inside)() && rustix::io::write(&self.device, &message::<16>(NOTIFY_INC_EPOCH, &[])).is_ok()
     }
 }

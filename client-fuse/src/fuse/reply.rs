@@ -13,7 +13,7 @@ use larder_protocol::attr::{FileType, VolumeSpace};
 use larder_protocol::limits::MAX_NAME;
 
 use super::convert::{self, BLOCK_SIZE, file_attr, placeholder};
-use crate::vfs::{Attributes, Backing, DirItem, DirName, Entry, LookupResult, Opened};
+use crate::vfs::{Attributes, DirItem, DirName, Entry, LookupResult, Opened};
 
 pub(super) fn done(reply: ReplyEmpty, (): ()) {
     reply.ok();
@@ -44,19 +44,23 @@ pub(super) fn lookup(reply: ReplyEntry, found: LookupResult) {
     }
 }
 
-/// Replies to an open; if the kernel can serve the file itself, it does. `took` learns whether, if that was to be.
-pub(super) fn opened(reply: ReplyOpen, opened: Opened, took: impl FnOnce(&Backing, bool)) {
+/// Replies to an open; if the kernel can serve the file itself, it does. `took` learns that, or that it refused.
+pub(super) fn opened(reply: ReplyOpen, opened: Opened, took: impl FnOnce(bool)) {
     let (handle, flags) = (FileHandle(opened.handle), convert::fopen_flags(&opened));
     let Some(backing) = &opened.backing else { return reply.opened(handle, flags) };
+    let mut refused = false;
     let way = backing.way(|file| match reply.open_backing(file) {
         Ok(id) => Some(Box::new(id)),
         Err(error) => {
             tracing::info!("the kernel does not serve cached files itself ({error}); this process does");
+            refused = true;
             None
         }
     });
     let id = way.and_then(|way| way.downcast_ref::<BackingId>());
-    took(backing, id.is_some());
+    if id.is_some() || refused {
+        took(id.is_some());
+    }
     match id {
         // The page cache is that of the file behind.
         Some(id) => reply.opened_passthrough(handle, flags - FopenFlags::FOPEN_KEEP_CACHE, id),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use larder_protocol::attr::Credential;
+use larder_protocol::error::ErrorCode;
 use larder_protocol::event_log::Since;
 use larder_protocol::ids::Fid;
 use larder_protocol::name::Name;
@@ -86,11 +87,37 @@ impl Vfs {
     pub(super) async fn change(&self, cred: &Credential, op: Op) -> Result<(OpReply, Asked), Error> {
         let changing = if self.afs.is_some() { self.changed_by(&op) } else { Vec::new() };
         let mut asked = self.asking(changing);
-        let mutated = self.client.mutate(cred, op).await?;
+        let mutated = match self.client.mutate(cred, op).await.map_err(Error::from) {
+            Ok(mutated) => mutated,
+            Err(error) => {
+                self.changed_perhaps(asked, error);
+                return Err(error);
+            }
+        };
         if let Some(promised) = &mut asked.promised {
             promised.grants = mutated.grants;
         }
         Ok((mutated.reply, asked))
+    }
+
+    /// A change has failed, or nobody knows whether it has. No break comes for one's own.
+    fn changed_perhaps(&self, mut asked: Asked, error: Error) {
+        let Some(promised) = &mut asked.promised else { return };
+        match error {
+            // The server's disk failed somewhere on the way.
+            Error::Refused(ErrorCode::Io | ErrorCode::Internal) => {
+                for object in &promised.changing {
+                    promised.afs.statuses.lock().pop(&object.0);
+                    for node in self.nodes.all_of(*object) {
+                        node.state.lock().promise = None;
+                        self.notifier.expire_attrs(node.number);
+                    }
+                }
+            }
+            Error::Refused(_) | Error::TimedOut { executed: false } => {}
+            // It may still be carried out, any time: these are never again used without asking.
+            _ => promised.changing.clear(),
+        }
     }
 
     /// The objects that an operation changes, as far as is known here.

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use larder_protocol::attr::{Attr, AttrChange, Credential, SetAttr};
+use larder_protocol::attr::{Attr, AttrChange, Credential, FileType, SetAttr};
+use larder_protocol::error::ErrorCode;
+use larder_protocol::service::callback::ObjectId;
 use larder_protocol::service::file::{Op, OpReply, Query, QueryReply};
 
 use super::asking::Asked;
@@ -75,6 +77,23 @@ impl Vfs {
         if let Some(pages) = state.pages.as_deref_mut() {
             pages.own_change(change.before, change.attr.change);
         }
+        drop(state);
+        self.others_ask(node);
+    }
+
+    /// This client has changed an object, and of its nodes this one has learnt what came of it. No break comes for that
+    /// (rule 12 of AFS mode), so the others, which stand for other versions (rule 3), no longer go by the callback.
+    pub(super) fn others_ask(&self, node: &Node) {
+        let Some(afs) = &self.afs else { return };
+        let object = ObjectId::from(node.fid);
+        for other in self.nodes.all_of(object) {
+            if !std::ptr::eq(&*other, node) {
+                other.state.lock().promise = None;
+                self.notifier.expire_attrs(other.number);
+            }
+        }
+        // Left there by a node that the kernel has forgotten.
+        afs.statuses.lock().pop(&object.0);
     }
 
     /// For how long what is known of a node may be used, by the mode's rules.
@@ -90,12 +109,14 @@ impl Vfs {
         }
     }
 
-    /// The attributes as programs of this client should see them: with what they wrote and is not sent yet.
-    fn shown(&self, state: &NodeState) -> Attr {
+    /// The attributes as programs of this client should see them: with what they wrote and is not sent yet. And for how
+    /// long, of `ttl`.
+    fn shown(&self, state: &NodeState, ttl: Duration) -> (Attr, Duration) {
         let mut attr = state.attrs.attr().clone();
         if let Some(copy) = &state.copy {
-            copy.overlay(&mut attr);
-            return attr;
+            // An older version is for those who have it open, and no longer than they do.
+            let ttl = if copy.overlay(&mut attr) { ttl } else { Duration::ZERO };
+            return (attr, ttl);
         }
         if let Some(file) = &state.file {
             let mut flow = file.flow.lock();
@@ -108,23 +129,23 @@ impl Vfs {
                 }
             }
         }
-        attr
+        (attr, ttl)
     }
 
     /// Cached attributes, if the mode lets them be used, and for how long.
     pub(super) fn cached(&self, node: &Node) -> Result<Attributes, Miss> {
         let state = node.state.lock();
         let pass = self.reply_pass();
-        let ttl = self.usable(node, &state)?;
-        Ok(Attributes { node: node.number, attr: self.shown(&state), ttl, pass })
+        let (attr, ttl) = self.shown(&state, self.usable(node, &state)?);
+        Ok(Attributes { node: node.number, attr, ttl, pass })
     }
 
     /// The attributes last seen, and how long they may be used, which may be not at all.
     pub(super) fn view(&self, node: &Node) -> Attributes {
         let state = node.state.lock();
         let pass = self.reply_pass();
-        let ttl = self.usable(node, &state).unwrap_or(Duration::ZERO);
-        Attributes { node: node.number, attr: self.shown(&state), ttl, pass }
+        let (attr, ttl) = self.shown(&state, self.usable(node, &state).unwrap_or(Duration::ZERO));
+        Attributes { node: node.number, attr, ttl, pass }
     }
 
     /// How long names may be used that a reply has shown in a directory at `change`: not at all if the directory is
@@ -155,8 +176,22 @@ impl Vfs {
             }
             Err(miss) => self.counters.miss(miss),
         }
-        self.fetch_attr(cred, node).await?;
-        Ok(self.view(node))
+        match self.fetch_attr(cred, node).await {
+            Ok(_) => Ok(self.view(node)),
+            Err(Error::Refused(ErrorCode::Stale)) => self.removed(node),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// An object that is gone at the server: whoever has it open in AFS mode has it still (rule 3).
+    fn removed(&self, node: &Node) -> Result<Attributes, Error> {
+        let copy = node.state.lock().copy.clone();
+        if !copy.is_some_and(|copy| copy.version().is_some() || copy.is_dirty()) {
+            return Err(ErrorCode::Stale.into());
+        }
+        let mut seen = self.view(node);
+        (seen.attr.nlink, seen.ttl) = (0, Duration::ZERO);
+        Ok(seen)
     }
 
     /// An object that a reply has shown under a name in a directory at `change`, as a lookup's result. Counts a lookup.
@@ -178,14 +213,12 @@ impl Vfs {
     /// A node as the result of a lookup in a directory at `change`.
     pub(super) fn entry_of(&self, node: &Node, dir: &Node, change: u64) -> Entry {
         let Attributes { attr, ttl, pass, .. } = self.view(node);
-        Entry {
-            node: node.number,
-            generation: node.fid.generation,
-            attr,
-            attr_ttl: ttl,
-            entry_ttl: self.name_ttl(self.policy.entry_ttl(self.dir_ttl(dir, change))),
-            pass,
+        let mut entry_ttl = self.name_ttl(self.policy.entry_ttl(self.dir_ttl(dir, change)));
+        if self.afs.is_some() && attr.kind == FileType::Regular {
+            // Which node a file's name leads to depends on the file's version too (rule 3 of AFS mode).
+            entry_ttl = entry_ttl.min(ttl);
         }
+        Entry { node: node.number, generation: node.fid.generation, attr, attr_ttl: ttl, entry_ttl, pass }
     }
 
     /// An object's attributes.
@@ -194,11 +227,19 @@ impl Vfs {
     /// The server's, or that there is no answer.
     pub async fn getattr(&self, cred: &Credential, node: u64, handle: Option<u64>) -> Result<Attributes, Error> {
         // A handle keeps its file even if the number has passed to another.
-        let node = match handle.and_then(|handle| self.handles.file(handle).ok()) {
-            Some(handle) => handle.node.clone(),
-            None => self.node(node)?,
+        let Some(handle) = handle.and_then(|handle| self.handles.file(handle).ok()) else {
+            return self.attributes(cred, &*self.node(node)?).await;
         };
-        self.attributes(cred, &node).await
+        // And in AFS mode its version, whatever becomes of the file (rule 3): the kernel asks before it reads.
+        let keeps = handle.copy.as_ref().is_some_and(|copy| copy.version().is_some() || copy.is_dirty());
+        match self.cached(&handle.node) {
+            Err(_) if keeps => {
+                let mut seen = self.view(&handle.node);
+                seen.ttl = Duration::ZERO;
+                Ok(seen)
+            }
+            _ => self.attributes(cred, &handle.node).await,
+        }
     }
 
     /// Sets attributes. Data that is not sent yet is sent first, so that it cannot undo what is set.

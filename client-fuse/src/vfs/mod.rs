@@ -187,7 +187,7 @@ impl Vfs {
                 () = runtime.sleep(vfs.options.timeo) => {}
             }
             promised::start(&vfs, afs);
-            vfs.recover(afs).await;
+            vfs.begin_recovery(afs).await;
         }
         Ok(vfs)
     }

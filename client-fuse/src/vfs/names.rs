@@ -300,7 +300,7 @@ impl Vfs {
                     self.patch_dir(&from, &from_dir, leave);
                     self.patch_dir(&to, &to_dir, |names| names.put(&new, moved));
                 }
-                self.learn_shown(object, &asked, |node| node.parent.store(to.number, Ordering::Relaxed));
+                self.learn_changed(object, &asked, |node| node.parent.store(to.number, Ordering::Relaxed));
                 if let Some(other) = other {
                     self.lost_a_name(other, &asked, keep);
                 }
@@ -320,7 +320,7 @@ impl Vfs {
     /// A name of this object is gone; these are its attributes after that.
     fn lost_a_name(&self, object: Attr, asked: &Asked, keep: bool) {
         let (fid, gone, kind) = (object.fid, object.nlink == 0, object.kind);
-        self.learn_shown(object, asked, |_| {});
+        self.learn_changed(object, asked, |_| {});
         if keep && gone && kind != FileType::Directory && !self.nodes.keep(fid) {
             self.forget_orphan(fid);
         }

@@ -198,16 +198,15 @@ impl NodeTable {
         if let Some(node) = old
             && node.fid == attr.fid
         {
-            if !node.stands_for_another(attr.data_version) {
-                node.nlookup.fetch_add(1, Ordering::Relaxed);
-                return (node.clone(), false);
-            }
-            // Rule 3 of AFS mode: it is open at another version, and stays so.
+            // Rule 3 of AFS mode: one that is open at another version stays so, and one that is open at this is shared.
             let mut versions = self.versions.lock();
-            let known = versions.numbers.get(&number).into_iter().flatten().rev();
-            let fitting =
-                known.filter_map(|number| map.get(number)).find(|node| !node.stands_for_another(attr.data_version));
-            if let Some(node) = fitting {
+            let newer = versions.numbers.get(&number).into_iter().flatten().rev().filter_map(|number| map.get(number));
+            let fits = |node: &&Arc<Node>| !node.stands_for_another(attr.data_version);
+            let mut fitting = std::iter::once(node).chain(newer).filter(fits);
+            let first = fitting.next();
+            let shared =
+                first.filter(|first| first.is_open()).or_else(|| fitting.find(|node| node.is_open())).or(first);
+            if let Some(node) = shared {
                 node.nlookup.fetch_add(1, Ordering::Relaxed);
                 return (node.clone(), false);
             }

@@ -49,11 +49,10 @@ impl Notifier {
         }
     }
 
-    /// A file's attributes are no longer good. The kernel knows when this returns.
-    pub(super) fn expire_attrs(&self, node: u64) {
-        if let Some(kernel) = self.kernel.get() {
-            kernel.expire_attrs(node);
-        }
+    /// A file's attributes are no longer good. The kernel knows when this returns, unless it does not know the file
+    /// yet: then false.
+    pub(super) fn expire_attrs(&self, node: u64) -> bool {
+        self.kernel.get().is_none_or(|kernel| kernel.expire_attrs(node))
     }
 
     /// Every name is to be looked up again before it is used. The kernel knows when this returns; false if it cannot.
@@ -102,8 +101,9 @@ mod tests {
             self.0.lock().send(node).expect("the test listens");
         }
 
-        fn expire_attrs(&self, node: u64) {
+        fn expire_attrs(&self, node: u64) -> bool {
             self.0.lock().send(1000 + node).expect("the test listens");
+            true
         }
 
         fn expire_names(&self) -> bool {

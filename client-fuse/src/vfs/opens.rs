@@ -52,8 +52,9 @@ impl Vfs {
         let plan = self.policy.open(flags);
         let mut opening = self.begin_open(&node, cred).await?;
         if self.afs.is_some() {
-            let (read, write) = access(flags);
-            opening.open_copy(Use { read, write, truncate }).await?;
+            let (_, write) = access(flags);
+            opening.open_copy(Use { write, truncate }).await?;
+            self.expect_another_version(&node, opening.copy.as_deref()).await;
         } else if truncate {
             let set = SetAttr { size: Some(0), ..SetAttr::default() };
             self.set_attributes(cred, &node, set, false).await?;
@@ -61,7 +62,7 @@ impl Vfs {
             self.revalidate(cred, &node, &plan).await?;
         }
         let opened = opening.finish(flags, plan);
-        if !opened.keep_cache && self.afs.is_none() {
+        if !opened.keep_cache {
             // The kernel believes its size of the file as long as its attributes are valid, pages or no pages.
             self.notifier.expire_attrs(node.number);
         }
@@ -112,12 +113,16 @@ impl Vfs {
             self.afs.is_none() && truncate && !created && (was_busy || node.file().is_some_and(|file| !file.is_idle()));
         let mut opening = self.pin(&node, cred, counted);
         if self.afs.is_some() {
-            let (read, write) = access(flags);
-            // The server has emptied it already, if it was to.
-            if let Err(error) = opening.open_copy(Use { read, write, truncate: false }).await {
+            let (_, write) = access(flags);
+            // Nobody asks the server while a break waits for his reply.
+            drop(entry.pass.take());
+            // The server has emptied it already, if it was to; but programs here may have changes of their own.
+            if let Err(error) = opening.open_copy(Use { write, truncate: truncate && !created }).await {
                 self.forget(entry.node, 1);
                 return Err(error);
             }
+            let change = dir.state.lock().attrs.attr().change;
+            entry = self.entry_of(&node, &dir, change);
         }
         if again {
             let set = SetAttr { size: Some(0), ..SetAttr::default() };
@@ -129,6 +134,21 @@ impl Vfs {
             (entry.attr, entry.attr_ttl) = (seen.attr, seen.ttl);
         }
         Ok((entry, opening.finish(flags, self.policy.open(flags))))
+    }
+
+    /// A file that is open at a version that may be overtaken without a word, because there is no callback on it, or
+    /// has been already: names that lead to it are looked up again, and lead to another node then (rule 3 of AFS mode).
+    /// Callbacks that are broken from now on find it open.
+    async fn expect_another_version(&self, node: &Node, copy: Option<&LocalCopy>) {
+        let Some(afs) = &self.afs else { return };
+        let certain = {
+            let state = node.state.lock();
+            let current = copy.is_none_or(|copy| !copy.is_another(state.attrs.attr().data_version));
+            current && self.usable(node, &state).is_ok()
+        };
+        if !certain {
+            self.expire_names(afs).await;
+        }
     }
 
     async fn begin_open<'a>(&'a self, node: &Arc<Node>, cred: &Credential) -> Result<Opening<'a>, Error> {
@@ -170,10 +190,20 @@ impl Vfs {
 
     /// Whether the kernel's pages are still good, or else what they will be good at from now on, as the handle's
     /// `dropping`.
-    fn keep_pages(&self, node: &Node) -> (bool, u64) {
+    fn keep_pages(&self, node: &Node, copy: Option<&LocalCopy>, passed: bool) -> (bool, u64) {
         let mut state = node.state.lock();
-        let (change, unordered) = (state.attrs.attr().change, state.attrs.is_unordered());
+        // Pages are filled from the copy; of the file there may be another version by now.
+        let change = match copy {
+            Some(copy) => copy.change(),
+            None => Some(state.attrs.attr().change),
+        };
+        let unordered = copy.is_none() && state.attrs.is_unordered();
         let pages = state.pages.get_or_insert_with(|| Box::new(Pages::default()));
+        // What the kernel writes by its own way does not reach these pages.
+        let Some(change) = change.filter(|_| !passed) else {
+            pages.forget();
+            return (false, 0);
+        };
         let (good, known) = (pages.may_keep(change), pages.known());
         if unordered {
             // What is known may not be the newest, so neither these pages nor those read now can be told from old ones.
@@ -275,10 +305,10 @@ impl Opening<'_> {
             (Some(_), None) => Direct.open(flags),
             _ => plan,
         };
-        let (keep_cache, dropping) = self.vfs.keep_pages(&self.node);
         let (readable, writable) = access(flags);
         let shared = self.vfs.nodes.is_shared(&self.node);
         let backing = self.copy.as_ref().and_then(|copy| self.vfs.backing(copy, shared));
+        let (keep_cache, dropping) = self.vfs.keep_pages(&self.node, self.copy.as_deref(), backing.is_some());
         let handle = self.vfs.handles.add_file(FileHandle {
             node: self.node.clone(),
             file: self.file.clone(),

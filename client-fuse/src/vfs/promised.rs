@@ -189,14 +189,19 @@ impl Vfs {
     async fn tell_kernel(&self, afs: &Afs, nodes: &[u64], names: bool) {
         // Rule 6: what is on its way is written first, and expired after that.
         afs.replies.drain().await;
-        nodes.iter().for_each(|node| self.notifier.expire_attrs(*node));
+        let mut names = names;
+        for node in nodes {
+            // A reply that the kernel has got and not used yet may be the first that it hears of a node, whose
+            // attributes cannot be expired before that. But the name can that leads to it.
+            names |= !self.notifier.expire_attrs(*node);
+        }
         if names {
             self.expire_names(afs).await;
         }
     }
 
     /// Returns when the kernel uses no name any more that it was given before.
-    async fn expire_names(&self, afs: &Afs) {
+    pub(super) async fn expire_names(&self, afs: &Afs) {
         let expired = self.notifier.expire_names();
         if afs.names_expire.swap(expired, Ordering::AcqRel) != expired {
             tracing::info!(

@@ -281,8 +281,9 @@ pub trait Kernel: Send + Sync + 'static {
     fn inval_data(&self, node: u64);
 
     /// The attributes that the kernel has of a file are to be asked for again before they are used; its pages stay.
-    /// Called while a request for the file is being served, so it must wait for no other.
-    fn expire_attrs(&self, node: u64);
+    /// Called while a request for the file is being served, so it must wait for no other. False if the kernel does not
+    /// know the file: it may be about to learn of it, from a reply that it has and has not used yet.
+    fn expire_attrs(&self, node: u64) -> bool;
 
     /// Every name is to be looked up again before it is used. Waits for nothing. False if the kernel cannot do that;
     /// then names are never to be given to it for any time.

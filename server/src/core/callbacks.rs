@@ -3,7 +3,7 @@
 //! A holder is one life of one client's lease. When a lease ends its number is never used again, so all its callbacks
 //! are void at once, and are swept up later.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 /// One life of a client's lease, by the place of the client in a table and a count of its lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -59,10 +59,22 @@ impl Callbacks {
         self.pairs += 1;
         self.ages.push_back((object, holder));
         if self.ages.len() > 2 * self.pairs + 1024 {
-            let objects = &self.objects;
-            self.ages.retain(|(object, holder)| objects.get(object).is_some_and(|all| all.as_slice().contains(holder)));
+            self.tidy_ages();
         }
         true
+    }
+
+    /// Leaves one place in the order for each callback: the one of its last grant.
+    fn tidy_ages(&mut self) {
+        let (objects, mut seen) = (&self.objects, HashSet::with_capacity(self.pairs));
+        let mut ages: VecDeque<(u64, Holder)> = VecDeque::with_capacity(self.pairs);
+        for (object, holder) in self.ages.drain(..).rev() {
+            let there = objects.get(&object).is_some_and(|all| all.as_slice().contains(&holder));
+            if there && seen.insert((object, holder)) {
+                ages.push_front((object, holder));
+            }
+        }
+        self.ages = ages;
     }
 
     /// Takes the callbacks on an object from all holders but one client.
@@ -118,7 +130,7 @@ impl Callbacks {
             true
         });
         self.pairs = pairs;
-        self.ages.retain(|(_, holder)| counts(*holder));
+        self.tidy_ages();
         self.objects.shrink_to_fit();
         self.ages.shrink_to_fit();
     }
@@ -198,6 +210,26 @@ mod tests {
             callbacks.take(round % 10, None);
         }
         assert!(callbacks.bytes() < 200_000, "{}", callbacks.bytes());
+    }
+
+    #[test]
+    fn what_is_granted_and_broken_again_and_again_keeps_one_place_in_the_order() {
+        let mut callbacks = Callbacks::default();
+        for object in 1..=10_000 {
+            callbacks.grant(object, holder(0));
+        }
+        for _ in 0..100_000 {
+            callbacks.grant(0, holder(1));
+            callbacks.take(0, None);
+        }
+        callbacks.grant(0, holder(1));
+        assert!(callbacks.ages.len() <= 2 * callbacks.pairs + 1024 + 1, "{}", callbacks.ages.len());
+        // Granted last, whatever it was before.
+        for object in 1..=10_000 {
+            assert_eq!(callbacks.take_oldest(), Some((object, holder(0))));
+        }
+        assert_eq!(callbacks.take_oldest(), Some((0, holder(1))));
+        assert_eq!(callbacks.take_oldest(), None);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Promises: leases, the callbacks under them, and what must be waited for before an object changes.
 //!
-//! Rules, cited by the tests; the numbers of `docs/semantics.md` are in brackets.
+//! Rules, cited by the tests.
 //!
 //! - **P1** A callback counts while its holder's lease runs. The server keeps a lease for `term + margin` after the
 //!   renewal came in; a lease that has ended is never revived: its number lapses, and all callbacks with it.
@@ -150,7 +150,12 @@ impl Promises {
         entry.ends.is_some_and(|ends| now < ends).then_some(Holder { client: place, life: entry.life })
     }
 
-    /// The client has named this process's epoch (P6).
+    /// The object is no more: callbacks on it are of no use to anybody, and there is nothing to tell.
+    pub fn freed(&mut self, object: ObjectId) {
+        self.callbacks.take(object.0, None);
+    }
+
+    /// The client has named this process's epoch (P6), or has left.
     pub fn heard_of(&mut self, client: ClientId) {
         self.grace.remove(&client);
     }

@@ -30,6 +30,8 @@ pub struct PromiseKeeper {
     settled: Notify,
     /// Who waits for breaks.
     waiting: Mutex<HashMap<ClientId, Arc<Notify>>>,
+    /// The incarnation that each client's last lease was begun by.
+    lives: Mutex<HashMap<ClientId, u64>>,
     /// Clients that do not wait.
     prompt: Mutex<BTreeSet<ClientId>>,
     holders: Arc<dyn Holders>,
@@ -61,6 +63,7 @@ impl PromiseKeeper {
             runtime,
             settled: Notify::new(),
             waiting: Mutex::default(),
+            lives: Mutex::default(),
             prompt: Mutex::default(),
             holders,
             recorded: tokio::sync::Mutex::new(BTreeSet::new()),
@@ -111,7 +114,12 @@ impl PromiseKeeper {
     ///
     /// # Errors
     /// `Io` if the client cannot be recorded as a holder.
-    pub async fn renew(self: &Arc<Self>, client: ClientId, request: Renew) -> Result<Renewed, ErrorCode> {
+    pub async fn renew(
+        self: &Arc<Self>,
+        client: ClientId,
+        incarnation: u64,
+        request: Renew,
+    ) -> Result<Renewed, ErrorCode> {
         if request.epoch != self.epoch {
             // It speaks of another process. What it holds of that is void, and it has not said so yet.
             return Ok(Renewed::Lapsed);
@@ -121,7 +129,12 @@ impl PromiseKeeper {
             None => Some(self.record(client).await?),
             Some(_) => None,
         };
-        let renewed = self.with(|core, now| core.renew(client, request.lease, request.acked, now));
+        let renewed = self.with(|core, now| {
+            if request.lease.is_none() {
+                self.lives.lock().insert(client, incarnation);
+            }
+            core.renew(client, request.lease, request.acked, now)
+        });
         drop(recorded);
         self.settled.notify_waiters();
         Ok(renewed)
@@ -136,19 +149,28 @@ impl PromiseKeeper {
         let (mut clients, in_grace) = self.with(|core, now| (core.holders(now), core.in_grace(now)));
         clients.insert(client);
         let term = if in_grace { self.term_before.max(self.terms().term) } else { self.terms().term };
-        let (holders, saved) = (self.holders.clone(), clients.clone());
-        let done = self.runtime.blocking(move || holders.save(term, &saved)).await;
-        match done {
-            Some(Ok(())) => {
-                *recorded = clients;
-                Ok(recorded)
-            }
-            Some(Err(error)) => {
+        match self.save(&mut recorded, clients, term).await {
+            Ok(()) => Ok(recorded),
+            Err(error) => {
                 error!("cannot record which clients hold leases: {error}");
                 Err(ErrorCode::Io)
             }
-            None => Err(ErrorCode::Internal),
         }
+    }
+
+    async fn save(
+        &self,
+        recorded: &mut BTreeSet<ClientId>,
+        clients: BTreeSet<ClientId>,
+        term: Duration,
+    ) -> std::io::Result<()> {
+        // If it fails nobody knows which record will be found.
+        recorded.clear();
+        let (holders, saved) = (self.holders.clone(), clients.clone());
+        let done = self.runtime.blocking(move || holders.save(term, &saved)).await;
+        done.unwrap_or_else(|| Err(std::io::Error::other("a thread panicked that was to do it")))?;
+        *recorded = clients;
+        Ok(())
     }
 
     /// Acknowledges breaks, and waits for others.
@@ -169,11 +191,29 @@ impl PromiseKeeper {
         }
     }
 
-    /// The client's older lives are over, or it is gone: what it holds of this process is void. It is not thereby heard
-    /// of (P6): a hello is said before the answer tells the client that its peer is another process.
-    pub fn gone(&self, client: ClientId) {
-        self.with(|core, _| core.end_lease(client));
+    /// The client's lives before this one are over, or all are: what they hold of this process is void. Its new life is
+    /// not thereby heard of (P6): a hello is said before the answer tells the client that its peer is another process.
+    pub fn gone(&self, client: ClientId, before: Option<u64>) {
+        self.with(|core, _| {
+            let mut lives = self.lives.lock();
+            match before {
+                // It has a lease already: a hello may be answered late, or more than once.
+                Some(before) if lives.get(&client).is_some_and(|life| *life >= before) => {}
+                Some(_) => core.end_lease(client),
+                None => {
+                    lives.remove(&client);
+                    core.end_lease(client);
+                    // There is nobody left who could use what an older process promised.
+                    core.heard_of(client);
+                }
+            }
+        });
         self.settled.notify_waiters();
+    }
+
+    /// These objects are no more, and nobody can ask for them again.
+    pub fn freed(&self, objects: impl IntoIterator<Item = ObjectId>) {
+        self.with(|core, _| objects.into_iter().for_each(|object| core.freed(object)));
     }
 
     /// Something is going to be read, with callbacks on what is shown.
@@ -192,10 +232,19 @@ impl PromiseKeeper {
         Held { keeper: self.clone(), breaking: Some(breaking), prompt, none: BTreeSet::new() }
     }
 
-    /// Sweeps up what ended leases have left.
-    pub fn sweep(&self) {
+    /// Sweeps up what ended leases have left, in the durable record too.
+    pub async fn sweep(self: &Arc<Self>) {
         self.with(|core, now| core.sweep(now));
         self.settled.notify_waiters();
+        let mut recorded = self.recorded.lock().await;
+        let (clients, in_grace) = self.with(|core, now| (core.holders(now), core.in_grace(now)));
+        if in_grace || recorded.is_subset(&clients) {
+            return;
+        }
+        // Held meanwhile: nobody gets a lease whom this leaves out.
+        if let Err(error) = self.save(&mut recorded, clients, self.terms().term).await {
+            error!("cannot record that fewer clients hold leases: {error}");
+        }
     }
 
     /// Counters.

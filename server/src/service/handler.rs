@@ -8,7 +8,7 @@ use larder_protocol::handshake::{Hello, Refusal, Welcome, agree};
 use larder_protocol::ids::{Fid, OpId};
 use larder_protocol::limits::{MAX_PAYLOAD, MAX_SLOTS, MAX_VOLUME_NAME};
 use larder_protocol::runtime::RuntimeExt;
-use larder_protocol::service::callback::{Breaks, LeaseId, ObjectId, Promised, Renew, Renewed};
+use larder_protocol::service::callback::{Breaks, Grants, LeaseId, ObjectId, Promised, Renew, Renewed};
 use larder_protocol::service::file::{
     Checked, Committed, Mutated, NewContents, Op, Query, QueryReply, StageRequest, WriteRequest, Written,
 };
@@ -120,7 +120,7 @@ impl Server {
         self.promises.set_prompt(client, hello.prompt);
         if greeted.unsettled {
             // The older life's daemon is gone, and with it whatever it promised its kernel.
-            self.promises.gone(client);
+            self.promises.gone(client, Some(incarnation));
             let (volumes, sessions) = (self.volumes.clone(), self.shared.sessions.clone());
             let settling = self.whole(permit, async move {
                 for volume in volumes.opened() {
@@ -163,22 +163,23 @@ impl Server {
         let asked: Vec<ObjectId> = asked(&query);
         // Before anything is read (P4).
         let reading = self.promises.begin_read();
-        let reply = volume.query(&cred, query).await?;
+        let reply = volume.query(&cred, query.clone()).await?;
         if let QueryReply::Data { data, .. } = &reply {
             self.counters.sent(data.len());
         }
-        let grants = reading.grant(client, shown(asked, &reply));
+        // A copy may be of a version that has been superseded long since.
+        let from_copy = matches!(query, Query::Fetch { copy: true, .. });
+        let grants = if from_copy { Grants::default() } else { reading.grant(client, shown(asked, &reply)) };
         Ok(Promised { reply, grants })
     }
 
     async fn renew(&self, session: &Session, request: Renew) -> Result<Renewed, ErrorCode> {
-        let client = self.admit(session)?.client;
-        self.promises.renew(client, request).await
+        let Identity { client, incarnation, .. } = self.admit(session)?;
+        self.promises.renew(client, incarnation, request).await
     }
 
     async fn breaks(&self, session: &Session, lease: LeaseId, acked: u64, permit: Permit) -> Result<Breaks, ErrorCode> {
         let client = self.admit(session)?.client;
-        // It changes nothing and waits for long: nobody is to wait for it.
         drop(permit);
         tokio::select! {
             breaks = self.promises.breaks(client, lease, acked) => Ok(breaks),
@@ -277,7 +278,7 @@ impl Server {
     async fn goodbye(&self, session: &Session, permit: Permit) -> Result<(), ErrorCode> {
         let client = self.admit(session)?.client;
         self.shared.sessions.goodbye(session).await;
-        self.promises.gone(client);
+        self.promises.gone(client, None);
         let volumes = self.volumes.clone();
         self.whole(permit, async move {
             for volume in volumes.opened() {

@@ -225,7 +225,7 @@ impl Server {
                 () = self.shared.ending.cancelled() => return,
                 () = self.shared.runtime.sleep(SWEEP_INTERVAL) => {}
             }
-            self.promises.sweep();
+            self.promises.sweep().await;
         }
     }
 

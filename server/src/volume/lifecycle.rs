@@ -250,6 +250,7 @@ pub fn open_on(
         kept: KeptCopies::default(),
         distrusted: AtomicU64::new(0),
         unsynced: Mutex::default(),
+        to_remove: Mutex::default(),
         removed: Mutex::default(),
         touched: Mutex::default(),
         syncing: std::array::from_fn(|_| Mutex::new(())),

@@ -7,6 +7,7 @@ use larder_protocol::error::ErrorCode;
 use larder_protocol::runtime::RuntimeExt;
 
 use super::Volume;
+use super::content::ContentId;
 use super::context::Effects;
 
 /// How often acknowledged changes are synced under `process` durability.
@@ -34,7 +35,9 @@ pub(super) fn start(volume: &Arc<Volume>) {
         every(volume, SYNC_EVERY, |volume| async move { volume.sync_acknowledged().await });
     }
     every(volume, SETTLE_EVERY, |volume| async move { volume.settle().await });
-    every(volume, TIDY_EVERY, |volume| async move { volume.on_meta("tidy the metadata", |meta| meta.tidy()).await });
+    every(volume, TIDY_EVERY, |volume| async move {
+        volume.on_meta("tidy the metadata", |meta| meta.tidy()).await;
+    });
 }
 
 /// Does something again and again for as long as the volume is there.
@@ -56,10 +59,24 @@ fn every<F: Future<Output = ()> + Send>(
 
 /// Carries out what a committed batch leaves to do outside of the metadata.
 fn follow(volume: &Arc<Volume>, effects: Effects) {
-    for vnode in effects.freed {
-        volume.data.forget(vnode);
+    for vnode in &effects.freed {
+        volume.data.forget(*vnode);
     }
-    for (id, intent) in effects.removed {
+    if let Some(promises) = volume.promises.get()
+        && !effects.freed.is_empty()
+    {
+        promises.freed(effects.freed.iter().map(|vnode| volume.object(*vnode)));
+    }
+    if volume.data.durable {
+        remove_old(volume, effects.removed);
+    } else {
+        // Not before the batch is durable: a power cut would leave the record of contents that are gone.
+        volume.data.to_remove.lock().extend(effects.removed);
+    }
+}
+
+fn remove_old(volume: &Volume, removed: Vec<(ContentId, u64)>) {
+    for (id, intent) in removed {
         let data = Arc::clone(&volume.data);
         volume.runtime.spawn(Box::pin(async move { data.remove_content(id, intent).await }));
     }
@@ -69,9 +86,13 @@ impl Volume {
     /// Contents first: a record must not be durable before what it describes.
     async fn sync_acknowledged(&self) {
         let data = &self.data;
+        let to_remove = std::mem::take(&mut *data.to_remove.lock());
         data.sync_acknowledged().await;
-        if data.meta.durable_up_to() < data.writer.header().sequence {
-            self.on_meta("sync the metadata", |meta| meta.sync()).await;
+        let behind = data.meta.durable_up_to() < data.writer.header().sequence;
+        if !behind || self.on_meta("sync the metadata", |meta| meta.sync()).await {
+            remove_old(self, to_remove);
+        } else {
+            data.to_remove.lock().extend(to_remove);
         }
     }
 
@@ -88,17 +109,19 @@ impl Volume {
         }
     }
 
+    /// Whether it went well; what did not is in the log.
     async fn on_meta(
         &self,
         what: &str,
         work: impl FnOnce(&dyn super::meta::Metadata) -> super::error::StoreResult<()> + Send + 'static,
-    ) {
+    ) -> bool {
         let meta = Arc::clone(&self.data.meta);
         match self.runtime.blocking(move || work(&*meta)).await {
-            Some(Ok(())) => {}
+            Some(Ok(())) => return true,
             Some(Err(error)) => tracing::error!("volume {}: cannot {what}: {error}", self.name),
             None => tracing::error!("volume {}: a thread panicked that was to {what}", self.name),
         }
+        false
     }
 
     /// Settles and syncs everything, for a clean end. No request may come after it.
@@ -109,6 +132,12 @@ impl Volume {
         let left = self.data.settle_idle(Duration::MAX).await;
         self.data.sync_acknowledged().await;
         self.data.drop_scratch().await;
+        let to_remove = std::mem::take(&mut *self.data.to_remove.lock());
+        if !to_remove.is_empty() && self.on_meta("sync the metadata", |meta| meta.sync()).await {
+            for (id, intent) in to_remove {
+                self.data.remove_content(id, intent).await;
+            }
+        }
         self.data.finish_removals().await;
         self.data.store_touched();
         self.data.writer.flush_lazy().await?;

@@ -13,7 +13,8 @@ use larder_protocol::sparse::data_ranges;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
-use crate::mode::afs::disk::{CHECK_BLOCK, CacheFile};
+use super::open::WHOLE_AT_OPEN;
+use crate::mode::afs::disk::{CHECK_BLOCK, CacheFile, checksums_of};
 use crate::vfs::Error;
 
 /// A copy in the disk cache.
@@ -31,22 +32,48 @@ pub struct LocalCopy {
     backing: OnceLock<Option<Box<dyn Any + Send + Sync>>>,
     /// Whether it was opened for writing by way of the kernel, which tells nobody of writes.
     unseen_writes: AtomicBool,
+    /// Held from the decision to record whether the copy is dirty until that is done, here and on the disk.
+    pub(super) recording: Mutex<()>,
 }
 
 struct State {
     phase: Phase,
     /// The file as it was at the server at this version; of no meaning before the first part has come.
     attr: Attr,
-    /// Whether parts were given to programs while it was being fetched.
+    /// Whether programs know of the version while it is being fetched.
     served: bool,
     /// Whether it has changes that are not stored.
     dirty: bool,
-    /// Counts the changes.
+    /// Counts the changes, from their beginning.
     writes: u64,
+    /// Changes that have begun and not ended.
+    under_way: u32,
     /// Whoever changed it last.
     writer: Option<Arc<Credential>>,
     /// Size and modification time when there were no changes that nobody was told of.
     clean: Option<(u64, i64, i64)>,
+    /// The checksums of what is stored, where writes are not seen.
+    sums: Vec<u32>,
+}
+
+/// A change of a copy, until it is made.
+#[must_use = "the change ends when this is dropped"]
+pub(super) struct Change(Arc<LocalCopy>);
+
+impl Drop for Change {
+    fn drop(&mut self) {
+        self.0.state.lock().under_way -= 1;
+    }
+}
+
+/// What a store begins with.
+pub(super) struct Unstored {
+    /// How many changes there were.
+    pub(super) writes: u64,
+    /// Whether they were all made, so that all of them are going to be stored.
+    pub(super) all_made: bool,
+    /// Who made the last.
+    pub(super) writer: Arc<Credential>,
 }
 
 enum Phase {
@@ -90,12 +117,23 @@ impl LocalCopy {
     fn with_phase(file: Arc<CacheFile>, attr: Attr, phase: Phase) -> Arc<LocalCopy> {
         Arc::new(LocalCopy {
             file,
-            state: Mutex::new(State { phase, attr, served: false, dirty: false, writes: 0, writer: None, clean: None }),
+            state: Mutex::new(State {
+                phase,
+                attr,
+                served: false,
+                dirty: false,
+                writes: 0,
+                under_way: 0,
+                writer: None,
+                clean: None,
+                sums: Vec::new(),
+            }),
             changed: Notify::new(),
             storing: tokio::sync::Mutex::new(()),
             fetch: RwLock::new(0),
             backing: OnceLock::new(),
             unseen_writes: AtomicBool::new(false),
+            recording: Mutex::new(()),
         })
     }
 
@@ -123,6 +161,15 @@ impl LocalCopy {
         }
     }
 
+    /// The `change` of the file at this version, if it is known.
+    pub(in crate::vfs) fn change(&self) -> Option<u64> {
+        let state = self.state.lock();
+        match state.phase {
+            Phase::Complete | Phase::Fetching { begun: true, .. } => Some(state.attr.change),
+            _ => None,
+        }
+    }
+
     /// Whether it is certainly of another version than this, and has no changes of this machine.
     pub(in crate::vfs) fn is_another(&self, current: u64) -> bool {
         self.version().is_some_and(|version| version != current) && !self.is_dirty()
@@ -140,13 +187,27 @@ impl LocalCopy {
             && state.clean.is_some_and(|clean| stamp(self.file.file()).is_ok_and(|now| now != clean))
     }
 
-    /// From now on it may be written without anybody being told.
-    pub(super) fn expect_unseen(&self) {
+    /// From now on it may be written without anybody being told. `sums` are the checksums of what is stored.
+    pub(super) fn expect_unseen(&self, sums: Vec<u32>) {
         let mut state = self.state.lock();
-        if state.clean.is_none() || !self.has_unseen(&state) {
-            state.clean = stamp(self.file.file()).ok();
-        }
+        state.clean = stamp(self.file.file()).ok();
+        state.sums = sums;
         self.unseen_writes.store(true, Ordering::Release);
+    }
+
+    /// Whether it has other contents than what is stored, where writes are not seen. Reads all of it.
+    pub(super) fn differs_unseen(&self) -> io::Result<bool> {
+        // Pages that are mapped are not marked as changed again before they were written back.
+        self.file.file().sync_data()?;
+        let sums = checksums_of(self.file.file())?;
+        Ok(sums != self.state.lock().sums)
+    }
+
+    /// Somebody has written without anybody having been told.
+    pub(super) fn found_changed(&self) {
+        let mut state = self.state.lock();
+        state.dirty = true;
+        state.writes += 1;
     }
 
     /// Whether the kernel has its own way to the file.
@@ -159,13 +220,25 @@ impl LocalCopy {
         self.backing.get().is_none_or(Option::is_some)
     }
 
-    /// There is no way for the kernel, and will not be while it is open.
-    pub(super) fn without_way(&self) {
-        self.backing.get_or_init(|| None);
+    /// There is no way for the kernel, and will not be while it is open, unless there is one already: then it is false.
+    pub(super) fn without_way(&self) -> bool {
+        self.backing.get_or_init(|| None).is_none()
     }
 
-    /// The attributes that programs see while this copy is open.
-    pub(in crate::vfs) fn overlay(&self, attr: &mut Attr) {
+    /// Whether it could not be fetched, and holds nothing of anybody's.
+    pub(super) fn has_failed(&self) -> bool {
+        let state = self.state.lock();
+        matches!(state.phase, Phase::Failed(_)) && !state.dirty
+    }
+
+    /// Whether this fetch is the one that the copy comes from.
+    pub(super) fn is_from(&self, fetch: u64) -> bool {
+        *self.fetch.read() == fetch
+    }
+
+    /// The attributes that programs see while this copy is open. False if these are of another version than those that
+    /// were given.
+    pub(in crate::vfs) fn overlay(&self, attr: &mut Attr) -> bool {
         let state = self.state.lock();
         if state.dirty || self.has_unseen(&state) {
             if let Ok(meta) = self.file.file().metadata() {
@@ -178,7 +251,9 @@ impl LocalCopy {
             let own = &state.attr;
             (attr.size, attr.blocks, attr.mtime, attr.ctime) = (own.size, own.blocks, own.mtime, own.ctime);
             (attr.change, attr.data_version) = (own.change, own.data_version);
+            return false;
         }
+        true
     }
 
     /// Its size as programs see it.
@@ -249,9 +324,19 @@ impl LocalCopy {
         self.changed.notify_waiters();
     }
 
-    /// Whether a program has read a part of the version being fetched, so that no other can take its place.
-    pub(super) fn was_served(&self) -> bool {
-        self.state.lock().served
+    /// The file has changed while it was being fetched, and another version is going to be. False if a program knows of
+    /// this one already, so that no other can take its place.
+    pub(super) fn begin_again(&self, fetch: u64) -> bool {
+        let current = self.fetch.read();
+        let mut state = self.state.lock();
+        if state.served {
+            return false;
+        }
+        if *current == fetch {
+            // Nobody is to read what there is of the old one before the new one begins.
+            state.phase = Phase::Fetching { begun: false, have: Vec::new() };
+        }
+        true
     }
 
     /// Whether a range can be read now; `None` if it is not here yet.
@@ -296,17 +381,23 @@ impl LocalCopy {
         self.wait(None).await
     }
 
-    /// Waits until its version is known.
+    /// Waits until its version is known; that of a large file stays the same from then on.
     pub(super) async fn wait_version(&self) -> Result<(), Error> {
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            match &self.state.lock().phase {
-                Phase::Complete => return Ok(()),
-                Phase::Fetching { begun: true, have } if have.first().copied().unwrap_or(true) => return Ok(()),
-                Phase::Failed(error) => return Err(*error),
-                _ => {}
+            {
+                let mut state = self.state.lock();
+                match &state.phase {
+                    Phase::Complete => return Ok(()),
+                    Phase::Fetching { begun: true, have } if have.first().copied().unwrap_or(true) => {
+                        state.served |= state.attr.size > WHOLE_AT_OPEN;
+                        return Ok(());
+                    }
+                    Phase::Failed(error) => return Err(*error),
+                    _ => {}
+                }
             }
             changed.await;
         }
@@ -335,11 +426,13 @@ impl LocalCopy {
     }
 
     /// A change is going to be made, which is recorded.
-    pub(super) fn change_begins(&self, writer: &Arc<Credential>) {
+    pub(super) fn change_begins(self: &Arc<Self>, writer: &Arc<Credential>) -> Change {
         let mut state = self.state.lock();
         state.dirty = true;
         state.writes += 1;
+        state.under_way += 1;
         state.writer = Some(writer.clone());
+        Change(self.clone())
     }
 
     /// Nothing of what the server has is wanted: the file is empty here.
@@ -359,38 +452,35 @@ impl LocalCopy {
     }
 
     /// How many changes there were, and who made the last, if there are any that are not stored.
-    pub(super) fn unstored(&self, writer: &Arc<Credential>) -> Option<(u64, Arc<Credential>)> {
+    pub(super) fn unstored(&self, writer: &Arc<Credential>) -> Option<Unstored> {
         let state = self.state.lock();
         let unseen = self.has_unseen(&state);
         let writer = state.writer.clone().unwrap_or_else(|| writer.clone());
-        (state.dirty || unseen).then_some((state.writes, writer))
+        let all_made = state.under_way == 0;
+        (state.dirty || unseen).then_some(Unstored { writes: state.writes, all_made, writer })
     }
 
     /// It was stored as it was after so many changes, and is this version then. Whether there were none since.
-    pub(super) fn stored(&self, writes: u64, attr: &Attr, unseen_before: Option<(u64, i64, i64)>) -> bool {
+    /// Where writes are not seen that says little: what is stored is compared at the end.
+    pub(super) fn stored(&self, was: &Unstored, attr: &Attr, sums: &[u32]) -> bool {
         let mut state = self.state.lock();
         state.attr = attr.clone();
-        let unseen = self.unseen_writes.load(Ordering::Acquire);
-        let quiet = !unseen || stamp(self.file.file()).ok() == unseen_before;
-        let clean = state.writes == writes && quiet;
+        let clean = was.all_made && state.writes == was.writes;
         if clean {
             state.dirty = false;
-            state.clean = None;
+        }
+        if self.expects_unseen() {
+            state.sums = sums.to_vec();
         }
         clean
     }
 
-    /// The stamp by which writes are noticed that nobody was told of.
-    pub(super) fn now(&self) -> Option<(u64, i64, i64)> {
-        stamp(self.file.file()).ok()
-    }
-
-    /// The stamp was set anew.
-    pub(super) fn restamped(&self) {
-        let mut state = self.state.lock();
-        if !state.dirty {
-            state.clean = stamp(self.file.file()).ok();
-        }
+    /// Before what is here is stored: writes that nobody is told of count as later from now on.
+    pub(super) fn restamp(&self) -> io::Result<()> {
+        // Pages that are mapped are marked as changed again only after they were written back.
+        self.file.file().sync_data()?;
+        self.state.lock().clean = stamp(self.file.file()).ok();
+        Ok(())
     }
 
     /// The contents of this data version are those of a later one too.

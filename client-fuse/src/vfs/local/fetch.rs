@@ -73,21 +73,26 @@ impl Vfs {
             match self.fetch_once(afs, node, copy, fetch, cred, attempt > AGAIN).await? {
                 Attempt::Whole(attr, checksums) => {
                     let name = self.path_hint(node);
-                    if let Err(error) = afs.disk.install(copy.file(), attr.data_version, checksums, name.as_deref()) {
+                    let _recording = copy.recording.lock();
+                    // Truncated meanwhile, it is what a program here made of it.
+                    if copy.is_from(fetch)
+                        && !copy.is_dirty()
+                        && let Err(error) = afs.disk.install(copy.file(), attr.data_version, checksums, name.as_deref())
+                    {
                         // It serves those who have it open, and is fetched again next time.
                         tracing::debug!("a copy is not kept: {error}");
                     }
                     return Ok(());
                 }
                 Attempt::Unwanted => return Ok(()),
-                Attempt::Changed if copy.was_served() => {
+                Attempt::Changed if copy.begin_again(fetch) => {}
+                Attempt::Changed => {
                     tracing::warn!(
-                        "a file was overwritten in place while a program here read the part of it that had been \
-                         fetched; the program gets an error rather than a mixture of two versions"
+                        "a file was changed while a program here read the part of it that had been fetched; the \
+                         program gets an error rather than a mixture of two versions"
                     );
                     return Err(ErrorCode::Io.into());
                 }
-                Attempt::Changed => {}
             }
         }
         tracing::warn!("a file changes faster than it can be fetched");

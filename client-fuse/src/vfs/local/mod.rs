@@ -19,7 +19,7 @@ use larder_protocol::service::file::SeekWhat;
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 
-use self::copy::LocalCopy;
+use self::copy::{Change, LocalCopy};
 use self::fetch::disk_error;
 use super::handle::FileHandle;
 use super::node::Node;
@@ -62,10 +62,14 @@ impl Vfs {
     ) -> Result<u32, Error> {
         let len = data.len();
         Vfs::end_of(offset, len as u64)?;
-        self.begin_change(&handle.node, copy, &handle.cred).await?;
+        let change = self.begin_change(&handle.node, copy, &handle.cred).await?;
         let write = {
             let (copy, data) = (copy.clone(), data);
-            move || copy.file().file().write_all_at(&data, offset)
+            move || {
+                // It ends when it is made, whatever becomes of this request.
+                let _change = change;
+                copy.file().file().write_all_at(&data, offset)
+            }
         };
         let written = if len <= QUICK {
             write()
@@ -83,14 +87,20 @@ impl Vfs {
         node: &Arc<Node>,
         copy: &Arc<LocalCopy>,
         writer: &Arc<Credential>,
-    ) -> Result<(), Error> {
+    ) -> Result<Change, Error> {
         self.fetch_in_background(node, copy, writer);
         self.until_abort(copy.wait_whole()).await??;
         self.record_change(node, copy, writer)
     }
 
-    fn record_change(&self, node: &Arc<Node>, copy: &Arc<LocalCopy>, writer: &Arc<Credential>) -> Result<(), Error> {
-        let Some(afs) = &self.afs else { return Ok(()) };
+    fn record_change(
+        &self,
+        node: &Arc<Node>,
+        copy: &Arc<LocalCopy>,
+        writer: &Arc<Credential>,
+    ) -> Result<Change, Error> {
+        let Some(afs) = &self.afs else { return Err(ErrorCode::Internal.into()) };
+        let _recording = copy.recording.lock();
         if copy.needs_record() {
             afs.disk
                 .mark_dirty(copy.file(), copy.base(), writer.uid, writer.gid)
@@ -100,8 +110,7 @@ impl Vfs {
             }
             afs.unstored.lock().insert(copy.file().id(), (node.clone(), copy.clone()));
         }
-        copy.change_begins(writer);
-        Ok(())
+        Ok(copy.change_begins(writer))
     }
 
     /// A program closes one of its descriptors.
@@ -140,10 +149,10 @@ impl Vfs {
     ) -> Result<(), Error> {
         Vfs::end_of(0, size)?;
         if size == 0 {
-            self.record_change(node, copy, writer)?;
+            let _change = self.record_change(node, copy, writer)?;
             return copy.cut_to_nothing().map_err(|error| disk_error(&error, "write to"));
         }
-        self.begin_change(node, copy, writer).await?;
+        let _change = self.begin_change(node, copy, writer).await?;
         copy.file().file().set_len(size).map_err(|error| disk_error(&error, "write to"))
     }
 
@@ -156,10 +165,14 @@ impl Vfs {
         len: u64,
         mode: i32,
     ) -> Result<(), Error> {
-        self.begin_change(&handle.node, copy, &handle.cred).await?;
+        let change = self.begin_change(&handle.node, copy, &handle.cred).await?;
         let flags = FallocateFlags::from_bits_retain(mode as u32);
         let file = copy.file().clone();
-        let done = self.runtime.blocking(move || rustix::fs::fallocate(file.file(), flags, offset, len)).await;
+        let allocate = move || {
+            let _change = change;
+            rustix::fs::fallocate(file.file(), flags, offset, len)
+        };
+        let done = self.runtime.blocking(allocate).await;
         match done {
             Some(Ok(())) => Ok(()),
             Some(Err(Errno::OPNOTSUPP)) => Err(ErrorCode::NotSupported.into()),
@@ -202,9 +215,10 @@ impl Vfs {
         let (to_handle, to_copy, to_offset) = to;
         self.fetch_in_background(&from_handle.node, from_copy, &from_handle.cred);
         self.until_abort(from_copy.wait_whole()).await??;
-        self.begin_change(&to_handle.node, to_copy, &to_handle.cred).await?;
+        let change = self.begin_change(&to_handle.node, to_copy, &to_handle.cred).await?;
         let (source, target) = (from_copy.file().clone(), to_copy.file().clone());
         let copied = self.runtime.blocking(move || {
+            let _change = change;
             let (mut from, mut to, mut done) = (from_offset, to_offset, 0);
             while done < len {
                 let left = usize::try_from(len - done).unwrap_or(usize::MAX);
@@ -228,20 +242,37 @@ impl Vfs {
     /// A handle is closed for good.
     pub(super) async fn release_local(&self, handle: &FileHandle, copy: &Arc<LocalCopy>) {
         let Some(afs) = &self.afs else { return };
-        if handle.writable && copy.is_dirty() && !self.nodes.is_orphan(&handle.node) {
+        let last = self.nodes.is_last(&handle.node);
+        let orphan = self.nodes.is_orphan(&handle.node);
+        if !orphan && copy.expects_unseen() && (handle.writable || last) {
+            self.find_unseen_writes(copy).await;
+        }
+        if !orphan && copy.is_dirty() {
             self.store_at_last(&handle.node, copy, &handle.cred).await;
         }
-        if self.nodes.is_last(&handle.node) {
-            if self.nodes.is_orphan(&handle.node) {
-                afs.unstored.lock().remove(&copy.file().id());
-                afs.disk.discard(copy.file());
-            } else if copy.is_reusable() {
-                if copy.has_way() {
-                    // It was recorded as dirty in case somebody wrote unseen.
-                    self.settle_unwritten(afs, copy).await;
-                }
-                afs.recent.lock().put(handle.node.fid, copy.renewed());
+        if !last {
+            return;
+        }
+        if orphan || (copy.expects_unseen() && copy.is_reusable()) {
+            // Whoever still has it mapped may write it, and nobody would be told: it is not to serve as a copy again.
+            afs.unstored.lock().remove(&copy.file().id());
+            afs.disk.discard(copy.file());
+        } else if copy.is_reusable() && !copy.file().is_gone() {
+            afs.recent.lock().put(handle.node.fid, copy.renewed());
+        }
+    }
+
+    /// Compares a copy that the kernel may have written with what is stored.
+    async fn find_unseen_writes(&self, copy: &Arc<LocalCopy>) {
+        let looked = copy.clone();
+        match self.runtime.blocking(move || looked.differs_unseen()).await {
+            Some(Ok(false)) => {}
+            Some(Ok(true)) => copy.found_changed(),
+            Some(Err(error)) => {
+                tracing::error!("cannot see whether a file was written by way of the kernel: {error}; storing it");
+                copy.found_changed();
             }
+            None => copy.found_changed(),
         }
     }
 

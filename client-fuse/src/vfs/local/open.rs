@@ -16,11 +16,14 @@ use crate::vfs::file_state::FileState;
 use crate::vfs::node::Node;
 use crate::vfs::{Error, Vfs};
 
+/// An open of a file up to this size returns when all of it is here: should another client replace it before, then this
+/// open shows the newer version, and none that was stored after it returned. Its parts are asked for at once, so this
+/// costs little.
+pub(super) const WHOLE_AT_OPEN: u64 = 8 << 20;
+
 /// How an open uses a file.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::vfs) struct Use {
-    /// It may be read.
-    pub(in crate::vfs) read: bool,
     /// It may be written.
     pub(in crate::vfs) write: bool,
     /// It is to be empty.
@@ -44,7 +47,8 @@ impl Vfs {
         // One open of a file at a time, so that they agree on the copy.
         let _turn = self.until_abort(file.exclusive.lock()).await?;
         let existing = node.state.lock().copy.clone();
-        if let Some(copy) = existing {
+        // What could not be fetched is tried again by the next open.
+        if let Some(copy) = existing.filter(|copy| !copy.has_failed()) {
             if self.is_current(node, &copy, cred).await? {
                 self.ready_to_use(&afs, node, &copy, cred, how).await?;
                 return Ok(Some(copy));
@@ -63,6 +67,8 @@ impl Vfs {
             Ok(()) => Ok(Some(copy)),
             Err(error) => {
                 node.state.lock().copy = None;
+                afs.unstored.lock().remove(&copy.file().id());
+                afs.disk.discard(copy.file());
                 let too_large = error == ErrorCode::FileTooLarge.into();
                 // On a full disk it can still be read from the server.
                 if too_large || (error == ErrorCode::NoSpace.into() && !how.write) {
@@ -131,7 +137,11 @@ impl Vfs {
         if !how.truncate
             && let Some(attr) = &attr
         {
-            let recent = afs.recent.lock().pop(&fid).filter(|copy| copy.version() == Some(attr.data_version));
+            let recent = afs
+                .recent
+                .lock()
+                .pop(&fid)
+                .filter(|copy| copy.version() == Some(attr.data_version) && !copy.file().is_gone());
             if let Some(copy) = recent.filter(|copy| copy.is_untouched()) {
                 self.counters.hit();
                 return Ok(Some(copy));
@@ -171,35 +181,39 @@ impl Vfs {
     ) -> Result<(), Error> {
         if how.truncate {
             self.truncate_local(node, copy, cred, 0).await?;
-        } else if how.read {
+            if !how.write {
+                // No descriptor will be closed that it was written by.
+                self.store(node, copy, cred).await?;
+            }
+        } else {
             self.fetch_in_background(node, copy, cred);
             self.until_abort(copy.wait_version()).await??;
+            if how.write || copy.size() <= WHOLE_AT_OPEN {
+                self.until_abort(copy.wait_whole()).await??;
+            }
         }
-        if how.write && copy.has_way() {
-            self.expect_unseen_writes(afs, copy, cred);
+        if how.write && !copy.without_way() {
+            self.expect_unseen_writes(afs, copy, cred).await?;
         }
         Ok(())
     }
 
-    /// The kernel may write a copy from now on without a word: it is recorded as dirty until it is seen not to be.
-    pub(super) fn expect_unseen_writes(&self, afs: &Afs, copy: &Arc<LocalCopy>, writer: &Credential) {
-        if let Err(error) = afs.disk.mark_dirty(copy.file(), copy.base(), writer.uid, writer.gid) {
-            tracing::warn!("cannot record in the cache that a file may be written: {error}");
+    /// The kernel serves those who read a copy, and so must serve this writer, of whose writes nobody will be told: the
+    /// copy counts as dirty, and what it holds is compared with what is stored when it is closed.
+    async fn expect_unseen_writes(&self, afs: &Afs, copy: &Arc<LocalCopy>, writer: &Credential) -> Result<(), Error> {
+        if copy.expects_unseen() {
+            return Ok(());
         }
-        copy.restamped();
-        copy.expect_unseen();
-    }
-
-    /// Nobody has written a copy that was recorded as dirty in case somebody did.
-    pub(super) async fn settle_unwritten(&self, afs: &Afs, copy: &Arc<LocalCopy>) {
-        if !copy.expects_unseen() {
-            return;
-        }
-        let (disk, file, base) = (afs.disk.clone(), copy.file().clone(), copy.base());
-        let settle = move || checksums_of(file.file()).and_then(|sums| disk.mark_clean(&file, base, sums));
-        if let Some(Err(error)) = self.runtime.blocking(settle).await {
-            tracing::debug!("the cache cannot record that a file was not written: {error}");
-        }
+        let (disk, base, writer, known) = (afs.disk.clone(), copy.base(), writer.clone(), copy.clone());
+        let expect = move || {
+            let sums = checksums_of(known.file().file())?;
+            disk.mark_dirty(known.file(), base, writer.uid, writer.gid)?;
+            known.expect_unseen(sums);
+            Ok(())
+        };
+        let done = self.runtime.blocking(expect).await;
+        let done = done.unwrap_or_else(|| Err(std::io::Error::other("reading the cache panicked")));
+        done.map_err(|error| disk_error(&error, "record a change in"))
     }
 
     /// What the kernel may serve an open of this copy from.
@@ -212,16 +226,13 @@ impl Vfs {
         None
     }
 
-    /// Whether the kernel took the way that it was offered.
-    pub fn passed_through(&self, backing: &Backing, writable: bool, took: bool, cred: &Credential) {
+    /// The kernel took the way to a copy that it was offered, or refused it.
+    pub fn passed_through(&self, took: bool) {
         let Some(afs) = &self.afs else { return };
-        if !took {
+        if took {
+            afs.passthrough_opens.fetch_add(1, Ordering::Relaxed);
+        } else {
             afs.no_passthrough.store(true, Ordering::Relaxed);
-            return;
-        }
-        afs.passthrough_opens.fetch_add(1, Ordering::Relaxed);
-        if writable {
-            self.expect_unseen_writes(afs, &backing.0, cred);
         }
     }
 

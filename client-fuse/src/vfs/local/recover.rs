@@ -3,16 +3,21 @@
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use larder_protocol::attr::{Attr, Credential};
 use larder_protocol::error::ErrorCode;
 use larder_protocol::ids::Fid;
 use larder_protocol::payload::Payload;
+use larder_protocol::runtime::RuntimeExt;
 use larder_protocol::service::file::{NewContents, Op, OpReply, Query, QueryReply, StageRequest};
 
 use crate::mode::afs::Afs;
 use crate::mode::afs::disk::{CHECK_BLOCK, CacheFile, LeftDirty, checksums_of};
 use crate::vfs::{Error, Vfs, unexpected};
+
+/// How long whoever mounts waits for the recovery.
+const RECOVERY: Duration = Duration::from_secs(5);
 
 /// What became of a file that was left dirty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,8 +29,20 @@ enum Recovered {
 }
 
 impl Vfs {
-    /// Stores what an earlier life left dirty, or keeps it as a conflict. Before anything else is asked for.
-    pub(in crate::vfs) async fn recover(&self, afs: &Arc<Afs>) {
+    /// Begins to recover what an earlier life left, and waits a while: mostly there is nothing, or little. What takes
+    /// longer goes on while the mount is used; a file that programs change before its turn becomes a conflict.
+    pub(in crate::vfs) async fn begin_recovery(&self, afs: &Arc<Afs>) {
+        let Some(vfs) = self.weak.upgrade() else { return };
+        let afs = afs.clone();
+        let recovering = self.runtime.detached(async move { vfs.recover(&afs).await });
+        tokio::select! {
+            _ = recovering => {}
+            () = self.runtime.sleep(RECOVERY) => tracing::info!("still storing what was being written when the mount ended"),
+        }
+    }
+
+    /// Stores what an earlier life left dirty, or keeps it as a conflict.
+    async fn recover(&self, afs: &Arc<Afs>) {
         for left in afs.disk.left_dirty() {
             let shown = left
                 .name

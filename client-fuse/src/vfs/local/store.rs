@@ -22,7 +22,7 @@ use larder_protocol::sparse::data_ranges;
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
-use super::copy::LocalCopy;
+use super::copy::{LocalCopy, Unstored};
 use super::fetch::disk_error;
 use crate::mode::afs::Afs;
 use crate::mode::afs::disk::{CHECK_BLOCK, checksum};
@@ -104,13 +104,19 @@ impl Vfs {
     ) -> Result<(), Error> {
         let Some(afs) = &self.afs else { return Ok(()) };
         let _turn = self.until_abort(copy.storing.lock()).await?;
-        let Some((writes, writer)) = copy.unstored(writer) else { return Ok(()) };
+        let Some(was) = copy.unstored(writer) else { return Ok(()) };
+        let writer = was.writer.clone();
         if node.state.lock().kept {
             // It has no name any more, and nobody but this machine's programs can read it.
             return Ok(());
         }
         self.until_abort(copy.wait_whole()).await??;
-        let before = copy.now();
+        if copy.expects_unseen() {
+            let stamped = copy.clone();
+            let done = self.runtime.blocking(move || stamped.restamp()).await;
+            let done = done.unwrap_or_else(|| Err(io::Error::other("syncing the cache panicked")));
+            done.map_err(|error| disk_error(&error, "sync"))?;
+        }
         for _ in 0..AGAIN {
             let (contents, checksums) = match self.send_contents(afs, node.fid, copy, &writer).await {
                 Ok(sent) => sent,
@@ -122,7 +128,9 @@ impl Vfs {
                     self.learn_own(node, &change, &asked);
                     drop(asked);
                     afs.stores.fetch_add(1, Ordering::Relaxed);
-                    self.is_stored(afs, copy, writes, before, &change.attr, checksums, &writer);
+                    self.is_stored(afs, copy, &was, &change.attr, checksums);
+                    // What the kernel has are the times that the local file had.
+                    self.notifier.expire_attrs(node.number);
                     return Ok(());
                 }
                 Ok(_) => return Err(unexpected()),
@@ -134,31 +142,22 @@ impl Vfs {
         Err(ErrorCode::Io.into())
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the parts of one event")]
-    fn is_stored(
-        &self,
-        afs: &Afs,
-        copy: &Arc<LocalCopy>,
-        writes: u64,
-        before: Option<(u64, i64, i64)>,
-        attr: &Attr,
-        checksums: Vec<u32>,
-        writer: &Credential,
-    ) {
-        let clean = copy.stored(writes, attr, before);
-        let recorded = if clean {
+    fn is_stored(&self, afs: &Afs, copy: &Arc<LocalCopy>, was: &Unstored, attr: &Attr, checksums: Vec<u32>) {
+        let _recording = copy.recording.lock();
+        let clean = copy.stored(was, attr, &checksums);
+        let recorded = if clean && !copy.expects_unseen() {
             afs.unstored.lock().remove(&copy.file().id());
             afs.disk.mark_clean(copy.file(), attr.data_version, checksums)
         } else {
-            // What came meanwhile is based on what was stored.
-            afs.disk.mark_dirty(copy.file(), attr.data_version, writer.uid, writer.gid)
+            // What came meanwhile, or may come, is based on what was stored.
+            if clean {
+                afs.unstored.lock().remove(&copy.file().id());
+            }
+            afs.disk.mark_dirty(copy.file(), attr.data_version, was.writer.uid, was.writer.gid)
         };
         if let Err(error) = recorded {
             // It is stored; should this process end now, it would be compared with what the server has.
             tracing::debug!("the cache cannot record that a file is stored: {error}");
-        }
-        if clean && copy.has_way() {
-            self.expect_unseen_writes(afs, copy, writer);
         }
     }
 
@@ -240,7 +239,11 @@ impl Vfs {
                 Ok(()) => return,
                 // What is dirty stays so on the disk, and the next mount stores it.
                 Err(Error::Aborted) => return,
-                Err(Error::TimedOut { .. }) => self.runtime.sleep(RETRY).await,
+                Err(Error::TimedOut { .. }) => {
+                    if self.until_abort(self.runtime.sleep(RETRY)).await.is_err() {
+                        return;
+                    }
+                }
                 Err(error) => {
                     if let Some(file) = node.file() {
                         file.flow.lock().fail(error);
@@ -255,6 +258,15 @@ impl Vfs {
     /// Keeps what cannot be stored beside the files, where its owner finds it.
     pub(super) fn keep_conflict(&self, afs: &Afs, node: &Arc<Node>, copy: &Arc<LocalCopy>, why: &str) {
         afs.unstored.lock().remove(&copy.file().id());
+        // The kernel may have pages that the server never got.
+        {
+            let mut state = node.state.lock();
+            state.promise = None;
+            if let Some(pages) = state.pages.as_deref_mut() {
+                pages.forget();
+            }
+        }
+        self.notifier.expire_attrs(node.number);
         let name = self.path_hint(node);
         match afs.disk.keep_as_conflict(copy.file(), copy.base(), name.as_deref(), why) {
             Ok(path) => tracing::error!(

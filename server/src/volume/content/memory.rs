@@ -125,7 +125,12 @@ fn not_found() -> io::Error {
 
 impl Content for MemoryContent {
     fn create(&self, id: ContentId) -> io::Result<()> {
-        self.0.lock().live.entry(id).or_default();
+        let mut state = self.0.lock();
+        if !state.live.contains_key(&id) {
+            // Another file than one of this name that was removed: what the disk has is not its own.
+            state.disk.remove(&id);
+            state.live.insert(id, Default::default());
+        }
         Ok(())
     }
 

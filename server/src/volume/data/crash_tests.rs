@@ -66,7 +66,7 @@ impl Metadata for RecordedMeta {
         self.0.meta.durable_up_to()
     }
     fn sync(&self) -> StoreResult<()> {
-        self.0.meta.sync()
+        self.0.around(|| self.0.meta.sync())
     }
     fn tidy(&self) -> StoreResult<()> {
         self.0.meta.tidy()
@@ -138,13 +138,19 @@ async fn op(volume: &Arc<Volume>, seq: u64, op: Op) -> Result<OpReply, ErrorCode
 
 /// Does `change` to a file with these contents, made durable in place or not, and looks at what a power cut at each of
 /// its steps leaves: the old contents or the new, and after recovery nothing else.
-async fn cut_at_each_step(old: &Bytes, in_place: bool, new: &Bytes, change: impl AsyncFn(&Arc<Volume>, Fid)) {
+async fn cut_at_each_step(
+    durability: Durability,
+    old: &Bytes,
+    in_place: bool,
+    new: &Bytes,
+    change: impl AsyncFn(&Arc<Volume>, Fid),
+) {
     let runtime: SharedRuntime = Arc::new(SimRuntime::new(1));
     let meta = MemoryMetadata::new();
     prepare(&meta, VolumeId(7), "test", runtime.wall()).unwrap();
     let recorded = Arc::new(Recorded { meta, content: MemoryContent::new(), left: Mutex::new(None) });
     let engines = (Arc::new(RecordedMeta(recorded.clone())), Arc::new(RecordedContent(recorded.clone())));
-    let volume = open_on(engines.0, engines.1, Durability::Power, Epoch(1), runtime.clone()).unwrap();
+    let volume = open_on(engines.0, engines.1, durability, Epoch(1), runtime.clone()).unwrap();
     let name = Name::new(b"file").unwrap();
     let create = Op::Create { dir: volume.root(), name, mode: 0o644, umask: 0, how: CreateHow::Exclusive };
     let Ok(OpReply::Entry { attr, .. }) = op(&volume, 1, create).await else { panic!("no file") };
@@ -155,6 +161,10 @@ async fn cut_at_each_step(old: &Bytes, in_place: bool, new: &Bytes, change: impl
     } else {
         let contents = NewContents::Whole(Payload(old.clone()));
         op(&volume, 2, Op::Store { fid, contents, base: None }).await.unwrap();
+    }
+    if durability == Durability::Process {
+        // What was acknowledged a while ago is durable in either case.
+        tokio::time::sleep(std::time::Duration::from_secs(5)).await;
     }
     *recorded.left.lock() = Some(Vec::new());
     change(&volume, fid).await;
@@ -167,13 +177,18 @@ async fn cut_at_each_step(old: &Bytes, in_place: bool, new: &Bytes, change: impl
     let cuts = left.len();
     for (cut, (meta, content)) in left.into_iter().enumerate() {
         let (meta, content) = (Arc::new(meta), Arc::new(content));
-        let volume = open(&meta, &content, Durability::Power, 2, &runtime);
+        let volume = open(&meta, &content, durability, 2, &runtime);
         let found = contents(&volume, fid).await;
         assert!(found == *old || found == *new, "neither old nor new at {cut} of {cuts}");
-        assert!(cut < answered || found == *new, "an answered store is lost at {cut} of {cuts}");
+        let lost = durability == Durability::Power && cut >= answered && found != *new;
+        assert!(!lost, "an answered store is lost at {cut} of {cuts}");
         saw_old |= found == *old;
         saw_new |= found == *new;
         tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+        if durability == Durability::Process {
+            // A content file may have survived whose intent did not: `larderd check` finds it.
+            continue;
+        }
         let snapshot = meta.snapshot().unwrap();
         let view = Verified(&*snapshot);
         let body = view.vnode(fid.vnode).unwrap().unwrap().body;
@@ -197,7 +212,9 @@ async fn a_power_cut_in_a_store_leaves_the_old_contents_or_the_new() {
                 let contents = NewContents::Whole(Payload(new.clone()));
                 op(volume, 3, Op::Store { fid, contents, base: None }).await.unwrap();
             };
-            cut_at_each_step(&old, in_place, &new, whole).await;
+            for durability in [Durability::Power, Durability::Process] {
+                cut_at_each_step(durability, &old, in_place, &new, whole).await;
+            }
             let staged = async |volume: &Arc<Volume>, fid| {
                 for (first, offset) in [(true, 0), (false, BLOCK)] {
                     let data = new.slice((offset as usize).min(new.len())..);
@@ -207,7 +224,9 @@ async fn a_power_cut_in_a_store_leaves_the_old_contents_or_the_new() {
                 let contents = NewContents::Staged { stage: 1, size: new_size };
                 op(volume, 3, Op::Store { fid, contents, base: None }).await.unwrap();
             };
-            cut_at_each_step(&old, in_place, &new, staged).await;
+            for durability in [Durability::Power, Durability::Process] {
+                cut_at_each_step(durability, &old, in_place, &new, staged).await;
+            }
         }
     }
 }
@@ -221,5 +240,5 @@ async fn a_power_cut_while_a_copy_is_kept_leaves_nothing_of_it() {
         let contents = NewContents::Whole(Payload(new.clone()));
         op(volume, 3, Op::Store { fid, contents, base: None }).await.unwrap();
     };
-    cut_at_each_step(&old, false, &new, change).await;
+    cut_at_each_step(Durability::Power, &old, false, &new, change).await;
 }

@@ -52,11 +52,11 @@ async fn a_fetch_gives_the_version_asked_for_or_nothing() {
         let get = async |at, change, copy| fetch(&world.volume, &root(), fid, at, change, copy).await.unwrap();
         for copy in [false, true] {
             assert_eq!(get((0, 1 << 20), None, copy).await, (data.clone(), attr.clone()));
-            assert_eq!(get((0, 1 << 20), Some(attr.change), copy).await, (data.clone(), attr.clone()));
-            assert_eq!(get((0, 1 << 20), Some(attr.change - 1), copy).await, (Bytes::new(), attr.clone()));
+            assert_eq!(get((0, 1 << 20), Some(attr.data_version), copy).await, (data.clone(), attr.clone()));
+            assert_eq!(get((0, 1 << 20), Some(attr.data_version - 1), copy).await, (Bytes::new(), attr.clone()));
             let part = data.slice((BLOCK.min(size)) as usize..(2 * BLOCK).min(size) as usize);
-            assert_eq!(get((BLOCK, BLOCK as u32), Some(attr.change), copy).await, (part, attr.clone()));
-            assert_eq!(get((10 * BLOCK, 5), Some(attr.change), copy).await, (Bytes::new(), attr.clone()));
+            assert_eq!(get((BLOCK, BLOCK as u32), Some(attr.data_version), copy).await, (part, attr.clone()));
+            assert_eq!(get((10 * BLOCK, 5), Some(attr.data_version), copy).await, (Bytes::new(), attr.clone()));
         }
         assert_eq!(world.attr(0).await, attr, "a fetch changes nothing");
         tokio::time::sleep(Duration::from_secs(5)).await;
@@ -82,7 +82,7 @@ async fn who_may_write_a_file_may_fetch_it() {
         }
     }
     // Nor does a copy that is there let anybody in.
-    let change = world.attr(0).await.change;
+    let change = world.attr(0).await.data_version;
     fetch(&world.volume, &root(), fid, (0, 3), None, true).await.unwrap();
     assert_eq!(fetch(&world.volume, &user, fid, (0, 3), Some(change), true).await, Err(ErrorCode::AccessDenied));
 }
@@ -105,7 +105,7 @@ async fn a_copy_stays_one_version_while_writes_go_on() {
         let at = (fetched.len() as u64, 50_000);
         let (piece, of) = fetch(&world.volume, &root(), fid, at, change, true).await.unwrap();
         assert_eq!(of, attr);
-        change = Some(of.change);
+        change = Some(of.data_version);
         if piece.is_empty() {
             break;
         }
@@ -152,7 +152,7 @@ async fn there_are_only_so_many_copies() {
             let copied = fetch(&world.volume, &root(), fid, (BLOCK, 9), None, true).await.unwrap();
             assert_eq!(copied.1, attr);
         }
-        changes.push(attr.change);
+        changes.push(attr.data_version);
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     tokio::time::sleep(Duration::from_secs(5)).await;
@@ -189,7 +189,7 @@ impl Race {
             let byte = (seed * 100 + round % 100) as u8;
             let request = WriteRequest { fid: self.fid, offset: 0, data: self.full(byte), stable: round % 7 == 0 };
             let written = self.volume.write(&root(), request).await.unwrap();
-            self.saw(written.attr.attr.change, byte);
+            self.saw(written.attr.attr.data_version, byte);
             if round % 5 == 0 {
                 self.volume.commit(&root(), self.fid).await.unwrap();
             }
@@ -212,7 +212,7 @@ impl Race {
             let id = OpId { client: ClientId(seed.into()), incarnation: 1, slot: 0, seq: round };
             let op = Op::Store { fid: self.fid, contents, base: None };
             let OpReply::Attr(change) = self.volume.mutate(&root(), id, op).await.unwrap().reply else { panic!() };
-            self.saw(change.attr.change, byte);
+            self.saw(change.attr.data_version, byte);
         }
     }
 
@@ -224,8 +224,8 @@ impl Race {
             loop {
                 let at = (whole.len() as u64, random.random_range(1000..200_000));
                 let (piece, attr) = fetch(&self.volume, &root(), self.fid, at, change, copy).await.unwrap();
-                let of = *change.get_or_insert(attr.change);
-                if attr.change != of {
+                let of = *change.get_or_insert(attr.data_version);
+                if attr.data_version != of {
                     assert!(piece.is_empty());
                     break;
                 }

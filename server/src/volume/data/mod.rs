@@ -101,6 +101,8 @@ pub(super) struct Data {
     pub(super) distrusted: AtomicU64,
     /// Under `process`: content files with acknowledged changes that are to be synced with the next beat.
     pub(super) unsynced: Mutex<BTreeSet<ContentId>>,
+    /// Content files to be removed once the batch that says so is durable, with their intents (`process` durability).
+    pub(super) to_remove: Mutex<Vec<(ContentId, u64)>>,
     /// Removed content files whose intents are still there: vnode and number.
     pub(super) removed: Mutex<Vec<(u64, u64)>>,
     /// Files whose access time is to be renewed, with their generations.

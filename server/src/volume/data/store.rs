@@ -175,7 +175,8 @@ impl Data {
         // If it is missing, that says nothing of the vnode.
         let no_stale = |code| if code == ErrorCode::Stale { ErrorCode::Io } else { code };
         while self.compute_unknown(file).await.map_err(no_stale)? > 0 {}
-        self.sync(id).await.map_err(no_stale)?;
+        // Under `process` too: the record may become durable before the next time that contents are synced.
+        self.sync_now(id).await.map_err(no_stale)?;
         let checksums = file.settlement(size, None).ok_or(ErrorCode::Internal)?;
         let stat = self.content.stat(id).map_err(|error| self.content_error(id, "look at", &error))?;
         Ok(Ready { id, intent: scratch.intent, size, blocks: stat.blocks, checksums })

@@ -80,7 +80,7 @@ async fn whole_contents_of_every_size_are_stored() {
         for size in [5, 0, INLINE_MAX, INLINE_MAX + 1, 3 * BLOCK, 1 << 20, 3 * BLOCK + 1, 0, 2 * BLOCK, 7] {
             let data = bytes(size, size);
             let before = world.attr(0).await;
-            let attr = store(&mut world, 0, whole(&data), Some(before.change)).await.unwrap();
+            let attr = store(&mut world, 0, whole(&data), Some(before.data_version)).await.unwrap();
             assert_eq!((attr.size, attr.clone()), (size, world.attr(0).await));
             assert_ne!(attr.change, before.change);
             world.model[0] = data.to_vec();
@@ -233,7 +233,7 @@ async fn the_oldest_stage_goes_when_a_client_has_too_many() {
 async fn a_conflict_leaves_the_file_and_what_is_staged() {
     let mut world = World::new(1, Durability::Power).await;
     let (old, new) = (bytes(2 * BLOCK, 1), bytes(3 * BLOCK, 2));
-    let base = world.attr(0).await.change;
+    let base = world.attr(0).await.data_version;
     world.write(0, 0, old.clone(), false).await;
     world.model[0] = old.to_vec();
     world.stage(0, 1, true, 0, new.clone()).await.unwrap();
@@ -242,7 +242,7 @@ async fn a_conflict_leaves_the_file_and_what_is_staged() {
         assert_eq!(store(&mut world, 0, contents, Some(base)).await, Err(ErrorCode::Conflict));
     }
     world.check(0, "after conflicts").await;
-    let base = world.attr(0).await.change;
+    let base = world.attr(0).await.data_version;
     store(&mut world, 0, staged, Some(base)).await.unwrap();
     world.model[0] = new.to_vec();
     world.check(0, "after a store").await;
@@ -252,16 +252,20 @@ async fn a_conflict_leaves_the_file_and_what_is_staged() {
 #[tokio::test(start_paused = true)]
 async fn a_conflict_is_decided_after_all_waiting() {
     let mut world = World::new(1, Durability::Power).await;
-    let base = world.attr(0).await.change;
+    let base = world.attr(0).await.data_version;
     let pass = world.volume.data.gates.alone(world.fids[0].vnode).await;
     let (volume, fid) = (Arc::clone(&world.volume), world.fids[0]);
     let id = larder_protocol::ids::OpId { client: ClientId(2), incarnation: 1, slot: 0, seq: 1 };
     let op = Op::Store { fid, contents: whole(&bytes(2 * BLOCK, 1)), base: Some(base) };
     let storing = tokio::spawn(async move { volume.mutate(&root(), id, op).await });
     tokio::time::sleep(Duration::from_millis(5)).await;
-    // A new name changes the file without its gate.
-    let dir = world.volume.root();
-    world.op(Op::Link { fid, dir, name: Name::new(b"other").unwrap() }).await.unwrap();
+    // Another change of the file comes between, whose place at the gate is this test's.
+    let change = world.volume.data.writer.internal(move |cx| {
+        let mut record = cx.resolve(fid)?;
+        cx.touch_data(fid.vnode, &mut record)?;
+        Ok(())
+    });
+    change.await.unwrap();
     drop(pass);
     assert_eq!(storing.await.unwrap().map(|done| done.sequence), Err(ErrorCode::Conflict));
     world.check(0, "after a conflict").await;

@@ -231,7 +231,7 @@ impl World {
                 // What others wrote and did not commit is superseded.
                 self.uncommitted[file].clear();
                 let contents = NewContents::Whole(Payload(bytes.clone()));
-                let base = random.random_bool(0.5).then_some(self.attr(file).await.change);
+                let base = random.random_bool(0.5).then_some(self.attr(file).await.data_version);
                 self.op(Op::Store { fid, contents, base }).await.unwrap();
                 self.model[file] = bytes.to_vec();
             }

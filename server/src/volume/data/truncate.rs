@@ -114,13 +114,14 @@ impl Data {
         if let Ok(stat) = self.content.stat(id) {
             attr.blocks = stat.blocks;
         }
+        attr.data_version = self.changes.next();
         self.unsettled.set(
             id.vnode,
             crate::volume::record::Unsettled {
                 size: attr.size,
                 blocks: attr.blocks,
                 mtime: attr.mtime,
-                data_change: self.changes.next(),
+                data_change: attr.data_version,
                 ctime: attr.ctime,
                 change: attr.change,
             },

@@ -117,6 +117,11 @@ impl CacheFile {
         &self.file
     }
 
+    /// Whether it is not in the cache any more, but only with those who have it open.
+    pub fn is_gone(&self) -> bool {
+        *self.place.lock() == Place::Gone
+    }
+
     /// Its number, which it keeps wherever it is moved.
     pub fn id(&self) -> u64 {
         self.id
