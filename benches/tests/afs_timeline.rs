@@ -265,10 +265,25 @@ fn in_afs_mode_it_is_the_same_where_the_kernel_serves_the_file() {
     an_open_file_costs_nothing_and_a_close_breaks_one_callback("passthrough=256K");
 }
 
-/// Attributes are asked for when they are older than `actimeo`, and at open; data that has not changed comes from the
-/// cache. B's close writes, and A sees the change when its attributes are next asked for.
+/// How often an afternoon in nfs mode may be spoilt.
+const AFTERNOONS: u32 = 5;
+
+/// Blocks are in the kernel's page cache alone, and a machine that is short of memory takes them from there at any time:
+/// so one undisturbed afternoon is looked for. A client that asks too much does so every time.
 #[test]
 fn in_nfs_mode_attributes_are_asked_for_again_and_again() {
+    for afternoon in 1..=AFTERNOONS {
+        match std::panic::catch_unwind(attributes_are_asked_for_again_and_again) {
+            Ok(()) => return,
+            Err(failed) if afternoon == AFTERNOONS => std::panic::resume_unwind(failed),
+            Err(_) => println!("once more: the kernel may have let go of some blocks"),
+        }
+    }
+}
+
+/// Attributes are asked for when they are older than `actimeo`, and at open; data that has not changed comes from the
+/// cache. B's close writes, and A sees the change when its attributes are next asked for.
+fn attributes_are_asked_for_again_and_again() {
     let mut day = Afternoon::new(Mode::Nfs, "actimeo=0.9");
     let (a_path, b_path) = (day.path(Who::A), day.path(Who::B));
     let to_open = [("lookup", 1), ("getattr", 2)];

@@ -86,6 +86,9 @@ pub struct Status {
     pub target: Option<Bytes>,
 }
 
+/// A copy with changes that are not stored, and the node that it is of.
+pub type Unstored = (Arc<Node>, Arc<LocalCopy>);
+
 /// The state of an `afs` mount beside its nodes.
 pub struct Afs {
     /// The lease.
@@ -108,8 +111,9 @@ pub struct Afs {
     pub applying: tokio::sync::Mutex<()>,
     /// Complete copies that were open a short while ago.
     pub recent: Mutex<LruCache<Fid, Arc<LocalCopy>>>,
-    /// Copies with changes that are not stored.
-    pub unstored: Mutex<BTreeMap<u64, (Arc<Node>, Arc<LocalCopy>)>>,
+    /// Copies that were changed here and are not stored, by their numbers in the cache. What the kernel writes by its own
+    /// way is found when it is closed.
+    pub unstored: Mutex<BTreeMap<u64, Unstored>>,
     /// Counts what is staged.
     pub last_stage: AtomicU64,
     /// Whole files fetched.

@@ -251,7 +251,7 @@ async fn a_conflict_leaves_the_file_and_what_is_staged() {
 
 #[tokio::test(start_paused = true)]
 async fn a_conflict_is_decided_after_all_waiting() {
-    let mut world = World::new(1, Durability::Power).await;
+    let world = World::new(1, Durability::Power).await;
     let base = world.attr(0).await.data_version;
     let pass = world.volume.data.gates.alone(world.fids[0].vnode).await;
     let (volume, fid) = (Arc::clone(&world.volume), world.fids[0]);
