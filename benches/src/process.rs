@@ -1,6 +1,8 @@
 //! Child processes: where the binaries are, where their output goes, and an end within a bounded time.
 
 use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::fd::IntoRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -155,6 +157,17 @@ impl Drop for Process {
         let _ = self.wait(Duration::from_secs(10));
         let _ = fs::remove_file(&self.pid_file);
     }
+}
+
+/// Writes a file whole and closes it, with what closing it says, which `fs::write` does not heed.
+///
+/// # Errors
+/// What the system says.
+pub fn store(path: impl AsRef<Path>, data: &[u8]) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(data)?;
+    // SAFETY: the descriptor was this file's alone, and has no owner any more.
+    Ok(unsafe { rustix::io::try_close(file.into_raw_fd()) }?)
 }
 
 /// Runs a program to its end and returns its output.

@@ -15,10 +15,39 @@ left_out() {
     return 1
 }
 
+# can_use PEER PROGRAM=PACKAGE...: whether what the peer consists of is here, or can be installed.
+can_use() {
+    local peer=$1 why
+    shift
+    if why=$(packages "$@" 2>&1); then
+        [ -z "$why" ] || say "$why"
+    else
+        left_out "$peer" "$why"
+    fi
+}
+
+# Which were started, or left out, by an earlier part.
+declare -A PEERS=()
+
+# start_peer PEER: mounts it on $WORK/PEER, unless that was done.
+start_peer() {
+    if [ -z "${PEERS[$1]:-}" ]; then
+        PEERS[$1]=out
+        "start_$1" "$WORK/$1" && PEERS[$1]=in
+    fi
+    [ "${PEERS[$1]}" = in ]
+}
+
+# unmount_peer DIR: once nothing uses it.
+unmount_peer() {
+    unmounts() { umount "$1" 2>/dev/null; }
+    wait_for 20 unmounts "$1"
+}
+
 # start_sshfs DIR: an sshd with a key and a configuration of its own.
 start_sshfs() {
     local dir=$WORK/ssh port
-    packages sshfs=sshfs /usr/sbin/sshd=openssh-server ssh-keygen=openssh-client
+    can_use sshfs sshfs=sshfs /usr/sbin/sshd=openssh-server ssh-keygen=openssh-client || return 1
     port=$(free_port)
     mkdir -p "$dir/files" "$1"
     [ -d /run/sshd ] || as_root mkdir -p /run/sshd
@@ -39,6 +68,13 @@ EOF
     to_be_ended $! /usr/sbin/sshd
     sshd_answers() { (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; }
     wait_for 10 sshd_answers || { left_out sshfs "its sshd does not start: $(tail -1 "$WORK/sshd.log")" && return 1; }
+    say "$port" >"$dir/port"
+    mount_sshfs "$1"
+}
+
+mount_sshfs() {
+    local dir=$WORK/ssh port
+    port=$(<"$dir/port")
     sshfs -p "$port" -o "IdentityFile=$dir/user,StrictHostKeyChecking=no,UserKnownHostsFile=/dev/null,LogLevel=ERROR" \
         "$(id -un)@127.0.0.1:$dir/files" "$1" 2>"$WORK/sshfs.log" ||
         left_out sshfs "$(tail -1 "$WORK/sshfs.log")"
@@ -48,7 +84,7 @@ EOF
 # that only replication, quota and the like need. So it has less to do than a stock volume.
 start_gluster() {
     local dir=$WORK/glusterfs port
-    packages glusterfs=glusterfs-client glusterfsd=glusterfs-server
+    can_use GlusterFS glusterfs=glusterfs-client glusterfsd=glusterfs-server || return 1
     port=$(free_port)
     mkdir -p "$dir/brick" "$1"
     cat >"$dir/brick.vol" <<EOF
@@ -104,7 +140,11 @@ EOF
     to_be_ended $! "$(command -v glusterfsd)"
     brick_answers() { (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; }
     wait_for 20 brick_answers || { left_out GlusterFS "its brick does not start: $(tail -1 "$WORK/brick.log")" && return 1; }
-    glusterfs -N -f "$dir/client.vol" -l "$WORK/gluster.log" "$1" &
+    mount_gluster "$1"
+}
+
+mount_gluster() {
+    glusterfs -N -f "$WORK/glusterfs/client.vol" -l "$WORK/gluster.log" "$1" &
     to_be_ended $! "$(command -v glusterfs)"
     gluster_answers() { is_mounted "$1" && timeout 5 touch "$1/probe" && rm "$1/probe"; }
     wait_for 20 gluster_answers "$1" || left_out GlusterFS "its mount does not answer: $(tail -1 "$WORK/gluster.log")"

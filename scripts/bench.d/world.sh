@@ -7,6 +7,8 @@ PROBE=$BIN/probe
 WORK='' SERVER='' CLIENT='' ADDRESS=''
 # Processes to end: their ids and the programs they run, in two lists that go together.
 PIDS=() PROGRAMS=()
+# The client of each mount point.
+declare -A CLIENTS=()
 
 open_world() {
     WORK=$(mktemp -d "${BENCH_DIR:-${TMPDIR:-/tmp}}/larder-bench.XXXXXX")
@@ -21,6 +23,8 @@ open_world() {
 close_world() {
     local status=$? i point
     trap - EXIT
+    # What was begun is to be cleaned up to the end.
+    trap "" INT TERM
     while read -r _ point _; do
         case $point in "$WORK"/*) umount "$point" 2>/dev/null || umount -l "$point" || true ;; esac
     done < <(tac /proc/self/mounts)
@@ -55,13 +59,25 @@ start_server() {
 
 end_server() { end_process "$SERVER" "$BIN/larderd"; }
 
-# mount_larder MODE DIR: in the foreground of a process that is ours, so that its memory can be read.
+# mount_larder MODE DIR: in the foreground of a process that is ours, so that its memory can be read. A disk cache is
+# the mount's own, and empty at first.
 mount_larder() {
+    local options=(--mode "$1")
     mkdir -p "$2"
-    "$BIN/larder" mount --foreground --mode "$1" "$ADDRESS" "$2" >"$WORK/client.log" 2>&1 &
+    if [ "$1" = afs ]; then
+        rm -rf "$2.cache"
+        options+=(--cache "$2.cache")
+    fi
+    "$BIN/larder" mount --foreground "${options[@]}" "$ADDRESS" "$2" >"$WORK/client.log" 2>&1 &
     CLIENT=$!
+    CLIENTS[$2]=$CLIENT
     to_be_ended "$CLIENT" "$BIN/larder"
     wait_for 30 is_mounted "$2" || die "mounting fails"
 }
 
-unmount_larder() { "$BIN/larder" umount "$1"; }
+# unmount_larder DIR: and waits for the client's end, whose disk cache goes with it.
+unmount_larder() {
+    "$BIN/larder" umount "$1"
+    wait_for 30 gone "${CLIENTS[$1]}" || die "the client of $1 does not end"
+    rm -rf "$1.cache"
+}

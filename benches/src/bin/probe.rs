@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use clap::{Parser, Subcommand};
@@ -15,6 +15,9 @@ use larder_benches::raw::Raw;
 const CHUNK: usize = 1 << 20;
 /// Bytes of each file of the metadata load.
 const FILE: usize = 4096;
+/// How long the load on existing files repeats each of its operations, at least: longer than the second for which many
+/// file systems believe what they have, so that asking again is part of it.
+const REPEAT: Duration = Duration::from_secs(2);
 
 /// Loads for measuring; each prints its figures, one `NAME VALUE` in a line.
 #[derive(Parser)]
@@ -45,6 +48,12 @@ enum Load {
         #[arg(default_value_t = 2000)]
         files: usize,
     },
+    /// Stats, and opens, reads and closes, all files of a directory again and again: operations per second of each,
+    /// without the first time
+    Existing {
+        /// Where the files are
+        dir: PathBuf,
+    },
     /// Fills a server with empty files, a thousand in each directory, without a mount
     Populate {
         /// HOST:PORT
@@ -60,6 +69,7 @@ fn main() -> Result<()> {
         Load::Tcp { mib } => tcp(mib),
         Load::Warm { mib } => warm(mib),
         Load::Metadata { dir, files } => metadata(&dir, files),
+        Load::Existing { dir } => existing(&dir),
         Load::Populate { address, files } => populate(&address, files),
     }
 }
@@ -139,6 +149,32 @@ fn metadata(dir: &Path, files: usize) -> Result<()> {
     row("unlink", &mut |i| Ok(fs::remove_file(at("moved", i))?))?;
     fs::remove_dir(&dir)?;
     Ok(())
+}
+
+fn existing(dir: &Path) -> Result<()> {
+    let entries = fs::read_dir(dir).with_context(|| format!("reading {}", dir.display()))?;
+    let paths = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    ensure!(!paths.is_empty(), "{} is empty", dir.display());
+    let mut buffer = vec![0; FILE];
+    let row = |name: &str, work: &mut dyn FnMut(&Path) -> Result<()>| -> Result<()> {
+        let mut pass = || paths.iter().try_for_each(|path| work(path).with_context(|| path.display().to_string()));
+        pass()?;
+        let (start, mut done) = (Instant::now(), 0);
+        while start.elapsed() < REPEAT {
+            pass()?;
+            done += paths.len();
+        }
+        println!("{name} {:.0}", done as f64 / start.elapsed().as_secs_f64());
+        Ok(())
+    };
+    row("stat", &mut |path| {
+        ensure!(fs::metadata(path)?.is_file(), "not a file");
+        Ok(())
+    })?;
+    row("open", &mut |path| {
+        ensure!(File::open(path)?.read(&mut buffer)? > 0, "nothing to read");
+        Ok(())
+    })
 }
 
 fn populate(address: &str, files: usize) -> Result<()> {

@@ -1,0 +1,346 @@
+//! Strict coherence, checked by history: three `afs` clients on the same few files and names, in virtual time, with a
+//! network that loses, repeats, delays and reorders messages, clients that are cut off, stopped or killed, and a server
+//! that is killed. What every operation showed is given to a linearizability checker (`wgl.rs`), which knows nothing of
+//! callbacks and leases: there must be one order of all operations, in which each takes its place between its beginning
+//! and its end, that explains every result.
+//!
+//! - A file is a register. To open and read it is one read, which takes its place during the *open*; what is read
+//!   through the handle later must be the same contents, however late. To write and close is one write, which takes its
+//!   place during the flush. A write that was under way when its client died may have happened or not, at any later
+//!   time, with as much as was written. To ask for the size is a read too.
+//! - Directories are maps from names to objects.
+//! - With `prompt` coherence what shows the past may take its place earlier, by as long as a lease is kept.
+//!
+//! `LARDER_TEST_SIZE` says how many operations there are (2,000, 20,000 or 100,000). A failure names its seed, which
+//! `LARDER_SEED` repeats; `LARDER_SEEDS` says how many worlds to run from that seed on.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed call fails the test")]
+
+mod client;
+mod contents;
+mod fate;
+mod gate;
+mod history;
+#[path = "../replay/machine.rs"]
+#[allow(dead_code, reason = "the other test needs more of it")]
+mod machine;
+mod seeds;
+mod spec;
+mod squatter;
+mod versions;
+mod wgl;
+mod wire;
+mod worker;
+#[path = "../replay/world.rs"]
+#[allow(dead_code, reason = "the other test needs more of it")]
+mod world;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
+
+use larder_benches::size::Size;
+use larder_protocol::faults::Weather;
+use larder_protocol::handshake::LeaseTerms;
+use larder_protocol::service::file::Op;
+use larder_server::volume::Durability;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use tokio::task::JoinSet;
+
+use client::{Host, Plan, Setup, Totals};
+use fate::{Fate, Waits};
+use history::{Counts, History};
+use machine::Disk;
+use world::World;
+
+/// Clients of a world.
+const CLIENTS: usize = 3;
+/// Files that are registers.
+const FILES: usize = 8;
+/// Directories.
+const DIRS: [&str; 3] = ["d0", "d1", "d2"];
+/// The first is by itself; between the other two names are moved.
+const GROUPS: [usize; 3] = [0, 1, 1];
+/// Operations in one world.
+const OPERATIONS: usize = 1000;
+/// What the ticks of virtual time may add to a wait.
+const SLACK: Duration = Duration::from_millis(20);
+
+/// How a world is set up.
+#[derive(Clone, Copy, Debug)]
+struct Rules {
+    /// Changes wait until others have given up what they cached.
+    strict: bool,
+    /// Messages are lost and connections cut, and what else can happen.
+    faults: bool,
+    /// Acknowledgements are forged, and breaks never reach a client.
+    lies: bool,
+}
+
+/// What came of a world.
+#[derive(Clone, Debug, Default)]
+struct Summary {
+    /// Virtual seconds.
+    seconds: f64,
+    server_crashes: u64,
+    partitions: u64,
+    stops: u64,
+    squatters: u64,
+    forged: u64,
+    stale: u64,
+    errors: u64,
+    totals: Totals,
+    waits: Waits,
+    counts: Counts,
+    /// Objects whose history has no explanation.
+    unexplained: Option<String>,
+    /// Whether there was none without what `prompt` allows.
+    late: bool,
+}
+
+fn branch(random: &mut SmallRng) -> SmallRng {
+    SmallRng::seed_from_u64(random.random())
+}
+
+fn weather(random: &mut SmallRng) -> Weather {
+    if random.random_bool(0.2) {
+        return Weather::default();
+    }
+    // Mostly short delays, now and then some that outlast the client's patience.
+    let max_delay = Duration::from_millis(1 << random.random_range(0..12));
+    Weather {
+        lose: random.random_range(0..20),
+        repeat: random.random_range(0..100),
+        delay: random.random_range(0..400),
+        cut: random.random_range(0..10),
+        max_delay,
+    }
+}
+
+fn disk(random: &mut SmallRng) -> Disk {
+    if random.random_bool(0.5) {
+        return Disk::Instant;
+    }
+    let max = Duration::from_micros(1 << random.random_range(4..16));
+    Disk::Random { slow: random.random_range(0..1000), max }
+}
+
+/// Runs a world to its end, and checks its history.
+async fn world_of(seed: u64, rules: Rules) -> Summary {
+    let mut random = SmallRng::seed_from_u64(seed);
+    let random = &mut random;
+    let durability = if random.random() { Durability::Power } else { Durability::Process };
+    let world = World::new(random.random(), durability, disk(random));
+    let root = world.volume().root();
+    let mut objects = vec![root];
+    for file in 0..FILES {
+        objects.push(world.file(root, &worker::file_name(file)).await);
+    }
+    for dir in DIRS {
+        objects.push(world.make(Op::Mkdir { dir: root, name: world::name(dir), mode: 0o777, umask: 0 }).await);
+    }
+    let plan = Arc::new(Plan {
+        world: world.clone(),
+        history: History::new(FILES, &GROUPS),
+        left: AtomicI64::new(OPERATIONS as i64),
+        errors: AtomicU64::new(0),
+        stale: AtomicU64::new(0),
+    });
+    let began = tokio::time::Instant::now();
+    let fate = Arc::new(Fate::default());
+    let (mut hosts, mut lives, mut strikes) = (Vec::new(), JoinSet::new(), JoinSet::new());
+    for number in 0..CLIENTS {
+        let setup = Setup {
+            weather: if rules.faults { weather(random) } else { Weather::default() },
+            timeo: Duration::from_millis([200, 1000, 3000][random.random_range(0..3)]),
+            disk: disk(random),
+            strict: rules.strict,
+            lies: rules.lies,
+        };
+        let (host, killed) = Host::new(number, &plan, &setup, branch(random));
+        let life = host.clone().live(killed);
+        lives.spawn(async move { (number, life.await) });
+        if rules.faults {
+            strikes.spawn(fate.clone().strike_client(host.clone(), branch(random)));
+        }
+        hosts.push(host);
+    }
+    let squatter = rules.faults && random.random_bool(0.3);
+    if squatter {
+        strikes.spawn(squatter::squat(world.clone(), objects, branch(random)));
+    }
+    if rules.faults {
+        strikes.spawn(fate.clone().strike_server(world.clone(), branch(random)));
+    }
+    let lives = tokio::select! {
+        lives = client::all(lives) => lives,
+        Some(Err(error)) = strikes.join_next() => std::panic::resume_unwind(error.into_panic()),
+    };
+    strikes.shutdown().await;
+    fate.mend(&world, &hosts);
+    // What is still in the network arrives, or does not; leases end.
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let mut lives = lives;
+    lives.sort_by_key(|(number, _)| *number);
+    for (number, vfs) in lives {
+        hosts[number].finish(vfs).await;
+    }
+    fate.note(&world);
+
+    let mut totals = Totals::default();
+    for host in &hosts {
+        let more = host.totals();
+        totals.hits += more.hits;
+        totals.fetches += more.fetches;
+        totals.stores += more.stores;
+        totals.breaks += more.breaks;
+        totals.voids += more.voids;
+        totals.restarts += more.restarts;
+        totals.conflicts += more.conflicts;
+        totals.crashes += more.crashes;
+    }
+    let waits = fate.waits();
+    let kept = LeaseTerms::default().kept();
+    assert!(waits.longest <= kept + SLACK, "a change waited for {:?}, longer than a lease is kept", waits.longest);
+    let strictly = plan.history.check(Duration::ZERO);
+    let late = strictly.is_err();
+    let verdict = if rules.strict { strictly } else { plan.history.check(kept + SLACK) };
+    Summary {
+        seconds: began.elapsed().as_secs_f64(),
+        server_crashes: world.crashes(),
+        partitions: fate.partitions.load(Ordering::Relaxed),
+        stops: fate.stops.load(Ordering::Relaxed),
+        squatters: u64::from(squatter),
+        forged: hosts.iter().map(|host| host.line.forged()).sum(),
+        stale: plan.stale.load(Ordering::Relaxed),
+        errors: plan.errors.load(Ordering::Relaxed),
+        totals,
+        waits,
+        counts: plan.history.counts(),
+        unexplained: verdict.err(),
+        late,
+    }
+}
+
+/// Runs a world whose history must have an explanation.
+async fn good_world_of(seed: u64, rules: Rules) -> Summary {
+    let summary = world_of(seed, rules).await;
+    if let Some(unexplained) = &summary.unexplained {
+        panic!("no order of the operations explains what was seen of\n{unexplained}");
+    }
+    summary
+}
+
+fn report(worlds: &[Summary]) {
+    let total = |of: fn(&Summary) -> u64| worlds.iter().map(of).sum::<u64>();
+    let most = worlds.iter().map(|world| world.waits.longest).max().unwrap_or_default();
+    println!(
+        "{} worlds, {:.0} virtual seconds: {} reads, {} writes, {} operations on names, {} changes of unknown fate, \
+         {} errors; {} cache hits, {} fetches, {} stores, {} conflicts, {} lookups repeated; {} callbacks broken, \
+         {} breaks received, {} changes waited, at most {most:?}, {} leases lapsed, {} times everything was void; \
+         {} client crashes, {} partitions, {} stops, {} squatters, {} server crashes ({} seen by clients)",
+        worlds.len(),
+        worlds.iter().map(|world| world.seconds).sum::<f64>(),
+        total(|world| world.counts.reads as u64),
+        total(|world| world.counts.writes as u64),
+        total(|world| world.counts.names as u64),
+        total(|world| world.counts.unknown as u64),
+        total(|world| world.errors),
+        total(|world| world.totals.hits),
+        total(|world| world.totals.fetches),
+        total(|world| world.totals.stores),
+        total(|world| world.totals.conflicts),
+        total(|world| world.stale),
+        total(|world| world.waits.broken),
+        total(|world| world.totals.breaks),
+        total(|world| world.waits.waited),
+        total(|world| world.waits.lapsed),
+        total(|world| world.totals.voids),
+        total(|world| world.totals.crashes),
+        total(|world| world.partitions),
+        total(|world| world.stops),
+        total(|world| world.squatters),
+        total(|world| world.server_crashes),
+        total(|world| world.totals.restarts),
+    );
+}
+
+/// A run in which nothing happened is no test.
+fn assert_eventful(worlds: &[Summary]) {
+    let total = |of: fn(&Summary) -> u64| worlds.iter().map(of).sum::<u64>();
+    let happened = [
+        ("cache hits", total(|world| world.totals.hits)),
+        ("fetches", total(|world| world.totals.fetches)),
+        ("stores", total(|world| world.totals.stores)),
+        ("breaks", total(|world| world.totals.breaks)),
+        ("waits", total(|world| world.waits.waited)),
+        ("lapses", total(|world| world.totals.voids)),
+        ("client crashes", total(|world| world.totals.crashes)),
+        ("partitions", total(|world| world.partitions)),
+        ("stops", total(|world| world.stops)),
+        ("server crashes", total(|world| world.server_crashes)),
+        ("changes of unknown fate", total(|world| world.counts.unknown as u64)),
+    ];
+    for (what, times) in happened {
+        assert!(times > 0, "no {what}");
+    }
+}
+
+fn operations() -> usize {
+    Size::get().pick(2_000, 20_000, 100_000)
+}
+
+fn worlds(operations: usize) -> u64 {
+    operations.div_ceil(OPERATIONS) as u64
+}
+
+#[test]
+fn strict_clients_see_one_order_of_everything() {
+    let rules = Rules { strict: true, faults: true, lies: false };
+    let test = "strict_clients_see_one_order_of_everything";
+    let worlds = seeds::run(test, worlds(operations()), |seed| good_world_of(seed, rules));
+    report(&worlds);
+    if worlds.len() > 1 {
+        assert_eventful(&worlds);
+    }
+    if worlds.len() >= 10 {
+        assert!(worlds.iter().any(|world| world.squatters > 0));
+        let longest = worlds.iter().map(|world| world.waits.longest).max().unwrap_or_default();
+        assert!(longest > LeaseTerms::default().counted(), "no change had to wait for a lease to end");
+    }
+}
+
+#[test]
+fn prompt_clients_see_nothing_older_than_a_lease() {
+    let rules = Rules { strict: false, faults: true, lies: false };
+    let test = "prompt_clients_see_nothing_older_than_a_lease";
+    let worlds = seeds::run(test, worlds(operations() / 4), |seed| good_world_of(seed, rules));
+    report(&worlds);
+    let late = worlds.iter().filter(|world| world.late).count();
+    println!("in {late} of these worlds something was seen that strict clients may not see");
+    if worlds.len() >= 5 {
+        assert!(late > 0, "nothing was ever late");
+        assert!(worlds.iter().all(|world| world.waits.waited == 0), "a prompt client waited");
+    }
+}
+
+#[test]
+fn without_faults_all_is_in_order() {
+    let rules = Rules { strict: true, faults: false, lies: false };
+    let worlds = seeds::run("without_faults_all_is_in_order", 1, |seed| good_world_of(seed, rules));
+    report(&worlds);
+    assert!(worlds.iter().all(|world| world.errors == 0), "something failed");
+    let longest = worlds.iter().map(|world| world.waits.longest).max().unwrap_or_default();
+    assert!(longest < Duration::from_secs(1), "a change waited for {longest:?}, and nobody was away");
+}
+
+#[test]
+fn a_break_that_is_skipped_is_found() {
+    let rules = Rules { strict: true, faults: false, lies: true };
+    let worlds = seeds::run("a_break_that_is_skipped_is_found", 2, |seed| world_of(seed, rules));
+    report(&worlds);
+    let forged = worlds.iter().map(|world| world.forged).sum::<u64>();
+    let found = worlds.iter().filter(|world| world.unexplained.is_some()).count();
+    println!("{forged} acknowledgements forged, found in {found} of {} worlds", worlds.len());
+    assert!(forged > 0 && found > 0, "breaks that are skipped go unnoticed");
+}
