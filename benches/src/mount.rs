@@ -94,6 +94,8 @@ pub struct Setup<'a> {
     pub cache: Option<&'a Path>,
     /// The network namespace of ip-netns(8) that the client is to be in.
     pub namespace: Option<&'a str>,
+    /// Where the client is to die, as `FAILPOINTS` says it.
+    pub failpoint: Option<&'a str>,
 }
 
 /// A mounted client.
@@ -129,7 +131,14 @@ impl Mount {
         let path = dir.join(name);
         fs::create_dir_all(&path)?;
         ensure!(Path::new("/dev/fuse").exists(), "/dev/fuse is missing: load the fuse module; mounts cannot be tested");
-        let mut command = command("larder", setup.namespace)?;
+        let mut command = match setup.failpoint {
+            None => command("larder", setup.namespace)?,
+            Some(failpoint) => {
+                let mut command = Command::new(binary("larder-failpoints")?);
+                command.env("FAILPOINTS", failpoint);
+                command
+            }
+        };
         command.args(["mount", "--foreground", "--mode", mode.name()]);
         if mode == Mode::Afs {
             let cache = setup.cache.map_or_else(|| dir.join(format!("{name}.cache")), Path::to_owned);
@@ -202,6 +211,21 @@ impl Mount {
     pub fn kill(mut self) -> Result<()> {
         let Some(mut client) = self.client.take() else { return Ok(()) };
         let ended = client.signal(Signal::KILL).and_then(|()| client.wait(PATIENCE).map(|_| ()));
+        let removed = run(Command::new(binary("larder")?).args(["umount", "--force"]).arg(&self.path));
+        if removed.is_err() {
+            // What the failure leaves must not stay behind.
+            let _ = unmount(&self.path, UnmountFlags::DETACH);
+        }
+        ended.and(removed.map(|_| ()))
+    }
+
+    /// Waits until the client has died by itself, and removes what is left of the mount. Its cache stays.
+    ///
+    /// # Errors
+    /// If it lives on, or the mount cannot be removed.
+    pub fn bury(mut self) -> Result<()> {
+        let Some(mut client) = self.client.take() else { return Ok(()) };
+        let ended = client.wait(PATIENCE).with_context(|| format!("the client did not die:\n{}", client.log()));
         let removed = run(Command::new(binary("larder")?).args(["umount", "--force"]).arg(&self.path));
         if removed.is_err() {
             // What the failure leaves must not stay behind.

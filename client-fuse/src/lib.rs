@@ -7,6 +7,7 @@
 
 pub mod cli;
 pub mod core;
+pub mod failpoint;
 pub mod fuse;
 pub mod mode;
 pub mod rpc;

@@ -56,7 +56,7 @@ pub(crate) struct Plan {
     /// Operations that nobody has begun yet.
     pub(crate) left: AtomicI64,
     /// Operations that failed for a reason that says nothing.
-    pub(crate) errors: AtomicU64,
+    pub(crate) errors: Mutex<Vec<String>>,
     /// Opens that had to look the name up again.
     pub(crate) stale: AtomicU64,
 }

@@ -126,7 +126,7 @@ impl Program {
     /// It failed in a way that tells nothing of the file.
     fn failed(&self, what: &str, error: Error) {
         assert_ne!(error, Error::Aborted, "{what}");
-        self.host.plan.errors.fetch_add(1, Ordering::Relaxed);
+        self.host.plan.errors.lock().unwrap().push(format!("{what}: {error}"));
     }
 
     async fn look(&mut self, parent: u64, name: &str) -> Option<Entry> {

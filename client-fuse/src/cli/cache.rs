@@ -1,5 +1,6 @@
 //! `larder cache`: what a mount keeps on this machine's disk.
 
+use std::collections::HashSet;
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -20,7 +21,9 @@ const PIECE: usize = 2000;
 
 pub(super) fn run(args: &CacheArgs) -> anyhow::Result<()> {
     let mut caller = caller(&args.mountpoint)?;
-    let below = args.path.as_ref().map(|path| resolve(&args.mountpoint, path)).transpose()?;
+    // What is to be forgotten has a number and no path.
+    let path = args.path.as_ref().filter(|_| args.verb != CacheVerb::Forget);
+    let below = path.map(|path| resolve(&args.mountpoint, path)).transpose()?;
     let mut out = io::stdout().lock();
     match args.verb {
         CacheVerb::Status => {
@@ -43,7 +46,7 @@ pub(super) fn run(args: &CacheArgs) -> anyhow::Result<()> {
                 files.extend(piece);
             }
             if let Some(path) = &below {
-                let wanted: Vec<u64> = regular_files(path)?.iter().map(|(inode, _)| *inode).collect();
+                let wanted: HashSet<u64> = regular_files(path)?.iter().map(|(inode, _)| *inode).collect();
                 files.retain(|file| file["inode"].as_u64().is_some_and(|inode| wanted.contains(&inode)));
             }
             if args.json {
@@ -58,6 +61,9 @@ pub(super) fn run(args: &CacheArgs) -> anyhow::Result<()> {
                 None => vec![ask(&mut caller, CacheCommand::VerifyAll)?],
                 Some(path) => each(&mut caller, path, CacheCommand::Verify)?,
             };
+            if let Some(error) = results.iter().find_map(|result| result.get("error").and_then(Value::as_str)) {
+                bail!("{error}");
+            }
             let verified: Vec<Value> =
                 results.iter().filter_map(|result| result["verified"].as_array()).flatten().cloned().collect();
             let damaged: Vec<&Value> = verified.iter().filter(|one| !one["error"].is_null()).collect();
@@ -125,9 +131,14 @@ fn resolve(mountpoint: &Path, path: &Path) -> anyhow::Result<PathBuf> {
 /// The regular files at and below a path, with their inode numbers.
 fn regular_files(path: &Path) -> anyhow::Result<Vec<(u64, PathBuf)>> {
     let mut found = Vec::new();
+    let dev = path.symlink_metadata().with_context(|| format!("cannot look at {}", path.display()))?.dev();
     let mut left = vec![path.to_owned()];
     while let Some(path) = left.pop() {
         let meta = path.symlink_metadata().with_context(|| format!("cannot look at {}", path.display()))?;
+        if meta.dev() != dev {
+            // Another mount, inside: its numbers are others.
+            continue;
+        }
         if meta.is_dir() {
             let entries = std::fs::read_dir(&path).with_context(|| format!("cannot list {}", path.display()))?;
             for entry in entries {

@@ -40,6 +40,8 @@ pub struct Promises {
     life: u32,
     /// The last break that was applied.
     acked: u64,
+    /// Counts the requests for a lease, of which any may be given up and reach the server late.
+    begins: u64,
     log: EventLog,
     /// Objects that this client is changing, and how many changes are under way.
     changing: HashMap<u64, u32>,
@@ -58,6 +60,7 @@ impl Promises {
             until: BootTime::ZERO,
             life: 0,
             acked: 0,
+            begins: 0,
             log: EventLog::default(),
             changing: HashMap::new(),
             renewals: 0,
@@ -148,9 +151,10 @@ impl Promises {
     }
 
     /// What to ask for to have the lease prolonged, or to get one.
-    pub fn renewal(&self, epoch: Epoch) -> Renew {
+    pub fn renewal(&mut self, epoch: Epoch) -> Renew {
         let lease = self.lease.filter(|_| self.epoch == Some(epoch));
-        Renew { epoch, lease, acked: if lease.is_some() { self.acked } else { 0 } }
+        self.begins += u64::from(lease.is_none());
+        Renew { epoch, lease, acked: if lease.is_some() { self.acked } else { self.begins } }
     }
 
     /// Whether what is promised was promised by another server process than this.
@@ -234,7 +238,7 @@ mod tests {
     fn running() -> Promises {
         let mut promises = Promises::new(LeaseTerms::new(secs(10)));
         let request = promises.renewal(EPOCH);
-        assert_eq!((request.lease, request.acked), (None, 0));
+        assert_eq!((request.lease, request.acked), (None, 1));
         let renewal = promises.renewed(secs(100), &request, Renewed::Granted { lease: LEASE });
         assert_eq!(renewal, Renewal::Runs);
         promises
@@ -298,7 +302,7 @@ mod tests {
 
     #[test]
     fn rule_8_another_epoch_is_asked_for_a_new_lease() {
-        let promises = running();
+        let mut promises = running();
         assert!(promises.is_of_another(Epoch(2)) && !promises.is_of_another(EPOCH));
         assert_eq!(promises.renewal(Epoch(2)).lease, None);
         assert_eq!(promises.renewal(EPOCH).lease, Some(LEASE));

@@ -12,7 +12,7 @@ use super::file_state::FileState;
 use super::handle::FileHandle;
 use super::local::copy::LocalCopy;
 use super::local::open::Use;
-use super::node::Node;
+use super::node::{Node, Unpinned};
 use super::{Entry, Error, Opened, Vfs};
 use crate::core::attr_cache::{Applied, Miss};
 use crate::core::page_cache::Pages;
@@ -147,6 +147,8 @@ impl Vfs {
             current && self.usable(node, &state).is_ok()
         };
         if !certain {
+            // As breaks are applied: one at a time.
+            let _turn = afs.applying.lock().await;
             self.expire_names(afs).await;
         }
     }
@@ -239,10 +241,13 @@ impl Vfs {
         if let Some(copy) = &handle.copy {
             self.release_local(&handle, copy).await;
         }
-        self.close(&handle.node, &handle.file);
+        let unpinned = self.close(&handle.node, &handle.file);
+        if let Some(copy) = handle.copy.as_ref().filter(|_| unpinned.last) {
+            self.put_away(&handle.node, copy, unpinned.orphan);
+        }
     }
 
-    fn close(&self, node: &Arc<Node>, file: &Arc<FileState>) {
+    fn close(&self, node: &Arc<Node>, file: &Arc<FileState>) -> Unpinned {
         self.removals.closed();
         let unpinned = self.nodes.unpin(node);
         if unpinned.orphan {
@@ -259,6 +264,7 @@ impl Vfs {
         }
         self.settle(node, file);
         self.kick(node, file);
+        unpinned
     }
 }
 

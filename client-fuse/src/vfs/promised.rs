@@ -122,7 +122,7 @@ impl Vfs {
             }
             let (promises, shared) = (&afs.promises, self.client.shared());
             let answer = self.client.renew(term, |epoch| {
-                let promises = promises.lock();
+                let mut promises = promises.lock();
                 // Rule 8: not before what the older process promised is void.
                 (!promises.is_of_another(epoch)).then(|| promises.renewal(epoch))
             });

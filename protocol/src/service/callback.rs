@@ -34,7 +34,8 @@ pub struct Renew {
     pub epoch: Epoch,
     /// The lease to prolong; `None` asks for a new one, and gives up what an older one held.
     pub lease: Option<LeaseId>,
-    /// All breaks up to this serial are applied.
+    /// All breaks up to this serial are applied. Without a lease: how often this life of the client has asked for one,
+    /// counted from 1, so that a request that comes late or twice does not end the lease of a later one (0: it does).
     pub acked: u64,
 }
 

@@ -3,7 +3,8 @@
 //! Rules, cited by the tests.
 //!
 //! - **P1** A callback counts while its holder's lease runs. The server keeps a lease for `term + margin` after the
-//!   renewal came in; a lease that has ended is never revived: its number lapses, and all callbacks with it.
+//!   renewal came in; a lease that has ended is never revived: its number lapses, and all callbacks with it. Nor does a
+//!   request for a lease that comes late end one that its client asked for since.
 //! - **P2** *Break, then apply*: a mutation breaks the callbacks of all others on the objects that it changes, and is
 //!   applied when each of them has acknowledged or its lease has ended. A break that an earlier mutation began and that
 //!   is not acknowledged yet is waited for as well.
@@ -61,6 +62,8 @@ struct Client {
     life: u32,
     /// When its lease ends; `None` if it has none.
     ends: Option<BootTime>,
+    /// The last request for a lease that was heard, as its life counts them.
+    begun: u64,
     last_serial: u64,
     acked: u64,
     /// Breaks not acknowledged yet.
@@ -162,9 +165,11 @@ impl Promises {
 
     /// Ends the client's lease, if it has one, and with it all its callbacks.
     pub fn end_lease(&mut self, client: ClientId) {
-        if let Some(place) = self.places.get(&client) {
-            let life = self.clients[*place as usize].life;
-            self.end(Holder { client: *place, life });
+        if let Some(place) = self.places.get(&client).copied() {
+            let life = self.clients[place as usize].life;
+            self.end(Holder { client: place, life });
+            // Its next life counts anew.
+            self.clients[place as usize].begun = 0;
         }
     }
 
@@ -191,7 +196,7 @@ impl Promises {
     /// Begins a lease, or prolongs one. The caller has the client recorded durably before it answers the first one.
     pub fn renew(&mut self, id: ClientId, lease: Option<LeaseId>, acked: u64, now: BootTime) -> Renewed {
         self.heard_of(id);
-        let Some(lease) = lease else { return self.begin_lease(id, now) };
+        let Some(lease) = lease else { return self.begin_lease(id, acked, now) };
         let Some(holder) = self.running(id, now).filter(|holder| self.lease_id(*holder) == lease) else {
             // If it names an older one it comes late: its client counts on the newer one.
             let place = self.places.get(&id).copied();
@@ -215,7 +220,12 @@ impl Promises {
         Renewed::Granted { lease }
     }
 
-    fn begin_lease(&mut self, id: ClientId, now: BootTime) -> Renewed {
+    fn begin_lease(&mut self, id: ClientId, number: u64, now: BootTime) -> Renewed {
+        let begun = self.places.get(&id).map_or(0, |place| self.clients[*place as usize].begun);
+        if number > 0 && number <= begun {
+            // It comes late or twice: its client has given it up, and may count on the lease that it asked for since.
+            return Renewed::Lapsed;
+        }
         self.end_lease(id);
         let place = match self.places.get(&id) {
             Some(place) => *place,
@@ -225,6 +235,7 @@ impl Promises {
                     id,
                     life: 0,
                     ends: None,
+                    begun: 0,
                     last_serial: 0,
                     acked: 0,
                     outstanding: VecDeque::new(),
@@ -238,6 +249,7 @@ impl Promises {
         let client = &mut self.clients[place as usize];
         client.life += 1;
         client.ends = Some(ends);
+        client.begun = number.max(begun);
         client.last_serial = 0;
         client.acked = 0;
         let holder = Holder { client: place, life: client.life };

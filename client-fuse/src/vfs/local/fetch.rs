@@ -12,6 +12,7 @@ use larder_protocol::runtime::RuntimeExt;
 use larder_protocol::service::file::{Query, QueryReply};
 
 use super::copy::LocalCopy;
+use crate::failpoint::Failpoint;
 use crate::mode::afs::Afs;
 use crate::mode::afs::disk::{CHECK_BLOCK, checksum};
 use crate::vfs::node::Node;
@@ -72,6 +73,7 @@ impl Vfs {
         for attempt in 0..ATTEMPTS {
             match self.fetch_once(afs, node, copy, fetch, cred, attempt > AGAIN).await? {
                 Attempt::Whole(attr, checksums) => {
+                    Failpoint::Fetched.pass();
                     let name = self.path_hint(node);
                     let _recording = copy.recording.lock();
                     // Truncated meanwhile, it is what a program here made of it.
@@ -82,6 +84,7 @@ impl Vfs {
                         // It serves those who have it open, and is fetched again next time.
                         tracing::debug!("a copy is not kept: {error}");
                     }
+                    Failpoint::Installed.pass();
                     return Ok(());
                 }
                 Attempt::Unwanted => return Ok(()),
@@ -145,6 +148,7 @@ impl Vfs {
         while let Some(next) = coming.next().await {
             let (number, data): (usize, Option<Bytes>) = next?;
             let Some(data) = data else { return Ok(Attempt::Changed) };
+            Failpoint::Fetching.pass();
             checksums[number] = checksum(&data);
             if !self.put_part(copy, fetch, number, data).await? {
                 return Ok(Attempt::Unwanted);

@@ -24,6 +24,7 @@ use self::fetch::disk_error;
 use super::handle::FileHandle;
 use super::node::Node;
 use super::{Error, Fsync, Vfs};
+use crate::failpoint::Failpoint;
 
 /// Reads and writes up to this size are done by the task itself: they seldom wait for the disk.
 const QUICK: usize = 128 << 10;
@@ -68,7 +69,9 @@ impl Vfs {
             move || {
                 // It ends when it is made, whatever becomes of this request.
                 let _change = change;
-                copy.file().file().write_all_at(&data, offset)
+                let written = copy.file().file().write_all_at(&data, offset);
+                Failpoint::Written.pass();
+                written
             }
         };
         let written = if len <= QUICK {
@@ -110,7 +113,9 @@ impl Vfs {
             }
             afs.unstored.lock().insert(copy.file().id(), (node.clone(), copy.clone()));
         }
-        Ok(copy.change_begins(writer))
+        let change = copy.change_begins(writer);
+        Failpoint::Recorded.pass();
+        Ok(change)
     }
 
     /// A program closes one of its descriptors.
@@ -241,7 +246,6 @@ impl Vfs {
 
     /// A handle is closed for good.
     pub(super) async fn release_local(&self, handle: &FileHandle, copy: &Arc<LocalCopy>) {
-        let Some(afs) = &self.afs else { return };
         let last = self.nodes.is_last(&handle.node);
         let orphan = self.nodes.is_orphan(&handle.node);
         if !orphan && copy.expects_unseen() && (handle.writable || last) {
@@ -250,15 +254,17 @@ impl Vfs {
         if !orphan && copy.is_dirty() {
             self.store_at_last(&handle.node, copy, &handle.cred).await;
         }
-        if !last {
-            return;
-        }
+    }
+
+    /// Nobody has the file open any more.
+    pub(super) fn put_away(&self, node: &Node, copy: &Arc<LocalCopy>, orphan: bool) {
+        let Some(afs) = &self.afs else { return };
         if orphan || (copy.expects_unseen() && copy.is_reusable()) {
             // Whoever still has it mapped may write it, and nobody would be told: it is not to serve as a copy again.
             afs.unstored.lock().remove(&copy.file().id());
             afs.disk.discard(copy.file());
         } else if copy.is_reusable() && !copy.file().is_gone() {
-            afs.recent.lock().put(handle.node.fid, copy.renewed());
+            afs.recent.lock().put(node.fid, copy.renewed());
         }
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use larder_protocol::attr::Credential;
+use larder_protocol::attr::{Attr, Credential};
 use larder_protocol::error::ErrorCode;
 use larder_protocol::runtime::RuntimeExt;
 
@@ -11,7 +11,7 @@ use super::copy::{Backing, LocalCopy};
 use super::fetch::disk_error;
 use crate::core::attr_cache::Miss;
 use crate::mode::afs::Afs;
-use crate::mode::afs::disk::checksums_of;
+use crate::mode::afs::disk::{CHECK_BLOCK, CacheFile, checksums_of};
 use crate::vfs::file_state::FileState;
 use crate::vfs::node::Node;
 use crate::vfs::{Error, Vfs};
@@ -146,7 +146,7 @@ impl Vfs {
                 self.counters.hit();
                 return Ok(Some(copy));
             }
-            if let Some(file) = afs.disk.find(fid, attr.data_version) {
+            if let Some(file) = self.find_copy(afs, attr).await {
                 self.counters.hit();
                 return Ok(Some(LocalCopy::complete(file, attr.clone())));
             }
@@ -168,6 +168,16 @@ impl Vfs {
             self.counters.miss(Miss::NoCopy);
         }
         Ok(Some(LocalCopy::absent(file, last)))
+    }
+
+    /// The clean copy of this version. All of a copy may have to be read first.
+    async fn find_copy(&self, afs: &Afs, attr: &Attr) -> Option<Arc<CacheFile>> {
+        let (fid, version) = (attr.fid, attr.data_version);
+        if attr.size <= CHECK_BLOCK as u64 {
+            return afs.disk.find(fid, version);
+        }
+        let disk = afs.disk.clone();
+        self.runtime.blocking(move || disk.find(fid, version)).await.flatten()
     }
 
     /// Waits for what an open promises: a version, and if the file is to be written, all of it.

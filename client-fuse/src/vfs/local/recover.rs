@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use larder_protocol::attr::{Attr, Credential};
 use larder_protocol::error::ErrorCode;
-use larder_protocol::ids::Fid;
-use larder_protocol::payload::Payload;
 use larder_protocol::runtime::RuntimeExt;
-use larder_protocol::service::file::{NewContents, Op, OpReply, Query, QueryReply, StageRequest};
+use larder_protocol::service::file::{Op, OpReply, Query, QueryReply};
 
+use super::store::AGAIN;
+use crate::failpoint::Failpoint;
 use crate::mode::afs::Afs;
 use crate::mode::afs::disk::{CHECK_BLOCK, CacheFile, LeftDirty, checksums_of};
 use crate::vfs::{Error, Vfs, unexpected};
@@ -32,7 +32,8 @@ impl Vfs {
     /// Begins to recover what an earlier life left, and waits a while: mostly there is nothing, or little. What takes
     /// longer goes on while the mount is used; a file that programs change before its turn becomes a conflict.
     pub(in crate::vfs) async fn begin_recovery(&self, afs: &Arc<Afs>) {
-        let Some(vfs) = self.weak.upgrade() else { return };
+        // A mount that may change nothing leaves it to one that may.
+        let Some(vfs) = self.weak.upgrade().filter(|vfs| !vfs.options.ro) else { return };
         let afs = afs.clone();
         let recovering = self.runtime.detached(async move { vfs.recover(&afs).await });
         tokio::select! {
@@ -72,23 +73,42 @@ impl Vfs {
     }
 
     async fn recover_one(&self, afs: &Afs, left: &LeftDirty) -> Result<Recovered, Error> {
+        Failpoint::Recovering.pass();
         let cred = Credential { uid: left.uid, gid: left.gid, groups: Vec::new() };
         let (reply, _) = self.ask(&cred, Query::Getattr { fid: left.fid }).await?;
         let QueryReply::Attr(attr) = reply else { return Err(unexpected()) };
         // The store may have been carried out although nobody here has heard of it; and most files that may have been
         // written were not.
-        if attr.size == left.size && self.is_same(&cred, &attr, &left.file).await? {
+        // What is larger than the cache is not kept, and may be a hole of any size.
+        let comparable = attr.size == left.size && attr.size <= afs.disk.limit();
+        if comparable && self.is_same(&cred, &attr, &left.file).await? {
             self.settle_left(afs, &left.file, attr.data_version);
             return Ok(Recovered::WasStored);
         }
         if attr.data_version != left.base {
             return Err(ErrorCode::Conflict.into());
         }
-        let contents = self.stage_left(afs, &cred, left.fid, &left.file, left.size).await?;
-        let (reply, _) = self.change(&cred, Op::Store { fid: left.fid, contents, base: Some(left.base) }).await?;
-        let OpReply::Attr(change) = reply else { return Err(unexpected()) };
-        self.settle_left(afs, &left.file, change.attr.data_version);
-        Ok(Recovered::Stored)
+        let cred = Arc::new(cred);
+        for _ in 0..AGAIN {
+            let stored = match self.send_contents(afs, &left.file, left.size, &cred).await {
+                Ok((contents, _)) => {
+                    self.change(&cred, Op::Store { fid: left.fid, contents, base: Some(left.base) }).await
+                }
+                Err(error) => Err(error),
+            };
+            match stored {
+                Ok((OpReply::Attr(change), _)) => {
+                    Failpoint::Recovered.pass();
+                    self.settle_left(afs, &left.file, change.attr.data_version);
+                    return Ok(Recovered::Stored);
+                }
+                Ok(_) => return Err(unexpected()),
+                // The server was restarted on the way.
+                Err(Error::Refused(ErrorCode::NotStaged)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(ErrorCode::Io.into())
     }
 
     fn settle_left(&self, afs: &Afs, file: &Arc<CacheFile>, version: u64) {
@@ -114,32 +134,6 @@ impl Vfs {
             offset += len;
         }
         Ok(true)
-    }
-
-    async fn stage_left(
-        &self,
-        afs: &Afs,
-        cred: &Credential,
-        fid: Fid,
-        file: &Arc<CacheFile>,
-        size: u64,
-    ) -> Result<NewContents, Error> {
-        let part = |offset: u64| {
-            let len = (size - offset).min(CHECK_BLOCK as u64) as usize;
-            read(file, offset, len).map_err(|error| super::disk_error(&error, "read"))
-        };
-        if size <= CHECK_BLOCK as u64 {
-            return Ok(NewContents::Whole(Payload(part(0)?.into())));
-        }
-        let stage = afs.next_stage();
-        let mut offset = 0;
-        while offset < size {
-            let data = Payload(part(offset)?.into());
-            let len = data.len() as u64;
-            self.client.stage(cred, StageRequest { fid, stage, first: offset == 0, offset, data }).await?;
-            offset += len;
-        }
-        Ok(NewContents::Staged { stage, size })
     }
 }
 

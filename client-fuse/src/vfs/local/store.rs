@@ -12,7 +12,6 @@ use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use larder_protocol::attr::{Attr, Credential};
 use larder_protocol::error::ErrorCode;
-use larder_protocol::ids::Fid;
 use larder_protocol::limits::MAX_PAYLOAD;
 use larder_protocol::payload::Payload;
 use larder_protocol::runtime::RuntimeExt;
@@ -24,15 +23,16 @@ use rustix::io::Errno;
 
 use super::copy::{LocalCopy, Unstored};
 use super::fetch::disk_error;
+use crate::failpoint::Failpoint;
 use crate::mode::afs::Afs;
-use crate::mode::afs::disk::{CHECK_BLOCK, checksum};
+use crate::mode::afs::disk::{CHECK_BLOCK, CacheFile, checksum};
 use crate::vfs::node::Node;
 use crate::vfs::{Error, Vfs, unexpected};
 
 /// Pieces on their way.
 const WINDOW: usize = 8;
 /// Times that staging begins anew because the server was restarted.
-const AGAIN: u32 = 8;
+pub(super) const AGAIN: u32 = 8;
 /// How often a store is tried again that got no answer in a soft mount's time.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -117,18 +117,22 @@ impl Vfs {
             let done = done.unwrap_or_else(|| Err(io::Error::other("syncing the cache panicked")));
             done.map_err(|error| disk_error(&error, "sync"))?;
         }
+        Failpoint::Storing.pass();
         for _ in 0..AGAIN {
-            let (contents, checksums) = match self.send_contents(afs, node.fid, copy, &writer).await {
+            let (contents, checksums) = match self.send_contents(afs, copy.file(), copy.size(), &writer).await {
                 Ok(sent) => sent,
                 Err(Error::Refused(ErrorCode::NotStaged)) => continue,
                 Err(error) => return Err(error),
             };
+            Failpoint::Staged.pass();
             match self.change(&writer, Op::Store { fid: node.fid, contents, base: None }).await {
                 Ok((OpReply::Attr(change), asked)) => {
+                    Failpoint::Stored.pass();
                     self.learn_own(node, &change, &asked);
                     drop(asked);
                     afs.stores.fetch_add(1, Ordering::Relaxed);
                     self.is_stored(afs, copy, &was, &change.attr, checksums);
+                    Failpoint::Settled.pass();
                     // What the kernel has are the times that the local file had.
                     self.notifier.expire_attrs(node.number);
                     return Ok(());
@@ -162,24 +166,23 @@ impl Vfs {
     }
 
     /// The contents, as far as they must be sent before the store itself, with the checksums of their parts.
-    async fn send_contents(
+    pub(super) async fn send_contents(
         &self,
         afs: &Afs,
-        fid: Fid,
-        copy: &Arc<LocalCopy>,
+        file: &Arc<CacheFile>,
+        size: u64,
         writer: &Arc<Credential>,
     ) -> Result<(NewContents, Vec<u32>), Error> {
-        let size = copy.size();
         if size <= MAX_PAYLOAD as u64 {
             if size == 0 {
                 return Ok((NewContents::Whole(Payload::default()), Vec::new()));
             }
-            let piece = self.piece(copy, 0, size).await?;
+            let piece = self.piece(file, 0, size).await?;
             return Ok((NewContents::Whole(Payload(piece.data)), vec![piece.checksum]));
         }
-        let stage = afs.next_stage();
-        let file = copy.file().clone();
-        let found = self.runtime.blocking(move || pieces_with_data(file.file(), size)).await;
+        let (fid, stage) = (file.fid(), afs.next_stage());
+        let looked = file.clone();
+        let found = self.runtime.blocking(move || pieces_with_data(looked.file(), size)).await;
         let found = found.unwrap_or_else(|| Err(io::Error::other("reading the cache panicked")));
         let found = found.map_err(|error| disk_error(&error, "read"))?;
         // What is larger than the cache is not kept.
@@ -190,7 +193,7 @@ impl Vfs {
             }
         };
         let send = |number: u64, first: bool| async move {
-            let piece = self.piece(copy, number, size).await?;
+            let piece = self.piece(file, number, size).await?;
             let sum = (piece.number, piece.checksum);
             if piece.part.is_empty() && !first {
                 return Ok(sum);
@@ -198,6 +201,7 @@ impl Vfs {
             let offset = number * CHECK_BLOCK as u64 + piece.part.start as u64;
             let request = StageRequest { fid, stage, first, offset, data: Payload(piece.data.slice(piece.part)) };
             self.client.stage(writer, request).await?;
+            Failpoint::Staging.pass();
             Ok::<_, Error>(sum)
         };
         // Before the others, which must find the stage.
@@ -210,11 +214,11 @@ impl Vfs {
         Ok((NewContents::Staged { stage, size }, checksums))
     }
 
-    async fn piece(&self, copy: &Arc<LocalCopy>, number: u64, size: u64) -> Result<Piece, Error> {
+    async fn piece(&self, file: &Arc<CacheFile>, number: u64, size: u64) -> Result<Piece, Error> {
         let read = if size <= 64 << 10 {
-            read_piece(copy.file().file(), number, size)
+            read_piece(file.file(), number, size)
         } else {
-            let file = copy.file().clone();
+            let file = file.clone();
             let done = self.runtime.blocking(move || read_piece(file.file(), number, size)).await;
             done.unwrap_or_else(|| Err(io::Error::other("reading the cache panicked")))
         };

@@ -72,6 +72,23 @@ fn is_held(promises: &mut Promises, object: ObjectId, now: BootTime) -> bool {
 }
 
 #[test]
+fn p1_a_request_for_a_lease_that_comes_late_or_twice_ends_no_lease() {
+    let mut promises = promises();
+    // The first was given up by the client and is still in the network.
+    let lease = granted(promises.renew(A, None, 2, at(0)));
+    hold(&mut promises, A, &[X], at(0));
+    for late in [1, 2] {
+        assert_eq!(promises.renew(A, None, late, at(100)), Renewed::Lapsed);
+    }
+    assert!(is_held(&mut promises, X, at(100)), "the client counts on it");
+    assert_eq!(promises.renew(A, Some(lease), 1, at(200)), Renewed::Granted { lease });
+    // One that is newer gives up what was held, and another life of the client counts anew.
+    assert_ne!(granted(promises.renew(A, None, 3, at(300))), lease);
+    promises.end_lease(A);
+    granted(promises.renew(A, None, 1, at(400)));
+}
+
+#[test]
 fn p1_a_callback_counts_for_the_term_and_the_margin_after_the_renewal_came_in() {
     let mut promises = promises();
     let lease = lease(&mut promises, A, at(1000));

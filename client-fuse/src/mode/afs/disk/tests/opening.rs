@@ -208,7 +208,7 @@ fn an_index_of_another_format_is_put_aside() {
 
 #[test]
 fn a_row_with_a_flipped_bit_is_not_believed() {
-    for column in ["volume", "vnode", "generation", "id", "change", "size", "mtime", "inode", "boot", "seal"] {
+    for column in ["volume", "vnode", "generation", "id", "version", "size", "mtime", "inode", "boot", "seal"] {
         let dir = temporary();
         fill(&dir);
         let sql = format!("UPDATE clean SET {column} = {column} + 1");
