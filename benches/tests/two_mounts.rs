@@ -31,7 +31,7 @@ in_each_mode![
 
 fn what_one_writes_and_closes_the_other_sees_at_its_next_open(mode: Mode) {
     let pair = Pair::new(mode, "").unwrap();
-    let rounds = Size::get().pick(50, 1_000, 1_000);
+    let rounds = Size::get().pick(50, 300, 1_000);
     for round in 0..rounds {
         let (writer, reader) = if round.is_multiple_of(2) { (&pair.a, &pair.b) } else { (&pair.b, &pair.a) };
         // The same length in most rounds, so that neither size nor a coarse time can give the change away.
@@ -105,7 +105,7 @@ fn names_are_never_older_than_acdirmax(mode: Mode) {
 
 fn appends_of_two_clients_lose_and_tear_nothing(mode: Mode) {
     let pair = Pair::new(mode, "").unwrap();
-    let lines = Size::get().pick(500, 3_000, 10_000);
+    let lines = Size::get().pick(500, 2_000, 10_000);
     fs::write(pair.a.at("log"), "").unwrap();
     let line = |who: char, i: usize| {
         // Some lines are longer than a page, so that a torn one would show.
@@ -172,7 +172,7 @@ fn one_wins(
     act: impl Fn(&Mount, char, usize) -> std::io::Result<()> + Sync,
     mut inspect: impl FnMut(usize, char),
 ) {
-    let rounds = Size::get().pick(100, 1_000, 10_000);
+    let rounds = Size::get().pick(100, 400, 10_000);
     let mut wins = [0, 0];
     race(
         rounds,
