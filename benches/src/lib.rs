@@ -10,6 +10,7 @@ pub mod process;
 pub mod proxy;
 pub mod race;
 pub mod raw;
+pub mod seeds;
 pub mod server;
 pub mod size;
 

@@ -204,22 +204,7 @@ impl Mount {
         self.client.as_ref().map_or(Ok(()), |client| client.signal(signal))
     }
 
-    /// Kills the client at once, as a crash does, and removes what is left of the mount. Its cache stays.
-    ///
-    /// # Errors
-    /// If it does not end, or the mount cannot be removed.
-    pub fn kill(mut self) -> Result<()> {
-        let Some(mut client) = self.client.take() else { return Ok(()) };
-        let ended = client.signal(Signal::KILL).and_then(|()| client.wait(PATIENCE).map(|_| ()));
-        let removed = run(Command::new(binary("larder")?).args(["umount", "--force"]).arg(&self.path));
-        if removed.is_err() {
-            // What the failure leaves must not stay behind.
-            let _ = unmount(&self.path, UnmountFlags::DETACH);
-        }
-        ended.and(removed.map(|_| ()))
-    }
-
-    /// Waits until the client has died by itself, and removes what is left of the mount. Its cache stays.
+    /// Waits until the client has died, and removes what is left of the mount. Its cache stays.
     ///
     /// # Errors
     /// If it lives on, or the mount cannot be removed.

@@ -166,6 +166,14 @@ impl Drop for Process {
 pub fn store(path: impl AsRef<Path>, data: &[u8]) -> io::Result<()> {
     let mut file = File::create(path)?;
     file.write_all(data)?;
+    close(file)
+}
+
+/// Closes a file, with what that says, which dropping it does not heed.
+///
+/// # Errors
+/// What the system says.
+pub fn close(file: File) -> io::Result<()> {
     // SAFETY: the descriptor was this file's alone, and has no owner any more.
     Ok(unsafe { rustix::io::try_close(file.into_raw_fd()) }?)
 }

@@ -2,9 +2,7 @@
 //! the next mount, what the server has is whole, and nothing that a program was told is done is lost.
 #![allow(clippy::unwrap_used, reason = "a failed call fails the test")]
 
-use std::fs::{self, File, OpenOptions};
-use std::io;
-use std::os::fd::IntoRawFd;
+use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
@@ -13,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use larder_benches::mount::{Mode, Mount, Setup};
-use larder_benches::process::{binary, run, scratch, store};
+use larder_benches::process::{binary, close, run, scratch, store};
 use larder_benches::server::Server;
 use larder_benches::size::Size;
 use larder_client::failpoint::Failpoint;
@@ -54,11 +52,6 @@ fn writes_in(contents: &[u8]) -> usize {
 struct Told {
     writes: usize,
     closed: bool,
-}
-
-fn close(file: File) -> io::Result<()> {
-    // SAFETY: the descriptor was this file's alone, and has no owner any more.
-    Ok(unsafe { rustix::io::try_close(file.into_raw_fd()) }?)
 }
 
 /// Writes the file until the client dies.

@@ -23,7 +23,6 @@ mod history;
 #[path = "../replay/machine.rs"]
 #[allow(dead_code, reason = "the other test needs more of it")]
 mod machine;
-mod seeds;
 mod spec;
 mod squatter;
 mod versions;
@@ -38,6 +37,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use larder_benches::seeds::{self, Worlds};
 use larder_benches::size::Size;
 use larder_protocol::faults::Weather;
 use larder_protocol::handshake::LeaseTerms;
@@ -293,6 +293,11 @@ fn operations() -> usize {
     Size::get().pick(2_000, 20_000, 100_000)
 }
 
+/// Worlds of a test of this target.
+fn in_all(test: &str, count: u64) -> Worlds<'_> {
+    Worlds { target: "coherence", test, count, once_failed: &[] }
+}
+
 fn worlds(operations: usize) -> u64 {
     operations.div_ceil(OPERATIONS) as u64
 }
@@ -301,7 +306,7 @@ fn worlds(operations: usize) -> u64 {
 fn strict_clients_see_one_order_of_everything() {
     let rules = Rules { strict: true, faults: true, lies: false };
     let test = "strict_clients_see_one_order_of_everything";
-    let worlds = seeds::run(test, worlds(operations()), |seed| good_world_of(seed, rules));
+    let worlds = seeds::run(in_all(test, worlds(operations())), |seed| good_world_of(seed, rules));
     report(&worlds);
     if worlds.len() > 1 {
         assert_eventful(&worlds);
@@ -317,7 +322,7 @@ fn strict_clients_see_one_order_of_everything() {
 fn prompt_clients_see_nothing_older_than_a_lease() {
     let rules = Rules { strict: false, faults: true, lies: false };
     let test = "prompt_clients_see_nothing_older_than_a_lease";
-    let worlds = seeds::run(test, worlds(operations() / 4), |seed| good_world_of(seed, rules));
+    let worlds = seeds::run(in_all(test, worlds(operations() / 4)), |seed| good_world_of(seed, rules));
     report(&worlds);
     let late = worlds.iter().filter(|world| world.late).count();
     println!("in {late} of these worlds something was seen that strict clients may not see");
@@ -330,7 +335,7 @@ fn prompt_clients_see_nothing_older_than_a_lease() {
 #[test]
 fn without_faults_all_is_in_order() {
     let rules = Rules { strict: true, faults: false, lies: false };
-    let worlds = seeds::run("without_faults_all_is_in_order", 1, |seed| good_world_of(seed, rules));
+    let worlds = seeds::run(in_all("without_faults_all_is_in_order", 1), |seed| good_world_of(seed, rules));
     report(&worlds);
     assert!(worlds.iter().all(|world| world.errors.is_empty()), "something failed");
     let longest = worlds.iter().map(|world| world.waits.longest).max().unwrap_or_default();
@@ -340,7 +345,7 @@ fn without_faults_all_is_in_order() {
 #[test]
 fn a_break_that_is_skipped_is_found() {
     let rules = Rules { strict: true, faults: false, lies: true };
-    let worlds = seeds::run("a_break_that_is_skipped_is_found", 2, |seed| world_of(seed, rules));
+    let worlds = seeds::run(in_all("a_break_that_is_skipped_is_found", 2), |seed| world_of(seed, rules));
     report(&worlds);
     let forged = worlds.iter().map(|world| world.forged).sum::<u64>();
     let found = worlds.iter().filter(|world| world.unexplained.is_some()).count();

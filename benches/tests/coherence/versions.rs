@@ -1,5 +1,6 @@
 //! Versions of one file that are open at the same time: what the histories of many worlds have brought to light.
 
+use larder_benches::seeds::in_virtual_time;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +15,6 @@ use tokio::time::sleep;
 
 use crate::contents::Value;
 use crate::machine::Disk;
-use crate::seeds::in_virtual_time;
 use crate::world::{Road, World};
 
 /// The file.

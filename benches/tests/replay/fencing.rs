@@ -1,5 +1,6 @@
 //! A request of an older life is never applied after the answer to a newer `hello`.
 
+use larder_benches::seeds::in_virtual_time;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +15,6 @@ use tokio::time::{Instant, sleep};
 use crate::machine::Disk;
 use crate::raw::{Failed, Link};
 use crate::registers::contents;
-use crate::seeds::in_virtual_time;
 use crate::world::World;
 
 /// Long enough for everything in the network and at the server to come to rest.

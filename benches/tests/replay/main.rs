@@ -13,11 +13,11 @@ mod races;
 mod raw;
 mod registers;
 mod retries;
-mod seeds;
 mod tree;
 mod worker;
 mod world;
 
+use larder_benches::seeds::{self, Worlds};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -85,7 +85,8 @@ async fn all<T: 'static>(mut tasks: JoinSet<T>) -> Vec<T> {
 
 #[test]
 fn each_operation_happens_exactly_once_in_any_weather() {
-    let worlds = seeds::run("each_operation_happens_exactly_once_in_any_weather", world_of);
+    let test = "each_operation_happens_exactly_once_in_any_weather";
+    let worlds = seeds::run(Worlds { target: "replay", test, count: 300, once_failed: &[262_114_806] }, world_of);
     let total = |of: fn(&Summary) -> u64| worlds.iter().map(of).sum::<u64>();
     println!(
         "{} worlds: {} crashes, {} reconnects, {} requests repeated, {} mutations answered from slots, \

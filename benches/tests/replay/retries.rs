@@ -1,5 +1,6 @@
 //! An operation sent again gets the answer of its one run, whatever happened to the first answer.
 
+use larder_benches::seeds::in_virtual_time;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,6 @@ use tokio::time::sleep;
 use crate::machine::Disk;
 use crate::raw::{CLIENT, Failed, Link};
 use crate::registers::contents;
-use crate::seeds::in_virtual_time;
 use crate::tree;
 use crate::world::{World, name};
 

@@ -1,5 +1,6 @@
 //! Asking the server, so that what its answer promises can be told from what was overtaken meanwhile.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use larder_protocol::attr::Credential;
@@ -122,6 +123,10 @@ impl Vfs {
 
     /// The objects that an operation changes, as far as is known here.
     fn changed_by(&self, op: &Op) -> Vec<ObjectId> {
+        if matches!(op, Op::Forget { .. }) {
+            // Nobody sees those any more.
+            return Vec::new();
+        }
         let named = |dir: &Fid, name: &Name| -> Option<ObjectId> {
             let dir = self.nodes.by_fid(*dir)?;
             let state = dir.state.lock();
@@ -130,32 +135,7 @@ impl Vfs {
                 Known::Absent | Known::Unknown => None,
             }
         };
-        let mut objects: Vec<ObjectId> = Vec::new();
-        match op {
-            Op::Create { dir, name, .. } => {
-                objects.push((*dir).into());
-                objects.extend(named(dir, name));
-            }
-            Op::Mkdir { dir, .. } | Op::Mknod { dir, .. } | Op::Symlink { dir, .. } => objects.push((*dir).into()),
-            Op::Link { fid, dir, .. } => objects.extend([ObjectId::from(*fid), (*dir).into()]),
-            Op::Remove { dir, name, .. } | Op::Rmdir { dir, name } => {
-                objects.push((*dir).into());
-                objects.extend(named(dir, name));
-            }
-            Op::Rename { from_dir, from_name, to_dir, to_name, .. } => {
-                objects.extend([ObjectId::from(*from_dir), (*to_dir).into()]);
-                objects.extend(named(from_dir, from_name));
-                objects.extend(named(to_dir, to_name));
-            }
-            Op::Setattr { fid, .. }
-            | Op::Setxattr { fid, .. }
-            | Op::Removexattr { fid, .. }
-            | Op::Append { fid, .. }
-            | Op::Allocate { fid, .. }
-            | Op::Store { fid, .. } => objects.push((*fid).into()),
-            Op::CopyRange { to, .. } => objects.push((*to).into()),
-            Op::Forget { .. } => {}
-        }
+        let Ok(objects) = op.may_change(|dir, name| Ok::<_, Infallible>(named(dir, name)));
         objects
     }
 }

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::callback::ObjectId;
 use crate::attr::{Attr, AttrChange, FileType, SetAttr, VolumeSpace};
 use crate::ids::{Fid, Verifier};
 use crate::name::Name;
@@ -363,6 +364,42 @@ pub enum Op {
         /// The objects, all in one volume, at most [`MAX_FORGET`](crate::limits::MAX_FORGET).
         fids: Vec<Fid>,
     },
+}
+
+impl Op {
+    /// The objects that the operation may change, beside what it makes: those it names, and those under the names it
+    /// takes away or writes over, as `named` (directory, name) knows them.
+    ///
+    /// # Errors
+    /// Those of `named`.
+    pub fn may_change<E>(
+        &self,
+        named: impl Fn(&Fid, &Name) -> Result<Option<ObjectId>, E>,
+    ) -> Result<Vec<ObjectId>, E> {
+        let mut objects: Vec<ObjectId> = Vec::new();
+        match self {
+            Op::Mkdir { dir, .. } | Op::Mknod { dir, .. } | Op::Symlink { dir, .. } => objects.push((*dir).into()),
+            Op::Link { fid, dir, .. } => objects.extend([ObjectId::from(*fid), (*dir).into()]),
+            Op::Create { dir, name, .. } | Op::Remove { dir, name, .. } | Op::Rmdir { dir, name } => {
+                objects.push((*dir).into());
+                objects.extend(named(dir, name)?);
+            }
+            Op::Rename { from_dir, from_name, to_dir, to_name, .. } => {
+                objects.extend([ObjectId::from(*from_dir), (*to_dir).into()]);
+                objects.extend(named(from_dir, from_name)?);
+                objects.extend(named(to_dir, to_name)?);
+            }
+            Op::Setattr { fid, .. }
+            | Op::Setxattr { fid, .. }
+            | Op::Removexattr { fid, .. }
+            | Op::Append { fid, .. }
+            | Op::Allocate { fid, .. }
+            | Op::Store { fid, .. } => objects.push((*fid).into()),
+            Op::CopyRange { to, .. } => objects.push((*to).into()),
+            Op::Forget { fids } => objects.extend(fids.iter().map(|fid| ObjectId::from(*fid))),
+        }
+        Ok(objects)
+    }
 }
 
 /// The contents that an [`Op::Store`] installs.

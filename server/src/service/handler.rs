@@ -147,6 +147,11 @@ impl Server {
 
     async fn query(&self, session: &Session, cred: Credential, query: Query) -> Result<QueryReply, ErrorCode> {
         self.admit(session)?;
+        self.answer(session, cred, query).await
+    }
+
+    /// Answers a query of a client that was admitted.
+    async fn answer(&self, session: &Session, cred: Credential, query: Query) -> Result<QueryReply, ErrorCode> {
         let volume = self.volumes.get(check::query(&query)?).await?;
         let cred = self.settings.root_squash.apply(session.peer(), cred);
         let reply = volume.query(&cred, query).await?;
@@ -158,17 +163,12 @@ impl Server {
 
     async fn promised(&self, session: &Session, cred: Credential, query: Query) -> Result<Promised, ErrorCode> {
         let client = self.admit(session)?.client;
-        let volume = self.volumes.get(check::query(&query)?).await?;
-        let cred = self.settings.root_squash.apply(session.peer(), cred);
         let asked: Vec<ObjectId> = asked(&query);
-        // Before anything is read (P4).
-        let reading = self.promises.begin_read();
-        let reply = volume.query(&cred, query.clone()).await?;
-        if let QueryReply::Data { data, .. } = &reply {
-            self.counters.sent(data.len());
-        }
         // A copy may be of a version that has been superseded long since.
         let from_copy = matches!(query, Query::Fetch { copy: true, .. });
+        // Before anything is read (P4).
+        let reading = self.promises.begin_read();
+        let reply = self.answer(session, cred, query).await?;
         let grants = if from_copy { Grants::default() } else { reading.grant(client, shown(asked, &reply)) };
         Ok(Promised { reply, grants })
     }

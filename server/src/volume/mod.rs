@@ -227,35 +227,15 @@ impl Volume {
             let entry = Verified(&*snapshot).entry(dir.vnode, name)?;
             Ok(entry.map(|entry| self.object(entry.vnode)))
         };
-        let mut objects: Vec<ObjectId> = Vec::new();
         match op {
-            Op::Create { dir, name, how, .. } => match named(dir, name)? {
+            Op::Create { dir, name, how, .. } => Ok(match named(dir, name)? {
                 // There is nothing to change, or to break.
-                Some(_) if !matches!(how, CreateHow::Open { truncate: true, .. }) => {}
-                Some(object) => objects.push(object),
-                None => objects.push((*dir).into()),
-            },
-            Op::Mkdir { dir, .. } | Op::Mknod { dir, .. } | Op::Symlink { dir, .. } => objects.push((*dir).into()),
-            Op::Link { fid, dir, .. } => objects.extend([ObjectId::from(*fid), (*dir).into()]),
-            Op::Remove { dir, name, .. } | Op::Rmdir { dir, name } => {
-                objects.push((*dir).into());
-                objects.extend(named(dir, name)?);
-            }
-            Op::Rename { from_dir, from_name, to_dir, to_name, .. } => {
-                objects.extend([ObjectId::from(*from_dir), (*to_dir).into()]);
-                objects.extend(named(from_dir, from_name)?);
-                objects.extend(named(to_dir, to_name)?);
-            }
-            Op::Setattr { fid, .. }
-            | Op::Setxattr { fid, .. }
-            | Op::Removexattr { fid, .. }
-            | Op::Append { fid, .. }
-            | Op::Allocate { fid, .. }
-            | Op::Store { fid, .. } => objects.push((*fid).into()),
-            Op::CopyRange { to, .. } => objects.push((*to).into()),
-            Op::Forget { fids } => objects.extend(fids.iter().map(|fid| ObjectId::from(*fid))),
+                Some(_) if !matches!(how, CreateHow::Open { truncate: true, .. }) => Vec::new(),
+                Some(object) => vec![object],
+                None => vec![(*dir).into()],
+            }),
+            op => op.may_change(named),
         }
-        Ok(objects)
     }
 
     async fn run(self: &Arc<Self>, cred: &Credential, id: &Operation, op: Op) -> Result<Mutated, ErrorCode> {

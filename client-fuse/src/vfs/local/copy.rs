@@ -56,6 +56,13 @@ struct State {
     sums: Vec<u32>,
 }
 
+impl State {
+    /// The file as it was at the server, if the version is known.
+    fn known(&self) -> Option<&Attr> {
+        matches!(self.phase, Phase::Complete | Phase::Fetching { begun: true, .. }).then_some(&self.attr)
+    }
+}
+
 /// A change of a copy, until it is made.
 #[must_use = "the change ends when this is dropped"]
 pub(super) struct Change(Arc<LocalCopy>);
@@ -154,20 +161,12 @@ impl LocalCopy {
 
     /// The data version, if it is known.
     pub(in crate::vfs) fn version(&self) -> Option<u64> {
-        let state = self.state.lock();
-        match state.phase {
-            Phase::Complete | Phase::Fetching { begun: true, .. } => Some(state.attr.data_version),
-            _ => None,
-        }
+        self.state.lock().known().map(|attr| attr.data_version)
     }
 
     /// The `change` of the file at this version, if it is known.
     pub(in crate::vfs) fn change(&self) -> Option<u64> {
-        let state = self.state.lock();
-        match state.phase {
-            Phase::Complete | Phase::Fetching { begun: true, .. } => Some(state.attr.change),
-            _ => None,
-        }
+        self.state.lock().known().map(|attr| attr.change)
     }
 
     /// Whether it is certainly of another version than this, and has no changes of this machine.
@@ -245,10 +244,7 @@ impl LocalCopy {
                 let time = Timestamp { secs: meta.mtime(), nanos: meta.mtime_nsec() as u32 };
                 (attr.size, attr.blocks, attr.mtime, attr.ctime) = (meta.len(), meta.blocks(), time, time);
             }
-        } else if matches!(state.phase, Phase::Complete | Phase::Fetching { begun: true, .. })
-            && state.attr.data_version != attr.data_version
-        {
-            let own = &state.attr;
+        } else if let Some(own) = state.known().filter(|own| own.data_version != attr.data_version) {
             (attr.size, attr.blocks, attr.mtime, attr.ctime) = (own.size, own.blocks, own.mtime, own.ctime);
             (attr.change, attr.data_version) = (own.change, own.data_version);
             return false;
@@ -359,12 +355,12 @@ impl LocalCopy {
         }
     }
 
-    async fn wait(&self, range: Option<(u64, u64)>) -> Result<(), Error> {
+    async fn wait_until(&self, ready: impl Fn() -> Option<Result<(), Error>>) -> Result<(), Error> {
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            if let Some(result) = self.ready(range) {
+            if let Some(result) = ready() {
                 return result;
             }
             changed.await;
@@ -373,34 +369,29 @@ impl LocalCopy {
 
     /// Waits until a range is here. The caller bounds the wait.
     pub(super) async fn wait_for(&self, offset: u64, end: u64) -> Result<(), Error> {
-        self.wait(Some((offset, end))).await
+        self.wait_until(|| self.ready(Some((offset, end)))).await
     }
 
     /// Waits until all of it is here.
     pub(super) async fn wait_whole(&self) -> Result<(), Error> {
-        self.wait(None).await
+        self.wait_until(|| self.ready(None)).await
     }
 
     /// Waits until its version is known; that of a large file stays the same from then on.
     pub(super) async fn wait_version(&self) -> Result<(), Error> {
-        loop {
-            let changed = self.changed.notified();
-            tokio::pin!(changed);
-            changed.as_mut().enable();
-            {
-                let mut state = self.state.lock();
-                match &state.phase {
-                    Phase::Complete => return Ok(()),
-                    Phase::Fetching { begun: true, have } if have.first().copied().unwrap_or(true) => {
-                        state.served |= state.attr.size > WHOLE_AT_OPEN;
-                        return Ok(());
-                    }
-                    Phase::Failed(error) => return Err(*error),
-                    _ => {}
+        let has_version = || {
+            let mut state = self.state.lock();
+            match &state.phase {
+                Phase::Complete => Some(Ok(())),
+                Phase::Fetching { begun: true, have } if have.first().copied().unwrap_or(true) => {
+                    state.served |= state.attr.size > WHOLE_AT_OPEN;
+                    Some(Ok(()))
                 }
+                Phase::Failed(error) => Some(Err(*error)),
+                _ => None,
             }
-            changed.await;
-        }
+        };
+        self.wait_until(has_version).await
     }
 
     /// Reads a range that is here.

@@ -8,7 +8,6 @@ use bytes::Bytes;
 use futures::StreamExt;
 use larder_protocol::attr::{Attr, Credential};
 use larder_protocol::error::ErrorCode;
-use larder_protocol::runtime::RuntimeExt;
 use larder_protocol::service::file::{Query, QueryReply};
 
 use super::copy::LocalCopy;
@@ -162,8 +161,7 @@ impl Vfs {
             copy.fetched(fetch, number, &data)
         } else {
             let copy = copy.clone();
-            let done = self.runtime.blocking(move || copy.fetched(fetch, number, &data)).await;
-            done.unwrap_or_else(|| Err(io::Error::other("writing to the cache panicked")))
+            self.on_disk(move || copy.fetched(fetch, number, &data)).await
         };
         put.map_err(|error| disk_error(&error, "write to"))
     }

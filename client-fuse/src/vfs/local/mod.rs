@@ -7,6 +7,7 @@ pub(super) mod open;
 mod recover;
 mod store;
 
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -30,6 +31,12 @@ use crate::failpoint::Failpoint;
 const QUICK: usize = 128 << 10;
 
 impl Vfs {
+    /// Works on the disk of the cache, where it may block.
+    async fn on_disk<T: Send + 'static>(&self, work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+        let done = self.runtime.blocking(work).await;
+        done.unwrap_or_else(|| Err(io::Error::other("a thread panicked that worked on the cache")))
+    }
+
     /// Reads from a copy, waiting for the part if it is on its way.
     pub(super) async fn read_local(
         &self,
@@ -47,8 +54,7 @@ impl Vfs {
             copy.read(offset, size)
         } else {
             let copy = copy.clone();
-            let done = self.runtime.blocking(move || copy.read(offset, size)).await;
-            done.unwrap_or_else(|| Err(std::io::Error::other("reading the cache panicked")))
+            self.on_disk(move || copy.read(offset, size)).await
         };
         read.map_err(|error| disk_error(&error, "read"))
     }
@@ -74,12 +80,7 @@ impl Vfs {
                 written
             }
         };
-        let written = if len <= QUICK {
-            write()
-        } else {
-            let done = self.runtime.blocking(write).await;
-            done.unwrap_or_else(|| Err(std::io::Error::other("writing to the cache panicked")))
-        };
+        let written = if len <= QUICK { write() } else { self.on_disk(write).await };
         written.map_err(|error| disk_error(&error, "write to"))?;
         Ok(len as u32)
     }
@@ -271,14 +272,13 @@ impl Vfs {
     /// Compares a copy that the kernel may have written with what is stored.
     async fn find_unseen_writes(&self, copy: &Arc<LocalCopy>) {
         let looked = copy.clone();
-        match self.runtime.blocking(move || looked.differs_unseen()).await {
-            Some(Ok(false)) => {}
-            Some(Ok(true)) => copy.found_changed(),
-            Some(Err(error)) => {
+        match self.on_disk(move || looked.differs_unseen()).await {
+            Ok(false) => {}
+            Ok(true) => copy.found_changed(),
+            Err(error) => {
                 tracing::error!("cannot see whether a file was written by way of the kernel: {error}; storing it");
                 copy.found_changed();
             }
-            None => copy.found_changed(),
         }
     }
 

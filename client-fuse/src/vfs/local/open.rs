@@ -221,9 +221,7 @@ impl Vfs {
             known.expect_unseen(sums);
             Ok(())
         };
-        let done = self.runtime.blocking(expect).await;
-        let done = done.unwrap_or_else(|| Err(std::io::Error::other("reading the cache panicked")));
-        done.map_err(|error| disk_error(&error, "record a change in"))
+        self.on_disk(expect).await.map_err(|error| disk_error(&error, "record a change in"))
     }
 
     /// What the kernel may serve an open of this copy from.

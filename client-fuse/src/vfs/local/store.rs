@@ -14,7 +14,6 @@ use larder_protocol::attr::{Attr, Credential};
 use larder_protocol::error::ErrorCode;
 use larder_protocol::limits::MAX_PAYLOAD;
 use larder_protocol::payload::Payload;
-use larder_protocol::runtime::RuntimeExt;
 use larder_protocol::service::file::{NewContents, Op, OpReply, StageRequest};
 use larder_protocol::sparse::data_ranges;
 
@@ -113,9 +112,7 @@ impl Vfs {
         self.until_abort(copy.wait_whole()).await??;
         if copy.expects_unseen() {
             let stamped = copy.clone();
-            let done = self.runtime.blocking(move || stamped.restamp()).await;
-            let done = done.unwrap_or_else(|| Err(io::Error::other("syncing the cache panicked")));
-            done.map_err(|error| disk_error(&error, "sync"))?;
+            self.on_disk(move || stamped.restamp()).await.map_err(|error| disk_error(&error, "sync"))?;
         }
         Failpoint::Storing.pass();
         for _ in 0..AGAIN {
@@ -182,8 +179,7 @@ impl Vfs {
         }
         let (fid, stage) = (file.fid(), afs.next_stage());
         let looked = file.clone();
-        let found = self.runtime.blocking(move || pieces_with_data(looked.file(), size)).await;
-        let found = found.unwrap_or_else(|| Err(io::Error::other("reading the cache panicked")));
+        let found = self.on_disk(move || pieces_with_data(looked.file(), size)).await;
         let found = found.map_err(|error| disk_error(&error, "read"))?;
         // What is larger than the cache is not kept.
         let mut checksums = if size <= afs.disk.limit() { checksums_of_hole(size) } else { Vec::new() };
@@ -219,8 +215,7 @@ impl Vfs {
             read_piece(file.file(), number, size)
         } else {
             let file = file.clone();
-            let done = self.runtime.blocking(move || read_piece(file.file(), number, size)).await;
-            done.unwrap_or_else(|| Err(io::Error::other("reading the cache panicked")))
+            self.on_disk(move || read_piece(file.file(), number, size)).await
         };
         match read {
             Ok(piece) => Ok(piece),
