@@ -1,20 +1,20 @@
 //! Versions of one file that are open at the same time: what the histories of many worlds have brought to light.
 
-use larder_benches::seeds::in_virtual_time;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use larder_benches::seeds::in_virtual_time;
 use larder_client::vfs::{CacheOptions, Entry, LookupResult, Mode, MountOptions, ROOT, Vfs};
 use larder_protocol::attr::Credential;
 use larder_protocol::faults::Weather;
-use larder_protocol::runtime::{SharedRuntime, SimRuntime};
+use larder_protocol::runtime::SimRuntime;
 use larder_server::volume::Durability;
 use rustix::fs::OFlags;
 use tokio::time::sleep;
 
 use crate::contents::Value;
-use crate::machine::Disk;
+use crate::machine::{Disk, Machine};
 use crate::world::{Road, World};
 
 /// The file.
@@ -23,24 +23,51 @@ const FILE: &[u8] = b"file";
 /// A mount, and what a program does there.
 struct Client {
     vfs: Arc<Vfs>,
-    _cache: tempfile::TempDir,
+    machine: Arc<Machine>,
+    cache: tempfile::TempDir,
 }
 
 impl Client {
     async fn mount(world: &Arc<World>, weather: Weather, seed: u64) -> Client {
-        let cache = tempfile::tempdir().unwrap();
-        let runtime: SharedRuntime = Arc::new(SimRuntime::new(seed));
+        Client::mount_with(tempfile::tempdir().unwrap(), world, weather, seed).await
+    }
+
+    async fn mount_with(cache: tempfile::TempDir, world: &Arc<World>, weather: Weather, seed: u64) -> Client {
+        let machine = Machine::new(Arc::new(SimRuntime::new(seed)), Disk::Instant);
         let dir = CacheOptions { dir: cache.path().to_owned(), size: 1 << 30, passthrough: None };
         let options = MountOptions { mode: Mode::Afs, cache: Some(dir), ..MountOptions::default() };
-        let vfs = Vfs::attach(runtime, Road::new(world, weather, seed), "root", options).await.unwrap();
-        Client { vfs, _cache: cache }
+        let road = Road::new(world, weather, seed);
+        let vfs = Vfs::attach(machine.clone(), road, "root", options).await.unwrap();
+        Client { vfs, machine, cache }
+    }
+
+    /// The process is killed; what is left of it is its cache.
+    async fn kill(self) -> tempfile::TempDir {
+        let rest = Arc::downgrade(&self.vfs);
+        drop(self.vfs);
+        self.machine.kill();
+        // Its tasks go when they are next polled.
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(rest.strong_count(), 0, "nothing outlives the process");
+        self.cache
     }
 
     async fn look(&self) -> u64 {
-        match self.vfs.lookup(&Credential::root(), ROOT, FILE).await {
+        self.look_for(FILE).await
+    }
+
+    async fn look_for(&self, name: &[u8]) -> u64 {
+        match self.vfs.lookup(&Credential::root(), ROOT, name).await {
             Ok(LookupResult::Found(Entry { node, .. })) => node,
             other => panic!("{other:?}"),
         }
+    }
+
+    async fn read(&self, name: &[u8]) -> Value {
+        let handle = self.open(self.look_for(name).await, OFlags::RDONLY).await;
+        let value = self.contents(handle).await;
+        self.close(handle).await;
+        value
     }
 
     async fn open(&self, node: u64, how: OFlags) -> u64 {
@@ -136,6 +163,38 @@ fn an_open_shows_nothing_that_was_stored_after_it() {
             let found = a.contents(handle).await;
             assert_eq!(found, before, "something that was stored after the open");
             a.close(handle).await;
+        }
+    });
+}
+
+#[test]
+fn what_is_recovered_beside_a_mount_that_is_used_is_not_shown_as_it_was() {
+    in_virtual_time(async {
+        let world = world().await;
+        let names: Vec<String> = (0..24).map(|number| format!("file-{number}")).collect();
+        for name in &names {
+            world.file(world.volume().root(), name).await;
+        }
+        // Slow enough that whoever mounts does not wait for all of it.
+        let weather = Weather { delay: 1000, max_delay: Duration::from_millis(300), ..Weather::default() };
+        let a = Client::mount(&world, weather, 1).await;
+        let b = Client::mount(&world, Weather::default(), 2).await;
+        let left = Value::new(7, 1000);
+        for name in &names {
+            let handle = a.open(a.look_for(name.as_bytes()).await, OFlags::WRONLY).await;
+            a.vfs.write(handle, 0, left.range(0, left.len())).await.unwrap();
+        }
+        let a = Client::mount_with(a.kill().await, &world, weather, 3).await;
+        let mut past = 0;
+        for name in &names {
+            past += usize::from(a.read(name.as_bytes()).await == Value::EMPTY);
+        }
+        assert!(past > 0, "all was recovered before the mount was used");
+        for name in &names {
+            while b.read(name.as_bytes()).await != left {
+                sleep(Duration::from_millis(50)).await;
+            }
+            assert_eq!(a.read(name.as_bytes()).await, left, "{name} as it was before it was recovered");
         }
     });
 }

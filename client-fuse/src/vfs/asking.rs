@@ -87,7 +87,20 @@ impl Vfs {
     /// gone: the server may be in either state (rule 12 of AFS mode).
     pub(super) async fn change(&self, cred: &Credential, op: Op) -> Result<(OpReply, Asked), Error> {
         let changing = if self.afs.is_some() { self.changed_by(&op) } else { Vec::new() };
-        let mut asked = self.asking(changing);
+        let asked = self.asking(changing);
+        self.send_change(asked, cred, op).await
+    }
+
+    /// Changes something on behalf of no program that runs. Those that do go by what they know, and no break comes for
+    /// a client's own change (rule 12): what is known is given up before the server gets it.
+    pub(super) async fn change_unasked(&self, afs: &Afs, cred: &Credential, op: Op) -> Result<(OpReply, Asked), Error> {
+        let changing = self.changed_by(&op);
+        let asked = self.asking(changing.clone());
+        self.give_up(afs, &changing).await;
+        self.send_change(asked, cred, op).await
+    }
+
+    async fn send_change(&self, mut asked: Asked, cred: &Credential, op: Op) -> Result<(OpReply, Asked), Error> {
         let mutated = match self.client.mutate(cred, op).await.map_err(Error::from) {
             Ok(mutated) => mutated,
             Err(error) => {

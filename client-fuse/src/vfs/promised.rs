@@ -161,9 +161,16 @@ impl Vfs {
     async fn apply_breaks(&self, afs: &Afs, breaks: &[Break], lease: LeaseId) {
         let _turn = afs.applying.lock().await;
         let objects = afs.promises.lock().broken(breaks);
+        self.give_up(afs, &objects).await;
+        afs.promises.lock().applied(breaks, lease);
+        self.refetch_pinned(afs, &objects);
+    }
+
+    /// When it returns, neither this client nor its kernel uses what it knew of the objects.
+    pub(super) async fn give_up(&self, afs: &Afs, objects: &[ObjectId]) {
         let mut nodes = Vec::new();
         let mut names = false;
-        for object in &objects {
+        for object in objects {
             afs.statuses.lock().pop(&object.0);
             for node in self.nodes.all_of(*object) {
                 node.state.lock().promise = None;
@@ -172,8 +179,6 @@ impl Vfs {
             }
         }
         self.tell_kernel(afs, &nodes, names).await;
-        afs.promises.lock().applied(breaks, lease);
-        self.refetch_pinned(afs, &objects);
     }
 
     /// Whether programs must look names up again when this object has changed: those in a directory, and those of an

@@ -92,14 +92,18 @@ impl Vfs {
         for _ in 0..AGAIN {
             let stored = match self.send_contents(afs, &left.file, left.size, &cred).await {
                 Ok((contents, _)) => {
-                    self.change(&cred, Op::Store { fid: left.fid, contents, base: Some(left.base) }).await
+                    let op = Op::Store { fid: left.fid, contents, base: Some(left.base) };
+                    self.change_unasked(afs, &cred, op).await
                 }
                 Err(error) => Err(error),
             };
             match stored {
-                Ok((OpReply::Attr(change), _)) => {
+                Ok((OpReply::Attr(change), asked)) => {
                     Failpoint::Recovered.pass();
-                    self.settle_left(afs, &left.file, change.attr.data_version);
+                    let version = change.attr.data_version;
+                    self.learn_changed(change.attr, &asked, |_| {});
+                    drop(asked);
+                    self.settle_left(afs, &left.file, version);
                     return Ok(Recovered::Stored);
                 }
                 Ok(_) => return Err(unexpected()),
