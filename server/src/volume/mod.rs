@@ -223,7 +223,7 @@ impl Volume {
     /// What an operation will change, as far as can be told before it is decided.
     fn changed_by(&self, op: &Op) -> Result<Vec<ObjectId>, ErrorCode> {
         let named = |dir: &Fid, name: &Name| -> Result<Option<ObjectId>, ErrorCode> {
-            let snapshot = self.data.meta.snapshot()?;
+            let snapshot = self.data.meta.glance()?;
             let entry = Verified(&*snapshot).entry(dir.vnode, name)?;
             Ok(entry.map(|entry| self.object(entry.vnode)))
         };

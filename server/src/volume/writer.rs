@@ -326,7 +326,7 @@ impl Writer {
         effects: &mut Vec<Effects>,
     ) -> StoreResult<()> {
         let has_room = self.room.has_room();
-        let snapshot = match self.meta.snapshot() {
+        let snapshot = match self.meta.glance() {
             Ok(snapshot) => snapshot,
             Err(error) => {
                 waiting.extend(jobs.into_iter().map(|job| (job.done, Err(error.code()))));

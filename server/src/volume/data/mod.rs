@@ -132,7 +132,7 @@ impl Data {
     /// A vnode's record, as it is now (D6).
     fn current(&self, vnode: u64) -> Result<VnodeRecord, ErrorCode> {
         let unsettled = self.unsettled.get(vnode);
-        let snapshot = self.meta.snapshot()?;
+        let snapshot = self.meta.glance()?;
         let mut record = Verified(&*snapshot).vnode(vnode)?.ok_or(ErrorCode::Stale)?;
         if let Some(unsettled) = unsettled {
             unsettled.lay_over(&mut record);

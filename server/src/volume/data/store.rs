@@ -11,6 +11,7 @@ use larder_protocol::attr::Credential;
 use larder_protocol::error::ErrorCode;
 use larder_protocol::ids::Fid;
 use larder_protocol::limits::MAX_FILE_SIZE;
+use larder_protocol::payload::Payload;
 use larder_protocol::service::file::{Mutated, NewContents, OpReply};
 use larder_protocol::sparse::data_ranges;
 
@@ -52,12 +53,14 @@ impl Data {
         contents: NewContents,
         base: Option<u64>,
     ) -> Result<Mutated, ErrorCode> {
+        if let NewContents::Whole(Payload(data)) = &contents
+            && data.len() as u64 <= INLINE_MAX
+        {
+            return self.install(cred, operation, fid, base, Next::Inline(data.clone())).await;
+        }
         // Decided in the writer; what is refused already now costs nothing.
         check(cred, &self.load_file(fid)?, base)?;
         match contents {
-            NewContents::Whole(data) if data.len() as u64 <= INLINE_MAX => {
-                self.install(cred, operation, fid, base, Next::Inline(data.0)).await
-            }
             NewContents::Whole(data) => self.store_whole(cred, operation, fid, base, data.0).await,
             NewContents::Staged { stage, size } => {
                 let key = StageKey { client: operation.id.client, fid, number: stage };

@@ -140,7 +140,7 @@ impl Data {
         };
         loop {
             let found = {
-                let snapshot = self.meta.snapshot()?;
+                let snapshot = self.meta.glance()?;
                 Verified(&*snapshot).entry(dir.vnode, name)?.map(|entry| entry.vnode)
             };
             let _pass = match found {

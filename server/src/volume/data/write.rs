@@ -162,7 +162,7 @@ impl Data {
         self.unsettled.set(fid.vnode, Unsettled { size, blocks, mtime: now, data_change: change, ctime: now, change });
         // Names and extended attributes change without the gate: what came before this change is whatever is stored
         // by now.
-        let snapshot = self.meta.snapshot()?;
+        let snapshot = self.meta.glance()?;
         let mut stored = Verified(&*snapshot).vnode(fid.vnode)?.ok_or(ErrorCode::Stale)?;
         let between = Some(stored.change).filter(|stored| (record.change..change).contains(stored));
         let before = between.unwrap_or(record.change);

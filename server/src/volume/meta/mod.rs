@@ -29,6 +29,16 @@ pub trait Metadata: Send + Sync + 'static {
     /// The engine's.
     fn snapshot(&self) -> StoreResult<Box<dyn Snapshot + '_>>;
 
+    /// As [`snapshot`](Metadata::snapshot), for a few rows that are looked at on the way to a change. An engine may lend
+    /// what its writer has at hand, which is warm where changes have left other views cold. A commit may wait for its
+    /// end.
+    ///
+    /// # Errors
+    /// The engine's.
+    fn glance(&self) -> StoreResult<Box<dyn Snapshot + '_>> {
+        self.snapshot()
+    }
+
     /// Applies a batch: all of it or, with an error, nothing. Snapshots taken after it returned see it. `sequence`
     /// names it and grows from batch to batch. When `durable` is set it survives a power cut once this returns;
     /// otherwise it survives the end of the process, and a power cut after the next [`sync`](Metadata::sync).

@@ -15,7 +15,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rusqlite::{Connection, ErrorCode, OpenFlags, ffi, params};
 
-use self::reading::Pool;
+use self::reading::{Pool, WarmSnapshot};
 use self::statements::{Key, Statements};
 use super::{Batch, Metadata, Snapshot};
 use crate::volume::Durability;
@@ -215,6 +215,15 @@ impl SqliteMetadata {
 impl Metadata for SqliteMetadata {
     fn snapshot(&self) -> StoreResult<Box<dyn Snapshot + '_>> {
         Ok(Box::new(self.readers.snapshot()?))
+    }
+
+    fn glance(&self) -> StoreResult<Box<dyn Snapshot + '_>> {
+        // A commit of another connection empties the cache of each that reads, but not that of the writer, who is the
+        // only one to commit.
+        match self.writer.try_lock() {
+            Some(writer) if writer.is_some() => Ok(Box::new(WarmSnapshot::new(&self.statements, writer)?)),
+            _ => self.snapshot(),
+        }
     }
 
     fn commit(&self, sequence: u64, batch: &Batch, durable: bool) -> StoreResult<()> {

@@ -1,13 +1,13 @@
-//! Read connections: a pool of them, and snapshots that borrow one each.
+//! Reading: a pool of connections for it, snapshots that borrow one each, and those that borrow the writer's.
 
 use std::ops::Bound;
 use std::path::PathBuf;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use rusqlite::{Connection, OpenFlags, params};
 
 use super::statements::{self, Key, Statements};
-use super::{STATEMENT_CACHE, engine_error, set_up};
+use super::{STATEMENT_CACHE, Writer, engine_error, set_up};
 use crate::volume::error::{StoreError, StoreResult};
 use crate::volume::keys::Table;
 use crate::volume::meta::{Row, Snapshot};
@@ -69,16 +69,73 @@ pub(super) struct SqliteSnapshot<'p> {
     connection: Option<Connection>,
 }
 
-impl SqliteSnapshot<'_> {
-    fn connection(&self) -> StoreResult<&Connection> {
-        self.connection.as_ref().ok_or_else(|| StoreError::Engine("the snapshot has ended".to_owned()))
+/// A read transaction on the writer's connection, which does nothing else meanwhile.
+pub(super) struct WarmSnapshot<'w> {
+    statements: &'w Statements,
+    /// There is one: [`WarmSnapshot::new`] saw to it.
+    writer: MutexGuard<'w, Option<Writer>>,
+}
+
+impl<'w> WarmSnapshot<'w> {
+    /// Begins one.
+    ///
+    /// # Errors
+    /// The engine's, and that there is no connection.
+    pub(super) fn new(
+        statements: &'w Statements,
+        writer: MutexGuard<'w, Option<Writer>>,
+    ) -> StoreResult<WarmSnapshot<'w>> {
+        let snapshot = WarmSnapshot { statements, writer };
+        run(snapshot.connection()?, "BEGIN")?;
+        Ok(snapshot)
     }
 }
 
-impl Snapshot for SqliteSnapshot<'_> {
+impl Drop for WarmSnapshot<'_> {
+    fn drop(&mut self) {
+        let ended = match self.connection() {
+            Ok(connection) if connection.is_autocommit() => Ok(()),
+            Ok(connection) => run(connection, "COMMIT"),
+            Err(_) => return,
+        };
+        if let Err(error) = ended {
+            tracing::warn!("a read transaction did not end well, so the writer's connection is closed: {error}");
+            *self.writer = None;
+        }
+    }
+}
+
+/// What a snapshot reads by.
+trait Reads {
+    fn connection(&self) -> StoreResult<&Connection>;
+    fn statements(&self) -> &Statements;
+}
+
+impl Reads for SqliteSnapshot<'_> {
+    fn connection(&self) -> StoreResult<&Connection> {
+        self.connection.as_ref().ok_or_else(|| StoreError::Engine("the snapshot has ended".to_owned()))
+    }
+
+    fn statements(&self) -> &Statements {
+        &self.pool.statements
+    }
+}
+
+impl Reads for WarmSnapshot<'_> {
+    fn connection(&self) -> StoreResult<&Connection> {
+        let writer = self.writer.as_ref().map(|writer| &writer.connection);
+        writer.ok_or_else(|| StoreError::Engine("the writer's connection is closed".to_owned()))
+    }
+
+    fn statements(&self) -> &Statements {
+        self.statements
+    }
+}
+
+impl<R: Reads> Snapshot for R {
     fn get(&self, table: Table, key: &[u8]) -> StoreResult<Option<Vec<u8>>> {
         let Some(key) = Key::of(table, key) else { return Ok(None) };
-        let sql = &self.pool.statements.of(table).get;
+        let sql = &self.statements().of(table).get;
         let mut statement = self.connection()?.prepare_cached(sql).map_err(engine_error)?;
         let mut rows = statement.query([key]).map_err(engine_error)?;
         let Some(row) = rows.next().map_err(engine_error)? else { return Ok(None) };
@@ -86,7 +143,7 @@ impl Snapshot for SqliteSnapshot<'_> {
     }
 
     fn range(&self, table: Table, from: Bound<&[u8]>, to: Bound<&[u8]>, limit: usize) -> StoreResult<Vec<Row>> {
-        let Some((sql, from, to)) = statements::range(&self.pool.statements, table, from, to) else {
+        let Some((sql, from, to)) = statements::range(self.statements(), table, from, to) else {
             return Ok(Vec::new());
         };
         let mut statement = self.connection()?.prepare_cached(sql).map_err(engine_error)?;
