@@ -56,6 +56,7 @@ impl Drop for Promised {
     }
 }
 
+/// Calls are boxed here: most requests of the kernel need none, and what one keeps would be copied with each of them.
 impl Vfs {
     fn asking(&self, changing: Vec<ObjectId>) -> Asked {
         let promised = self.afs.as_ref().map(|afs| {
@@ -73,9 +74,9 @@ impl Vfs {
     pub(super) async fn ask(&self, cred: &Credential, query: Query) -> Result<(QueryReply, Asked), Error> {
         let mut asked = self.asking(Vec::new());
         let reply = match &mut asked.promised {
-            None => self.client.query(cred, query).await?,
+            None => Box::pin(self.client.query(cred, query)).await?,
             Some(promised) => {
-                let answer = self.client.promised(cred, query).await?;
+                let answer = Box::pin(self.client.promised(cred, query)).await?;
                 promised.grants = answer.grants;
                 answer.reply
             }
@@ -101,7 +102,7 @@ impl Vfs {
     }
 
     async fn send_change(&self, mut asked: Asked, cred: &Credential, op: Op) -> Result<(OpReply, Asked), Error> {
-        let mutated = match self.client.mutate(cred, op).await.map_err(Error::from) {
+        let mutated = match Box::pin(self.client.mutate(cred, op)).await.map_err(Error::from) {
             Ok(mutated) => mutated,
             Err(error) => {
                 self.changed_perhaps(asked, error);

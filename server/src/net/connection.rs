@@ -117,7 +117,8 @@ async fn answer<H: Handler>(
 ) -> Result<LarderResponse, tarpc::ServerError> {
     let method = Method::of(&request);
     let peer = session.peer();
-    let handling = async move { handler.handle(Call { session, request, permit }).await };
+    // Boxed: what a handler keeps would be copied by each that passes the request on.
+    let handling = Box::pin(async move { handler.handle(Call { session, request, permit }).await });
     match AssertUnwindSafe(handling).catch_unwind().await {
         Ok(response) => Ok(response),
         Err(panic) => {

@@ -7,7 +7,7 @@ use larder_protocol::error::ErrorCode;
 use larder_protocol::handshake::{Hello, Refusal, Welcome, agree};
 use larder_protocol::ids::{Fid, OpId};
 use larder_protocol::limits::{MAX_PAYLOAD, MAX_SLOTS, MAX_VOLUME_NAME};
-use larder_protocol::runtime::RuntimeExt;
+use larder_protocol::runtime::{BoxFuture, RuntimeExt};
 use larder_protocol::service::callback::{Breaks, Grants, LeaseId, ObjectId, Promised, Renew, Renewed};
 use larder_protocol::service::file::{
     Checked, Committed, Mutated, NewContents, Op, Query, QueryReply, StageRequest, WriteRequest, Written,
@@ -90,10 +90,12 @@ impl Server {
 
     /// Carries out what must be done whole, whatever becomes of the request. Its connection does not count as at
     /// rest before.
+    ///
+    /// The work comes boxed: it is the bulk of what a request keeps, and would be copied by each that passes it on.
     async fn whole<T: Send + 'static>(
         &self,
         permit: Permit,
-        work: impl Future<Output = Result<T, ErrorCode>> + Send + 'static,
+        work: BoxFuture<Result<T, ErrorCode>>,
     ) -> Result<T, ErrorCode> {
         let done = self.runtime().detached(async move {
             let result = work.await;
@@ -122,13 +124,16 @@ impl Server {
             // The older life's daemon is gone, and with it whatever it promised its kernel.
             self.promises.gone(client, Some(incarnation));
             let (volumes, sessions) = (self.volumes.clone(), self.shared.sessions.clone());
-            let settling = self.whole(permit, async move {
-                for volume in volumes.opened() {
-                    volume.client_gone(client, Some(incarnation)).await?;
-                }
-                sessions.settled(greeted.identity);
-                Ok(())
-            });
+            let settling = self.whole(
+                permit,
+                Box::pin(async move {
+                    for volume in volumes.opened() {
+                        volume.client_gone(client, Some(incarnation)).await?;
+                    }
+                    sessions.settled(greeted.identity);
+                    Ok(())
+                }),
+            );
             if let Err(code) = settling.await {
                 // They cost space, no more; the next connection tries again, and they expire.
                 warn!(%client, "cannot free what older lives of the client left: {code}");
@@ -199,7 +204,7 @@ impl Server {
         let volume = self.volumes.get(check::stage(&request)?).await?;
         let cred = self.settings.root_squash.apply(session.peer(), cred);
         let len = request.data.len();
-        self.whole(permit, async move { volume.stage(&cred, client, request).await }).await?;
+        self.whole(permit, Box::pin(async move { volume.stage(&cred, client, request).await })).await?;
         self.counters.received(len);
         Ok(())
     }
@@ -219,7 +224,7 @@ impl Server {
             Op::Append { data, .. } | Op::Store { contents: NewContents::Whole(data), .. } => data.len(),
             _ => 0,
         };
-        let mutated = self.whole(permit, async move { volume.mutate(&cred, id, op).await }).await?;
+        let mutated = self.whole(permit, Box::pin(async move { volume.mutate(&cred, id, op).await })).await?;
         self.counters.received(carried);
         Ok(mutated)
     }
@@ -235,7 +240,7 @@ impl Server {
         let volume = self.volumes.get(check::write(&request)?).await?;
         let cred = self.settings.root_squash.apply(session.peer(), cred);
         let len = request.data.len();
-        let written = self.whole(permit, async move { volume.write(&cred, request).await }).await?;
+        let written = self.whole(permit, Box::pin(async move { volume.write(&cred, request).await })).await?;
         self.counters.received(len);
         Ok(written)
     }
@@ -250,7 +255,7 @@ impl Server {
         self.admit(session)?;
         let volume = self.volumes.get(fid.volume).await?;
         let cred = self.settings.root_squash.apply(session.peer(), cred);
-        self.whole(permit, async move { volume.commit(&cred, fid).await }).await
+        self.whole(permit, Box::pin(async move { volume.commit(&cred, fid).await })).await
     }
 
     async fn volume(
@@ -280,12 +285,15 @@ impl Server {
         self.shared.sessions.goodbye(session).await;
         self.promises.gone(client, None);
         let volumes = self.volumes.clone();
-        self.whole(permit, async move {
-            for volume in volumes.opened() {
-                volume.client_gone(client, None).await?;
-            }
-            Ok(())
-        })
+        self.whole(
+            permit,
+            Box::pin(async move {
+                for volume in volumes.opened() {
+                    volume.client_gone(client, None).await?;
+                }
+                Ok(())
+            }),
+        )
         .await
     }
 }
