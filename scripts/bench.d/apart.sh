@@ -148,13 +148,12 @@ openafs_servers() {
 }
 
 mount_openafs() {
-    local dir=$WORK/openafs-servers log=$WORK/afsd.log
+    local dir=$WORK/openafs-servers log=$WORK/afsd.log cache
     wait_for 20 runs_not "$dir" afsd.fuse || { left_out OpenAFS "its client does not end" || return 1; }
-    rm -rf "$dir/cache"
-    mkdir "$dir/cache"
+    cache=$(mktemp -d "$dir/cache.XXXXXX")
     # In KiB.
-    say "$1:$dir/cache:1000000" >"$dir/etc/cacheinfo"
-    in_apart "$dir" timeout 60 afsd.fuse -confdir "$dir/etc" -cachedir "$dir/cache" -mountdir "$1" >"$log" 2>&1 ||
+    say "$1:$cache:1000000" >"$dir/etc/cacheinfo"
+    in_apart "$dir" timeout 60 afsd.fuse -confdir "$dir/etc" -cachedir "$cache" -mountdir "$1" >"$log" 2>&1 ||
         { left_out OpenAFS "its client does not start: $(tail -1 "$log")" || return 1; }
     openafs_answers() { is_mounted "$1" && timeout 10 mkdir "$1/probe" && rmdir "$1/probe"; }
     wait_for 60 openafs_answers "$1" 2>>"$log" || left_out OpenAFS "its mount does not answer: $(tail -1 "$log")"

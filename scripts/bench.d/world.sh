@@ -60,13 +60,12 @@ start_server() {
 end_server() { end_process "$SERVER" "$BIN/larderd"; }
 
 # mount_larder MODE DIR: in the foreground of a process that is ours, so that its memory can be read. A disk cache is
-# the mount's own, and empty at first.
+# the mount's own, and empty at first. Those of earlier mounts stay to the end (see unpack).
 mount_larder() {
     local options=(--mode "$1")
     mkdir -p "$2"
     if [ "$1" = afs ]; then
-        rm -rf "$2.cache"
-        options+=(--cache "$2.cache")
+        options+=(--cache "$(mktemp -d "$2.cache.XXXXXX")")
     fi
     "$BIN/larder" mount --foreground "${options[@]}" "$ADDRESS" "$2" >"$WORK/client.log" 2>&1 &
     CLIENT=$!
@@ -75,9 +74,8 @@ mount_larder() {
     wait_for 30 is_mounted "$2" || die "mounting fails"
 }
 
-# unmount_larder DIR: and waits for the client's end, whose disk cache goes with it.
+# unmount_larder DIR: and waits for the client's end.
 unmount_larder() {
     "$BIN/larder" umount "$1"
     wait_for 30 gone "${CLIENTS[$1]}" || die "the client of $1 does not end"
-    rm -rf "$1.cache"
 }

@@ -120,7 +120,11 @@ impl Layout {
 
     /// Where the clean copy `id` is.
     pub(super) fn clean(&self, id: u64) -> PathBuf {
-        self.dir.join(FILES).join(format!("{:02x}", id & 0xff)).join(id.to_string())
+        self.clean_dir(id as u8).join(id.to_string())
+    }
+
+    fn clean_dir(&self, low: u8) -> PathBuf {
+        self.dir.join(FILES).join(format!("{low:02x}"))
     }
 
     /// Makes the directories that are missing.
@@ -131,6 +135,10 @@ impl Layout {
         make_dir(&self.dir)?;
         for name in [NEW, FILES, DIRTY, CONFLICTS] {
             make_dir(&self.dir.join(name))?;
+        }
+        // Now, and not one with each of the first files that are fetched.
+        for low in 0..=u8::MAX {
+            make_dir(&self.clean_dir(low))?;
         }
         sync_dir(&self.dir)
     }

@@ -11,6 +11,11 @@ use super::file::CacheFile;
 use super::index::{Batch, CleanRow, ConflictRow, Name};
 use super::layout::{Layout, Origin, Place};
 
+/// Files that grow without the cache being asked of which the sizes are looked at each time.
+const FEW: usize = 16;
+/// How long their sizes are good enough if there are more, in nanoseconds.
+const LOOK_AGAIN: u64 = 500_000_000;
+
 /// A clean copy.
 #[derive(Debug)]
 pub(super) struct Clean {
@@ -66,6 +71,8 @@ pub(super) struct State {
     pub(super) changes: Changes,
     last_id: u64,
     last_stamp: u64,
+    /// When the sizes of files that grow were last looked at, and their sum.
+    looked: Option<(u64, u64)>,
 }
 
 /// What has changed since the index was last written.
@@ -104,6 +111,7 @@ impl State {
             changes: Changes::default(),
             last_id: 0,
             last_stamp: 0,
+            looked: None,
         }
     }
 
@@ -258,13 +266,29 @@ impl State {
         self.conflicts.iter().map(|(id, row)| size(layout, row.fid, *id, Place::Conflict { base: row.base })).sum()
     }
 
-    /// Bytes of all that counts towards the limit.
+    /// Bytes of all that counts towards the limit. Of many files that grow without the cache being asked this may say
+    /// what they had a moment ago: it is asked for with every copy that comes.
     pub(super) fn bytes(&mut self, layout: &Layout) -> u64 {
         self.fetching.retain(|_, live| live.strong_count() > 0);
+        let now = self.stamp();
+        let few = self.fetching.len() + self.dirty.len() + self.conflicts.len() <= FEW;
+        let growing = match self.looked {
+            Some((then, bytes)) if !few && now < then + LOOK_AGAIN => bytes,
+            _ => {
+                let bytes = self.growing_bytes(layout);
+                self.looked = Some((now, bytes));
+                bytes
+            }
+        };
+        self.clean_bytes + growing
+    }
+
+    /// Bytes of all files that are not clean copies.
+    fn growing_bytes(&self, layout: &Layout) -> u64 {
         // Not through the open files: the last one to let go of a file may remove it, and not here.
         let fetching: u64 =
             self.fetching.keys().map(|id| layout.new_file(*id).metadata().map_or(0, |found| found.len())).sum();
-        self.clean_bytes + fetching + self.dirty_bytes(layout) + self.conflict_bytes(layout)
+        fetching + self.dirty_bytes(layout) + self.conflict_bytes(layout)
     }
 
     /// The least recently used clean copies that together have at least `bytes` and can be evicted; how many bytes
