@@ -97,7 +97,7 @@ impl Vfs {
         // Writes that are on their way may reach the server after the truncation, and be answered before it is.
         let on_their_way = if truncate { self.unsent.files() } else { Vec::new() };
         let op = Op::Create { dir: dir.fid, name, mode: mode & MODE_MASK, umask, how };
-        let (mut entry, created) = self.make(cred, &dir, op).await?;
+        let (mut entry, created) = self.preparing(self.make(cred, &dir, op)).await?;
         if entry.attr.kind != FileType::Regular {
             self.forget(entry.node, 1);
             return Err(if entry.attr.kind == FileType::Directory {

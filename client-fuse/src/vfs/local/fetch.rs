@@ -112,7 +112,7 @@ impl Vfs {
     ) -> Result<Attempt, Error> {
         let part = CHECK_BLOCK as u32;
         let query = Query::Fetch { fid: node.fid, offset: 0, len: part, version: None, copy: use_copy };
-        let (reply, asked) = self.ask(cred, query).await?;
+        let (reply, asked) = self.preparing(self.ask(cred, query)).await?;
         let QueryReply::Data { data, attr } = reply else { return Err(unexpected()) };
         let first = data.0;
         if !use_copy {

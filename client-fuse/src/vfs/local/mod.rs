@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
+use futures::future::join;
 use larder_protocol::attr::Credential;
 use larder_protocol::error::ErrorCode;
 use larder_protocol::runtime::RuntimeExt;
@@ -35,6 +36,13 @@ impl Vfs {
     async fn on_disk<T: Send + 'static>(&self, work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
         let done = self.runtime.blocking(work).await;
         done.unwrap_or_else(|| Err(io::Error::other("a thread panicked that worked on the cache")))
+    }
+
+    /// Makes a file for the next copy while a request is on its way.
+    pub(super) async fn preparing<T>(&self, asking: impl Future<Output = T>) -> T {
+        let Some(afs) = &self.afs else { return asking.await };
+        // In this order: it is sent first.
+        join(asking, async { afs.disk.prepare() }).await.0
     }
 
     /// Reads from a copy, waiting for the part if it is on its way.

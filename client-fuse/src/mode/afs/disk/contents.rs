@@ -1,15 +1,14 @@
 //! Copies of files: found, fetched, installed, given another version.
 
-use std::fs::OpenOptions;
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use larder_protocol::ids::Fid;
 
-use super::file::{blocks_in, has_checksums, mtime, open};
+use super::file::{Spare, blocks_in, has_checksums, mtime, open};
 use super::index::{CleanRow, Name};
 use super::layout::{Origin, Place, remove, rename};
 use super::state::{Clean, State, keep_name};
@@ -97,20 +96,34 @@ impl DiskCache {
     /// # Errors
     /// What the system says.
     pub fn create(&self, fid: Fid) -> io::Result<Arc<CacheFile>> {
+        let spare = self.spare.lock().take();
+        let file = match spare.and_then(|spare| spare.take(&self.layout, fid)) {
+            Some(file) => file,
+            None => self.make_file()?.take(&self.layout, fid).ok_or(io::ErrorKind::NotFound)?,
+        };
+        self.state.lock().fetching.insert(file.id(), Arc::downgrade(&file));
+        Ok(file)
+    }
+
+    /// Makes the file that the next [`create`](DiskCache::create) is going to give out, unless there is one. For those
+    /// who wait for the server anyway. What goes wrong shows when the file is needed.
+    pub fn prepare(&self) {
+        let mut spare = self.spare.lock();
+        if spare.is_none() {
+            *spare = self.make_file().ok();
+        }
+    }
+
+    fn make_file(&self) -> io::Result<Spare> {
         let id = self.state.lock().next_id();
-        let path = self.layout.new_file(id);
-        let make = || OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path);
-        let file = match make() {
+        match Spare::make(&self.layout, id) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 self.layout.make_dirs()?;
                 self.restore_home()?;
-                make()?
+                Spare::make(&self.layout, id)
             }
-            result => result?,
-        };
-        let file = CacheFile::new(Arc::clone(&self.layout), fid, id, Place::New, file);
-        self.state.lock().fetching.insert(id, Arc::downgrade(&file));
-        Ok(file)
+            result => result,
+        }
     }
 
     /// The file is complete at this version: from now on it is the copy that is found, and an older one is removed as

@@ -145,11 +145,52 @@ impl Drop for CacheFile {
             return;
         }
         let path = self.at(place);
-        // If the directory was deleted, another mount may have begun anew there, with the same numbers.
-        if let (Ok(own), Ok(found)) = (self.file.metadata(), path.symlink_metadata())
-            && (own.dev(), own.ino()) == (found.dev(), found.ino())
-        {
+        if is_at(&self.file, &path) {
             remove(&path);
+        }
+    }
+}
+
+/// Whether an open file is the one at `path`. If the directory was deleted, another mount may have begun anew there, with
+/// the same numbers.
+fn is_at(file: &File, path: &Path) -> bool {
+    match (file.metadata(), path.symlink_metadata()) {
+        (Ok(own), Ok(found)) => (own.dev(), own.ino()) == (found.dev(), found.ino()),
+        _ => false,
+    }
+}
+
+/// An empty file that is not meant for anything yet, made while there was time. Removed when it is dropped.
+#[derive(Debug)]
+pub(super) struct Spare {
+    id: u64,
+    path: PathBuf,
+    /// There until it is taken.
+    file: Option<File>,
+}
+
+impl Spare {
+    /// A file with this number.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(super) fn make(layout: &Layout, id: u64) -> io::Result<Spare> {
+        let path = layout.new_file(id);
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+        Ok(Spare { id, path, file: Some(file) })
+    }
+
+    /// The file, to be used for `fid`; `None` if somebody has removed it.
+    pub(super) fn take(mut self, layout: &Arc<Layout>, fid: Fid) -> Option<Arc<CacheFile>> {
+        let file = self.file.take_if(|file| is_at(file, &self.path))?;
+        Some(CacheFile::new(Arc::clone(layout), fid, self.id, Place::New, file))
+    }
+}
+
+impl Drop for Spare {
+    fn drop(&mut self) {
+        if self.file.as_ref().is_some_and(|file| is_at(file, &self.path)) {
+            remove(&self.path);
         }
     }
 }

@@ -15,7 +15,7 @@
 //!    copies go, the least recently used first, but none that is open or pinned. What was admitted before (open, dirty,
 //!    fetched at the same time) may exceed it for a while.
 //! 6. **The directory may be deleted at any time.** Open files stay good; what vanished is fetched again.
-//! 7. Locks are taken in this order: index, home, state, the place of a file. Contents are read, and files removed,
+//! 7. Locks are taken in this order: spare, index, home, state, the place of a file. Contents are read, and files removed,
 //!    without the state's; files are moved under it, so that whoever has it finds each file where it should be.
 //!
 //! Everything blocks: it is for threads that may.
@@ -42,6 +42,7 @@ use parking_lot::Mutex;
 
 pub use self::dirty::LeftDirty;
 pub use self::error::CacheError;
+use self::file::Spare;
 pub use self::file::{CHECK_BLOCK, CacheFile, checksum, checksums_of};
 use self::home::{Identity, Lock};
 use self::index::{Index, IndexError};
@@ -78,6 +79,8 @@ pub struct DiskCache {
     state: Mutex<State>,
     index: Mutex<Index>,
     home: Mutex<Lock>,
+    /// Made by [`DiskCache::prepare`].
+    spare: Mutex<Option<Spare>>,
 }
 
 impl DiskCache {

@@ -63,7 +63,8 @@ impl DiskCache {
         state.pins.extend(pins);
 
         let (state, index, home) = (Mutex::new(state), Mutex::new(index), Mutex::new(lock));
-        let cache = DiskCache { layout, limit, volume, identity, boot, state, index, home };
+        let spare = Mutex::default();
+        let cache = DiskCache { layout, limit, volume, identity, boot, state, index, home, spare };
         // The limit may be lower than it was.
         cache.shrink();
         Ok(cache)

@@ -340,3 +340,24 @@ fn many_threads_agree() {
     drop(cache);
     assert_eq!(open_limited(&dir, 40_000).list(), before);
 }
+
+#[test]
+fn a_file_that_was_prepared_is_the_next_and_leaves_nothing() {
+    let dir = temporary();
+    let cache = open(&dir);
+    cache.prepare();
+    cache.prepare();
+    assert_eq!(on_disk(&dir), ["new/1"]);
+    let file = install(&cache, 9, 5, b"x");
+    assert_eq!((file.fid(), file.id()), (fid(9), 1));
+    cache.prepare();
+    assert_eq!(on_disk(&dir), ["files/01/1", "new/2"]);
+    // Whatever has the name now, it is not the file that was prepared.
+    std::fs::remove_file(dir.path().join("new/2")).unwrap();
+    std::fs::write(dir.path().join("new/2"), "a stranger's").unwrap();
+    assert_eq!(fetched(&cache, 10, b"").id(), 3);
+    std::fs::remove_file(dir.path().join("new/2")).unwrap();
+    cache.prepare();
+    drop((file, cache));
+    assert_eq!(on_disk(&dir), ["files/01/1"]);
+}
