@@ -12,6 +12,7 @@ use larder_protocol::runtime::RuntimeExt;
 use larder_protocol::service::callback::{Break, Breaks, LeaseId, ObjectId};
 use larder_protocol::service::file::{Checked, Query, QueryReply};
 
+use super::local::pins::keep_pinned;
 use super::node::Node;
 use super::{Error, Vfs, unexpected};
 use crate::core::attr_cache::Miss;
@@ -31,6 +32,7 @@ pub(super) fn start(vfs: &Arc<Vfs>, afs: &Arc<Afs>) {
     let runtime = &vfs.runtime;
     runtime.spawn(Box::pin(keep_lease(Arc::downgrade(vfs), afs.clone())));
     runtime.spawn(Box::pin(take_breaks(Arc::downgrade(vfs), afs.clone())));
+    runtime.spawn(Box::pin(keep_pinned(Arc::downgrade(vfs), afs.clone())));
     runtime.spawn(Box::pin(flush_index(Arc::downgrade(vfs), afs.clone())));
 }
 
@@ -163,7 +165,9 @@ impl Vfs {
         let objects = afs.promises.lock().broken(breaks);
         self.give_up(afs, &objects).await;
         afs.promises.lock().applied(breaks, lease);
-        self.refetch_pinned(afs, &objects);
+        if afs.disk.pinned().iter().any(|fid| objects.contains(&ObjectId::from(*fid))) {
+            afs.pins_touched.notify_one();
+        }
     }
 
     /// When it returns, neither this client nor its kernel uses what it knew of the objects.
@@ -242,6 +246,9 @@ impl Vfs {
         self.runtime.spawn(Box::pin(async move {
             if let Err(error) = vfs.recheck().await {
                 tracing::debug!("what is cached could not be rechecked in bulk: {error}; it is asked about one by one");
+            }
+            if let Some(afs) = &vfs.afs {
+                afs.pins_touched.notify_one();
             }
         }));
     }

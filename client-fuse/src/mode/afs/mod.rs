@@ -107,6 +107,8 @@ pub struct Afs {
     pub lease_lost: Notify,
     /// Told when there is a lease.
     pub leased: Notify,
+    /// Told when pinned files may have changed.
+    pub pins_touched: Notify,
     /// Held while breaks are applied.
     pub applying: tokio::sync::Mutex<()>,
     /// Complete copies that were open a short while ago.
@@ -144,6 +146,7 @@ impl Afs {
             names_until: Mutex::default(),
             lease_lost: Notify::new(),
             leased: Notify::new(),
+            pins_touched: Notify::new(),
             applying: tokio::sync::Mutex::new(()),
             recent: Mutex::new(LruCache::new(RECENT)),
             unstored: Mutex::default(),

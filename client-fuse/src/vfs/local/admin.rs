@@ -2,17 +2,15 @@
 
 use std::sync::atomic::Ordering;
 
-use larder_protocol::attr::{Credential, FileType};
 use larder_protocol::error::ErrorCode;
 use larder_protocol::ids::Fid;
 use larder_protocol::runtime::RuntimeExt;
 use larder_protocol::service::callback::ObjectId;
-use larder_protocol::service::file::{Query, QueryReply};
 use serde::{Deserialize, Serialize};
 
 use crate::mode::afs::Afs;
 use crate::mode::afs::disk::{DiskCache, Evicted, Listed, Usage, Verified};
-use crate::vfs::{Error, Vfs, unexpected};
+use crate::vfs::{Error, Vfs};
 
 /// What the cache is doing, for statistics.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +27,8 @@ pub struct CacheStats {
     pub conflicts: u64,
     /// Pinned files.
     pub pinned: u64,
+    /// Those of which there is no copy at the moment that may be used without asking.
+    pub pins_missing: u64,
     /// Copies evicted.
     pub evicted: u64,
     /// Copies that were not as they had been made, and were dropped.
@@ -71,6 +71,7 @@ impl Vfs {
             dirty_files: usage.dirty_files,
             conflicts: usage.conflicts,
             pinned: usage.pinned,
+            pins_missing: self.pinned_without_copy(afs).len() as u64,
             evicted: usage.evicted,
             damaged: usage.damaged,
             fetches: afs.fetches.load(Ordering::Relaxed),
@@ -88,14 +89,14 @@ impl Vfs {
     }
 
     /// The handle of the object that programs see under this inode number.
-    fn fid_of(&self, inode: u64) -> Option<Fid> {
+    pub(super) fn fid_of(&self, inode: u64) -> Option<Fid> {
         let nodes = self.nodes.all_of(ObjectId(inode));
         let node = nodes.into_iter().next().or_else(|| self.nodes.get(inode));
         let status = || self.afs.as_ref()?.statuses.lock().peek(&inode).map(|status| status.attr.fid);
         node.map(|node| node.fid).or_else(status)
     }
 
-    async fn with_disk<T: Send + 'static>(
+    pub(super) async fn with_disk<T: Send + 'static>(
         &self,
         work: impl FnOnce(&DiskCache) -> T + Send + 'static,
     ) -> Result<T, Error> {
@@ -135,73 +136,11 @@ impl Vfs {
         self.with_disk(move |disk| disk.evict(fid)).await
     }
 
-    /// Sees to it that a file is in the cache from now on and stays there, also when it changes; or that it need not.
-    ///
-    /// # Errors
-    /// As [`cache_verify`](Vfs::cache_verify); and what keeps the file from being fetched.
-    pub async fn cache_pin(&self, inode: u64, pinned: bool) -> Result<(), Error> {
-        let fid = self.fid_of(inode).ok_or(ErrorCode::Stale)?;
-        self.with_disk(move |disk| disk.pin(fid, pinned)).await?;
-        if pinned { self.fetch_fid(fid).await } else { Ok(()) }
-    }
-
     /// Copies that were open a short while ago are not in use.
     fn drop_recent(&self) {
         if let Some(afs) = &self.afs {
             afs.recent.lock().clear();
         }
-    }
-
-    /// Fetches those of the objects that are pinned: they have changed.
-    pub(in crate::vfs) fn refetch_pinned(&self, afs: &Afs, objects: &[ObjectId]) {
-        let pinned = afs.disk.pinned();
-        if pinned.is_empty() {
-            return;
-        }
-        let Some(vfs) = self.weak.upgrade() else { return };
-        let fids: Vec<Fid> = pinned.into_iter().filter(|fid| objects.contains(&ObjectId::from(*fid))).collect();
-        if fids.is_empty() {
-            return;
-        }
-        self.runtime.spawn(Box::pin(async move {
-            for fid in fids {
-                if let Err(error) = vfs.fetch_fid(fid).await {
-                    tracing::info!("the pinned file {fid} cannot be fetched again now: {error}");
-                }
-            }
-        }));
-    }
-
-    /// Fetches a file as opening it would.
-    async fn fetch_fid(&self, fid: Fid) -> Result<(), Error> {
-        let cred = Credential::root();
-        let (reply, asked) = self.ask(&cred, Query::Getattr { fid }).await?;
-        let QueryReply::Attr(attr) = reply else { return Err(unexpected()) };
-        if attr.kind != FileType::Regular {
-            return Err(ErrorCode::Invalid.into());
-        }
-        let root = self.node(crate::vfs::ROOT)?;
-        let known = self.nodes.by_fid(fid).map(|node| node.parent.load(Ordering::Relaxed));
-        let node = self.found(attr, &root, &asked);
-        // It was not looked up in any directory.
-        node.parent.store(known.unwrap_or(0), Ordering::Relaxed);
-        drop(asked);
-        let opened = self.open(&cred, node.number, libc::O_RDONLY).await;
-        let fetched = match opened {
-            Ok(opened) => {
-                let handle = self.handles.file(opened.handle)?;
-                let whole = match &handle.copy {
-                    Some(copy) => self.until_abort(copy.wait_whole()).await.and_then(|done| done),
-                    None => Err(ErrorCode::NoSpace.into()),
-                };
-                drop(handle);
-                self.release(opened.handle).await;
-                whole
-            }
-            Err(error) => Err(error),
-        };
-        self.forget(node.number, 1);
-        fetched
     }
 
     /// Lets go of what was kept as a conflict.

@@ -11,6 +11,7 @@ use larder_protocol::error::ErrorCode;
 use larder_protocol::service::file::{Query, QueryReply};
 
 use super::copy::LocalCopy;
+use super::open::WHOLE_AT_OPEN;
 use crate::failpoint::Failpoint;
 use crate::mode::afs::Afs;
 use crate::mode::afs::disk::{CHECK_BLOCK, checksum};
@@ -123,6 +124,9 @@ impl Vfs {
             return Err(ErrorCode::FileTooLarge.into());
         }
         self.make_room(afs, attr.size);
+        if attr.size > WHOLE_AT_OPEN {
+            self.find_disk_space(afs, attr.size.min(attr.blocks.saturating_mul(512)))?;
+        }
         let wanted = copy.fetch_is(fetch, &attr).map_err(|error| disk_error(&error, "write to"))?;
         if !wanted {
             return Ok(Attempt::Unwanted);
@@ -175,6 +179,25 @@ impl Vfs {
         let recent = std::mem::replace(&mut *afs.recent.lock(), lru::LruCache::new(crate::mode::afs::RECENT));
         drop(recent);
         afs.disk.make_room(bytes)
+    }
+
+    /// A file whose open does not wait for all of it is begun only if the disk has room for it: once a program reads what
+    /// is here, it is too late to do without a copy.
+    fn find_disk_space(&self, afs: &Afs, bytes: u64) -> Result<(), Error> {
+        // What the system does not tell will show.
+        let left = || afs.disk.disk_left().unwrap_or(u64::MAX);
+        let lacking = bytes.saturating_sub(left());
+        if lacking > 0 && !(self.give_way(afs, lacking) && left() >= bytes) {
+            return Err(ErrorCode::NoSpace.into());
+        }
+        Ok(())
+    }
+
+    /// The disk is full: gives up copies that are not in use, of so many bytes together. Whether there were any.
+    pub(super) fn give_way(&self, afs: &Afs, bytes: u64) -> bool {
+        let recent = std::mem::replace(&mut *afs.recent.lock(), lru::LruCache::new(crate::mode::afs::RECENT));
+        drop(recent);
+        afs.disk.give_way(bytes)
     }
 
     /// Where the object was seen last, for people who look into the cache.

@@ -4,6 +4,7 @@ pub(super) mod admin;
 pub(super) mod copy;
 mod fetch;
 pub(super) mod open;
+pub(super) mod pins;
 mod recover;
 mod store;
 
@@ -27,9 +28,26 @@ use super::handle::FileHandle;
 use super::node::Node;
 use super::{Error, Fsync, Vfs};
 use crate::failpoint::Failpoint;
+use crate::mode::afs::disk::DiskCache;
 
 /// Reads and writes up to this size are done by the task itself: they seldom wait for the disk.
 const QUICK: usize = 128 << 10;
+/// Bytes of copies that are given up when the disk is full, at least.
+const WAY: u64 = 16 << 20;
+
+/// Records that a copy may hold data that the server has not. If somebody has removed the file there is nothing to record;
+/// those who have it open go on with it, and what they write is stored when they close it.
+fn record_dirty(disk: &DiskCache, copy: &LocalCopy, writer: &Credential) -> io::Result<()> {
+    match disk.mark_dirty(copy.file(), copy.base(), writer.uid, writer.gid) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            tracing::warn!(
+                "{error}; until it is closed, what is written to it would not survive the end of this mount"
+            );
+            Ok(())
+        }
+        recorded => recorded,
+    }
+}
 
 impl Vfs {
     /// Works on the disk of the cache, where it may block.
@@ -75,8 +93,26 @@ impl Vfs {
         offset: u64,
         data: Bytes,
     ) -> Result<u32, Error> {
+        Vfs::end_of(offset, data.len() as u64)?;
+        let written = self.write_to_copy(handle, copy, offset, data.clone()).await;
+        match &self.afs {
+            Some(afs)
+                if written == Err(ErrorCode::NoSpace.into()) && self.give_way(afs, WAY.max(data.len() as u64)) =>
+            {
+                self.write_to_copy(handle, copy, offset, data).await
+            }
+            _ => written,
+        }
+    }
+
+    async fn write_to_copy(
+        &self,
+        handle: &FileHandle,
+        copy: &Arc<LocalCopy>,
+        offset: u64,
+        data: Bytes,
+    ) -> Result<u32, Error> {
         let len = data.len();
-        Vfs::end_of(offset, len as u64)?;
         let change = self.begin_change(&handle.node, copy, &handle.cred).await?;
         let write = {
             let (copy, data) = (copy.clone(), data);
@@ -114,9 +150,7 @@ impl Vfs {
         let Some(afs) = &self.afs else { return Err(ErrorCode::Internal.into()) };
         let _recording = copy.recording.lock();
         if copy.needs_record() {
-            afs.disk
-                .mark_dirty(copy.file(), copy.base(), writer.uid, writer.gid)
-                .map_err(|error| disk_error(&error, "record a change in"))?;
+            record_dirty(&afs.disk, copy, writer).map_err(|error| disk_error(&error, "record a change in"))?;
             if let Some(name) = self.path_hint(node) {
                 afs.disk.set_name(copy.file(), &name);
             }
@@ -272,7 +306,7 @@ impl Vfs {
             // Whoever still has it mapped may write it, and nobody would be told: it is not to serve as a copy again.
             afs.unstored.lock().remove(&copy.file().id());
             afs.disk.discard(copy.file());
-        } else if copy.is_reusable() && !copy.file().is_gone() {
+        } else if copy.is_reusable() && copy.file().is_kept() {
             afs.recent.lock().put(node.fid, copy.renewed());
         }
     }

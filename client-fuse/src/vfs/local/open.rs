@@ -9,6 +9,7 @@ use larder_protocol::runtime::RuntimeExt;
 
 use super::copy::{Backing, LocalCopy};
 use super::fetch::disk_error;
+use super::{WAY, record_dirty};
 use crate::core::attr_cache::Miss;
 use crate::mode::afs::Afs;
 use crate::mode::afs::disk::{CHECK_BLOCK, CacheFile, checksums_of};
@@ -58,29 +59,42 @@ impl Vfs {
             }
             node.state.lock().copy = None;
         }
-        let Some(copy) = self.new_copy(&afs, node, cred, how).await? else {
-            afs.uncached_opens.fetch_add(1, Ordering::Relaxed);
-            return Ok(None);
-        };
-        node.state.lock().copy = Some(copy.clone());
-        match self.ready_to_use(&afs, node, &copy, cred, how).await {
-            Ok(()) => Ok(Some(copy)),
-            Err(error) => {
-                node.state.lock().copy = None;
-                afs.unstored.lock().remove(&copy.file().id());
-                afs.disk.discard(copy.file());
-                let too_large = error == ErrorCode::FileTooLarge.into();
-                // On a full disk it can still be read from the server.
-                if too_large || (error == ErrorCode::NoSpace.into() && !how.write) {
-                    afs.uncached_opens.fetch_add(1, Ordering::Relaxed);
-                    if too_large {
-                        self.say_too_large(&afs, node);
-                    }
-                    return Ok(None);
-                }
-                Err(error)
+        let mut opened = self.open_new_copy(&afs, node, cred, how).await;
+        if matches!(opened, Err(Error::Refused(ErrorCode::NoSpace))) {
+            let size = node.state.lock().attrs.attr().size;
+            if self.give_way(&afs, size.max(WAY)) {
+                opened = self.open_new_copy(&afs, node, cred, how).await;
             }
         }
+        match opened {
+            Ok(Some(copy)) => return Ok(Some(copy)),
+            Ok(None) => {}
+            Err(error) if error == ErrorCode::FileTooLarge.into() => self.say_too_large(&afs, node),
+            // On a full disk it can still be read from the server.
+            Err(error) if error == ErrorCode::NoSpace.into() && !how.write => {}
+            Err(error) => return Err(error),
+        }
+        afs.uncached_opens.fetch_add(1, Ordering::Relaxed);
+        Ok(None)
+    }
+
+    async fn open_new_copy(
+        &self,
+        afs: &Afs,
+        node: &Arc<Node>,
+        cred: &Arc<Credential>,
+        how: Use,
+    ) -> Result<Option<Arc<LocalCopy>>, Error> {
+        let Some(copy) = self.new_copy(afs, node, cred, how).await? else { return Ok(None) };
+        node.state.lock().copy = Some(copy.clone());
+        let ready = self.ready_to_use(afs, node, &copy, cred, how).await;
+        if let Err(error) = ready {
+            node.state.lock().copy = None;
+            afs.unstored.lock().remove(&copy.file().id());
+            afs.disk.discard(copy.file());
+            return Err(error);
+        }
+        Ok(Some(copy))
     }
 
     /// Whether a later open may share the copy that a node stands for (rule 3).
@@ -155,11 +169,7 @@ impl Vfs {
                 return Ok(None);
             }
         }
-        let create = || afs.disk.create(fid).map_err(|error| disk_error(&error, "make a file in"));
-        let file = match create() {
-            Err(error) if error == ErrorCode::NoSpace.into() && !how.write => return Ok(None),
-            file => file?,
-        };
+        let file = afs.disk.create(fid).map_err(|error| disk_error(&error, "make a file in"))?;
         let last = attr.clone().unwrap_or_else(|| node.state.lock().attrs.attr().clone());
         if attr.is_some_and(|attr| attr.size == 0) {
             return Ok(Some(LocalCopy::complete(file, last)));
@@ -214,10 +224,10 @@ impl Vfs {
         if copy.expects_unseen() {
             return Ok(());
         }
-        let (disk, base, writer, known) = (afs.disk.clone(), copy.base(), writer.clone(), copy.clone());
+        let (disk, writer, known) = (afs.disk.clone(), writer.clone(), copy.clone());
         let expect = move || {
             let sums = checksums_of(known.file().file())?;
-            disk.mark_dirty(known.file(), base, writer.uid, writer.gid)?;
+            record_dirty(&disk, &known, &writer)?;
             known.expect_unseen(sums);
             Ok(())
         };

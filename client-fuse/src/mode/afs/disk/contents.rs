@@ -193,7 +193,8 @@ impl DiskCache {
         remove(&path);
     }
 
-    /// Makes `file` the clean copy of its fid. One that alone exceeds the limit is not kept after it is closed.
+    /// Makes `file` the clean copy of its fid. One that alone exceeds the limit is not kept after it is closed, and needs
+    /// no checksums.
     pub(super) fn make_clean(
         &self,
         file: &Arc<CacheFile>,
@@ -202,7 +203,7 @@ impl DiskCache {
         name: Name,
     ) -> io::Result<()> {
         let size = file.file().metadata()?.len();
-        if blocks_in(size) != checksums.len() as u64 {
+        if size <= self.limit && blocks_in(size) != checksums.len() as u64 {
             let text = format!("{} checksums do not cover the {size} bytes of {}", checksums.len(), file.fid());
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }

@@ -74,8 +74,8 @@ impl DiskCache {
     /// The file is stored: it is the clean copy of this version from now on, unless it alone exceeds the limit.
     ///
     /// # Errors
-    /// `InvalidInput` if there are not as many checksums as blocks; what the system says. The file is then as before.
-    /// That somebody removed it is no error: it is stored, and will not be found again.
+    /// `InvalidInput` if there are not as many checksums as blocks, unless it alone exceeds the limit; what the system
+    /// says. The file is then as before. That somebody removed it is no error: it is stored, and will not be found again.
     pub fn mark_clean(&self, file: &Arc<CacheFile>, version: u64, checksums: Vec<u32>) -> io::Result<()> {
         self.make_clean(file, version, checksums, None)
     }

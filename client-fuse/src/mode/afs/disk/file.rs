@@ -122,6 +122,11 @@ impl CacheFile {
         *self.place.lock() == Place::Gone
     }
 
+    /// Whether it is to be kept when nobody has it open: it is neither gone nor replaced, nor too large.
+    pub fn is_kept(&self) -> bool {
+        !matches!(*self.place.lock(), Place::Gone | Place::Replaced)
+    }
+
     /// Its number, which it keeps wherever it is moved.
     pub fn id(&self) -> u64 {
         self.id

@@ -1,5 +1,6 @@
 //! The cache as a whole: room, pins, and what its owner wants to know of it.
 
+use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -114,6 +115,27 @@ impl DiskCache {
         };
         doomed.iter().for_each(|path| remove(path));
         true
+    }
+
+    /// Evicts copies of at least so many bytes together, whatever the limit, because the disk is full. Whether there were
+    /// any.
+    pub fn give_way(&self, bytes: u64) -> bool {
+        let doomed = {
+            let mut state = self.state.lock();
+            let (victims, _) = state.victims(bytes, None);
+            self.take_victims(&mut state, victims)
+        };
+        doomed.iter().for_each(|path| remove(path));
+        !doomed.is_empty()
+    }
+
+    /// Bytes that the disk has left for the cache.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn disk_left(&self) -> io::Result<u64> {
+        let found = rustix::fs::statvfs(self.layout.dir())?;
+        Ok(found.f_bavail.saturating_mul(found.f_frsize))
     }
 
     /// Evicts what it can until the limit is kept.
