@@ -90,7 +90,8 @@ fn copies(cache: &Path, wanted: &[u8]) -> Vec<PathBuf> {
     for low in fs::read_dir(cache.join("files")).unwrap() {
         for file in fs::read_dir(low.unwrap().path()).unwrap() {
             let path = file.unwrap().path();
-            if fs::read(&path).unwrap() == wanted {
+            // It may be removed while this looks.
+            if fs::read(&path).is_ok_and(|data| data == wanted) {
                 found.push(path);
             }
         }
@@ -109,6 +110,19 @@ fn a_cache_without_room_serves_readers_and_refuses_writers() {
     store(direct.at("small"), &small).unwrap();
     store(direct.at("large"), &large).unwrap();
     assert!(fs::read(mnt.at("large")).unwrap() == large, "a file that finds no room is read from the server");
+    // Copies give way, to those who read and to those who write.
+    let two: Vec<Vec<u8>> = (10..16).map(|seed| contents(seed, 2 * MIB)).collect();
+    for (number, data) in two.iter().enumerate() {
+        store(direct.at(format!("two-{number}")), data).unwrap();
+        assert!(fs::read(mnt.at(format!("two-{number}"))).unwrap() == *data, "two-{number}");
+    }
+    let (evicted, uncached) = (stat(&mnt, "evicted"), stat(&mnt, "uncached_opens"));
+    assert!(evicted >= 3, "{evicted} copies were evicted for six of a quarter of the disk each");
+    store(mnt.at("written"), &contents(3, 5 * MIB)).unwrap();
+    assert!(fs::read(direct.at("written")).unwrap() == contents(3, 5 * MIB));
+    assert!(stat(&mnt, "evicted") > evicted && stat(&mnt, "uncached_opens") == uncached);
+    fs::remove_file(mnt.at("written")).unwrap();
+    (0..two.len()).for_each(|number| fs::remove_file(mnt.at(format!("two-{number}"))).unwrap());
     // Somebody else fills the disk.
     let mut hog = File::create(disk.path.join("hog")).unwrap();
     while hog.write_all(&[7; 4096]).is_ok() {}
@@ -191,6 +205,36 @@ fn a_cache_that_is_deleted_under_the_mount_loses_nothing() {
     server.check().unwrap();
 }
 
+/// Where `fsync` makes durable on this machine what is not stored.
+#[test]
+fn fsync_stores_what_has_no_place_in_the_cache_any_more() {
+    let dir = scratch().unwrap();
+    let mut server = Server::start(dir.path(), "process").unwrap();
+    let cache = dir.path().join("cache");
+    let mnt = mount(dir.path(), "mnt", &server, &cache, &["--fsync", "local"]).unwrap();
+    let direct = Mount::new(dir.path(), "direct", &server, Mode::Direct, "").unwrap();
+    let (one, two) = (contents(1, 100_000), contents(2, 100_000));
+    // One that is stored when the cache goes, and one that is not.
+    store(mnt.at("stored"), &one).unwrap();
+    let stored = OpenOptions::new().write(true).open(mnt.at("stored")).unwrap();
+    let mut written = File::create(mnt.at("written")).unwrap();
+    written.write_all(&one).unwrap();
+    written.sync_all().unwrap();
+    while let Err(error) = fs::remove_dir_all(&cache) {
+        assert_eq!(error.kind(), ErrorKind::DirectoryNotEmpty, "{error}");
+    }
+    for (name, file) in [("stored", &stored), ("written", &written)] {
+        file.write_all_at(&two, 0).unwrap();
+        file.sync_all().unwrap();
+        assert!(fs::read(direct.at(name)).unwrap() == two, "{name}: fsync promised what the cache cannot keep");
+    }
+    close(stored).unwrap();
+    close(written).unwrap();
+    mnt.close(false).unwrap();
+    direct.close(false).unwrap();
+    server.check().unwrap();
+}
+
 #[test]
 fn a_damaged_copy_is_fetched_again_and_never_served() {
     let dir = scratch().unwrap();
@@ -208,7 +252,12 @@ fn a_damaged_copy_is_fetched_again_and_never_served() {
         assert_eq!(found.len(), 1, "one copy of {}", files[name].0);
         OpenOptions::new().write(true).open(&found[0]).unwrap()
     };
-    damage(0).write_all_at(b"!", 40_000).unwrap();
+    // With the old time only the checksum tells.
+    let flipped = damage(0);
+    let time = flipped.metadata().unwrap().modified().unwrap();
+    flipped.write_all_at(b"!", 40_000).unwrap();
+    flipped.set_modified(time).unwrap();
+    drop(flipped);
     damage(1).set_len(10_000).unwrap();
     let mnt = mount(dir.path(), "mnt", &server, &cache_dir, &[]).unwrap();
     let damaged = stat(&mnt, "damaged");
@@ -274,6 +323,9 @@ fn its_owner_pins_evicts_and_lists() {
     for number in 0..10 {
         store(direct.at(format!("file-{number}")), &contents(number, LEN)).unwrap();
     }
+    // One that cannot be had is not in the way of others.
+    store(direct.at("huge"), &contents(0, 3 * MIB)).unwrap();
+    assert!(cache(&mnt, &["pin", "huge"]).is_err());
     cache(&mnt, &["pin", "file-0"]).unwrap();
     assert_eq!(copies(&cache_dir, &contents(0, LEN)).len(), 1, "it is fetched when it is pinned");
     for number in 1..10 {
@@ -286,7 +338,7 @@ fn its_owner_pins_evicts_and_lists() {
 
     // Another client changes it: it is there again before anybody asks.
     store(direct.at("file-0"), &contents(77, LEN)).unwrap();
-    wait_until("the pinned file is fetched again", || stat(&mnt, "pins_missing") == 0);
+    wait_until("the pinned file is fetched again", || stat(&mnt, "pins_missing") == 1);
     assert_eq!(copies(&cache_dir, &contents(77, LEN)).len(), 1);
     let before = stat(&mnt, "fetches");
     assert!(fs::read(mnt.at("file-0")).unwrap() == contents(77, LEN));
@@ -300,7 +352,7 @@ fn its_owner_pins_evicts_and_lists() {
     assert_eq!(row("file-0").unwrap()["pinned"], true, "{listed:#}");
     assert_eq!(row("file-9").unwrap()["pinned"], false);
     assert!(row("file-1").is_none());
-    assert_eq!(cache(&mnt, &["status", "--json"]).unwrap()["pinned"], 1);
+    assert_eq!(cache(&mnt, &["status", "--json"]).unwrap()["pinned"], 2);
 
     cache(&mnt, &["unpin", "file-0"]).unwrap();
     cache(&mnt, &["evict", "file-0"]).unwrap();

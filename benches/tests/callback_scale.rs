@@ -15,8 +15,9 @@ use larder_benches::process::scratch;
 use larder_benches::raw::Raw;
 use larder_benches::server::Server;
 use larder_benches::size::Size;
+use larder_client::core::promises::Promises;
 use larder_protocol::attr::{Credential, SetAttr};
-use larder_protocol::handshake::{Hello, MAX_VERSION, MIN_VERSION};
+use larder_protocol::handshake::{Hello, LeaseTerms, MAX_VERSION, MIN_VERSION};
 use larder_protocol::ids::{ClientId, Epoch, Fid};
 use larder_protocol::limits::MAX_READDIR;
 use larder_protocol::service::LarderClient;
@@ -57,7 +58,7 @@ fn context() -> tarpc::context::Context {
 
 impl Holder {
     /// Connects and gets a lease; with the term of that.
-    async fn connect(address: &str) -> Result<(Arc<Holder>, Duration)> {
+    async fn connect(address: &str) -> Result<(Arc<Holder>, LeaseTerms)> {
         let stream = TcpStream::connect(address).await.with_context(|| format!("connecting to {address}"))?;
         stream.set_nodelay(true)?;
         let rpc = LarderClient::new(tarpc::client::Config::default(), ClientTransport::new(stream)).spawn();
@@ -75,7 +76,7 @@ impl Holder {
         let request = Renew { epoch: welcome.epoch, lease: None, acked: 0 };
         let Ok(Renewed::Granted { lease }) = rpc.renew(context(), request).await? else { bail!("no lease") };
         let (acked, broken) = (AtomicU64::new(0), BTreeMap::new().into());
-        Ok((Arc::new(Holder { rpc, epoch: welcome.epoch, lease, acked, broken }), welcome.lease.term))
+        Ok((Arc::new(Holder { rpc, epoch: welcome.epoch, lease, acked, broken }), welcome.lease))
     }
 
     /// Lists a directory with attributes; how many objects it has callbacks on by that.
@@ -124,9 +125,9 @@ impl Holder {
         }
     }
 
-    /// Renews the lease three times in each term, for ever.
-    async fn keep_lease(self: Arc<Self>, term: Duration) -> Result<()> {
-        let period = term / 3;
+    /// Renews the lease as often as mounts do, for ever.
+    async fn keep_lease(self: Arc<Self>, terms: LeaseTerms) -> Result<()> {
+        let period = Promises::new(terms).renew_every();
         tokio::time::sleep(period.mul_f64(rand::random())).await;
         let mut ticks = tokio::time::interval(period);
         loop {
@@ -158,6 +159,13 @@ fn cpu_time(pid: u32) -> Result<Duration> {
     let fields: Vec<&str> = stat.rsplit_once(')').context("no name")?.1.split_whitespace().collect();
     let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
     Ok(Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64))
+}
+
+/// How much of a core a process uses for a while, in percent.
+async fn cpu_share(pid: u32, during: Duration) -> Result<f64> {
+    let (start, used) = (Instant::now(), cpu_time(pid)?);
+    tokio::time::sleep(during).await;
+    Ok((cpu_time(pid)? - used).as_secs_f64() / start.elapsed().as_secs_f64() * 100.0)
 }
 
 /// Each client takes a descriptor here and one at the server, which inherits the limit.
@@ -199,20 +207,21 @@ async fn scale(server: &Server, clients: usize, files: usize, idle: Duration, fu
         fids.push(other.create(dir, format!("file-{file:04}").as_bytes()).await?.fid);
     }
     let empty = resident(pid)?;
+    let alone = cpu_share(pid, idle).await?;
 
     // What connections and long answers cost is no part of what callbacks do.
     let mut tasks: Vec<JoinHandle<Result<()>>> = Vec::new();
     let mut holders = Vec::new();
     let mut connecting = stream::iter(0..clients)
         .map(|_| async {
-            let (holder, term) = Holder::connect(server.address()).await?;
+            let (holder, terms) = Holder::connect(server.address()).await?;
             holder.list(dir, false).await?;
-            anyhow::Ok((holder, term))
+            anyhow::Ok((holder, terms))
         })
         .buffer_unordered(AT_ONCE);
-    while let Some((holder, term)) = connecting.try_next().await? {
+    while let Some((holder, terms)) = connecting.try_next().await? {
         tasks.push(tokio::spawn(holder.clone().answer_breaks()));
-        tasks.push(tokio::spawn(holder.clone().keep_lease(term)));
+        tasks.push(tokio::spawn(holder.clone().keep_lease(terms)));
         holders.push(holder);
     }
     let first = &holders[0].rpc;
@@ -260,10 +269,8 @@ async fn scale(server: &Server, clients: usize, files: usize, idle: Duration, fu
     let median = median(&mut times);
     ensure!(!full || median < CHANGE, "a change takes {median:?}");
 
-    let (start, used) = (Instant::now(), cpu_time(pid)?);
-    tokio::time::sleep(idle).await;
-    let share = (cpu_time(pid)? - used).as_secs_f64() / start.elapsed().as_secs_f64() * 100.0;
-    println!("renewals of {clients} clients cost the server {share:.2} % of a core");
+    let share = cpu_share(pid, idle).await? - alone;
+    println!("renewals of {clients} clients cost the server {share:.2} % of a core, beside {alone:.2} % without any");
     let counted = stats(first).await?;
     ensure!((counted.callbacks, counted.leases, counted.lapsed) == (left, clients as u64, 0), "{counted:?}");
     ensure!(!full || share < RENEWALS, "renewals cost {share:.2} % of a core");

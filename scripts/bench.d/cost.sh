@@ -45,6 +45,8 @@ fresh() {
     case $1 in
     afs | nfs)
         unmount_larder "$WORK/$1"
+        # But not many gigabytes.
+        find "$WORK" -maxdepth 4 -path "$WORK/$1.cache.*/files/*" -size +100M -delete
         mount_larder "$1" "$WORK/$1"
         ;;
     *)

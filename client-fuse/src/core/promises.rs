@@ -69,9 +69,10 @@ impl Promises {
         }
     }
 
-    /// How often the lease is to be renewed: twice more than it must be.
+    /// How often the lease is to be renewed: once more than it must be. Should the server not answer, it is asked again
+    /// and again for as long.
     pub fn renew_every(&self) -> Duration {
-        self.terms.counted() / 3
+        self.terms.counted() / 2
     }
 
     /// The server's terms.

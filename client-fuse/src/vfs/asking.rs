@@ -97,7 +97,10 @@ impl Vfs {
     pub(super) async fn change_unasked(&self, afs: &Afs, cred: &Credential, op: Op) -> Result<(OpReply, Asked), Error> {
         let changing = self.changed_by(&op);
         let asked = self.asking(changing.clone());
-        self.give_up(afs, &changing).await;
+        {
+            let _turn = afs.applying.lock().await;
+            self.give_up(afs, &changing).await;
+        }
         self.send_change(asked, cred, op).await
     }
 

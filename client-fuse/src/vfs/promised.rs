@@ -170,7 +170,7 @@ impl Vfs {
         }
     }
 
-    /// When it returns, neither this client nor its kernel uses what it knew of the objects.
+    /// When it returns, neither this client nor its kernel uses what it knew of the objects. The caller holds `applying`.
     pub(super) async fn give_up(&self, afs: &Afs, objects: &[ObjectId]) {
         let mut nodes = Vec::new();
         let mut names = false;

@@ -109,7 +109,8 @@ pub struct Afs {
     pub leased: Notify,
     /// Told when pinned files may have changed.
     pub pins_touched: Notify,
-    /// Held while breaks are applied.
+    /// Held while breaks are applied, and by whoever else tells the kernel to forget: one at a time may wait for the
+    /// replies on their way.
     pub applying: tokio::sync::Mutex<()>,
     /// Complete copies that were open a short while ago.
     pub recent: Mutex<LruCache<Fid, Arc<LocalCopy>>>,

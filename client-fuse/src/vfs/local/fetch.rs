@@ -187,17 +187,17 @@ impl Vfs {
         // What the system does not tell will show.
         let left = || afs.disk.disk_left().unwrap_or(u64::MAX);
         let lacking = bytes.saturating_sub(left());
-        if lacking > 0 && !(self.give_way(afs, lacking) && left() >= bytes) {
+        if lacking > 0 && !(self.give_way(afs, lacking, lacking) && left() >= bytes) {
             return Err(ErrorCode::NoSpace.into());
         }
         Ok(())
     }
 
-    /// The disk is full: gives up copies that are not in use, of so many bytes together. Whether there were any.
-    pub(super) fn give_way(&self, afs: &Afs, bytes: u64) -> bool {
+    /// The disk is full: gives up copies that are not in use, as [`DiskCache::give_way`](crate::mode::afs::disk) does.
+    pub(super) fn give_way(&self, afs: &Afs, need: u64, want: u64) -> bool {
         let recent = std::mem::replace(&mut *afs.recent.lock(), lru::LruCache::new(crate::mode::afs::RECENT));
         drop(recent);
-        afs.disk.give_way(bytes)
+        afs.disk.give_way(need, want)
     }
 
     /// Where the object was seen last, for people who look into the cache.

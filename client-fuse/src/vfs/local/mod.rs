@@ -32,7 +32,7 @@ use crate::mode::afs::disk::DiskCache;
 
 /// Reads and writes up to this size are done by the task itself: they seldom wait for the disk.
 const QUICK: usize = 128 << 10;
-/// Bytes of copies that are given up when the disk is full, at least.
+/// Bytes of copies that are given up for a write that finds the disk full, if there are as many.
 const WAY: u64 = 16 << 20;
 
 /// Records that a copy may hold data that the server has not. If somebody has removed the file there is nothing to record;
@@ -95,10 +95,9 @@ impl Vfs {
     ) -> Result<u32, Error> {
         Vfs::end_of(offset, data.len() as u64)?;
         let written = self.write_to_copy(handle, copy, offset, data.clone()).await;
+        let need = data.len() as u64;
         match &self.afs {
-            Some(afs)
-                if written == Err(ErrorCode::NoSpace.into()) && self.give_way(afs, WAY.max(data.len() as u64)) =>
-            {
+            Some(afs) if written == Err(ErrorCode::NoSpace.into()) && self.give_way(afs, need, need.max(WAY)) => {
                 self.write_to_copy(handle, copy, offset, data).await
             }
             _ => written,
@@ -182,6 +181,10 @@ impl Vfs {
         let synced = self.runtime.blocking(move || disk.sync_dirty(&file)).await;
         match synced {
             Some(Ok(())) => Ok(()),
+            // Somebody has removed the file: here nothing can be durable, so it must be there.
+            Some(Err(error)) if error.kind() == io::ErrorKind::NotFound => {
+                self.store(&handle.node, copy, &handle.cred).await
+            }
             Some(Err(error)) => Err(disk_error(&error, "sync")),
             None => Err(ErrorCode::Internal.into()),
         }

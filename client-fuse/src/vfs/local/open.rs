@@ -9,7 +9,7 @@ use larder_protocol::runtime::RuntimeExt;
 
 use super::copy::{Backing, LocalCopy};
 use super::fetch::disk_error;
-use super::{WAY, record_dirty};
+use super::record_dirty;
 use crate::core::attr_cache::Miss;
 use crate::mode::afs::Afs;
 use crate::mode::afs::disk::{CHECK_BLOCK, CacheFile, checksums_of};
@@ -62,7 +62,7 @@ impl Vfs {
         let mut opened = self.open_new_copy(&afs, node, cred, how).await;
         if matches!(opened, Err(Error::Refused(ErrorCode::NoSpace))) {
             let size = node.state.lock().attrs.attr().size;
-            if self.give_way(&afs, size.max(WAY)) {
+            if self.give_way(&afs, size, size) {
                 opened = self.open_new_copy(&afs, node, cred, how).await;
             }
         }
@@ -71,7 +71,7 @@ impl Vfs {
             Ok(None) => {}
             Err(error) if error == ErrorCode::FileTooLarge.into() => self.say_too_large(&afs, node),
             // On a full disk it can still be read from the server.
-            Err(error) if error == ErrorCode::NoSpace.into() && !how.write => {}
+            Err(error) if error == ErrorCode::NoSpace.into() && !how.write && !how.truncate => {}
             Err(error) => return Err(error),
         }
         afs.uncached_opens.fetch_add(1, Ordering::Relaxed);

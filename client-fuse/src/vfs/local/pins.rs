@@ -31,8 +31,8 @@ pub(in crate::vfs) async fn keep_pinned(weak: Weak<Vfs>, afs: Arc<Afs>) {
             () = afs.pins_touched.notified() => {}
             () = aborted.cancelled() => return,
         }
-        let mut wait = FIRST_WAIT;
-        for _ in 0..LOOKS {
+        let (mut wait, mut looks) = (FIRST_WAIT, 0);
+        while looks < LOOKS {
             let Some(vfs) = weak.upgrade() else { return };
             let missing = vfs.pinned_without_copy(&afs);
             if missing.is_empty() {
@@ -48,10 +48,11 @@ pub(in crate::vfs) async fn keep_pinned(weak: Weak<Vfs>, afs: Arc<Afs>) {
             let runtime = vfs.runtime.clone();
             drop(vfs);
             tokio::select! {
-                () = runtime.sleep(wait) => {}
+                () = runtime.sleep(wait) => (wait, looks) = (wait * 2, looks + 1),
+                // Perhaps another one, which is not to wait for those that cannot be had.
+                () = afs.pins_touched.notified() => (wait, looks) = (FIRST_WAIT, 0),
                 () = aborted.cancelled() => return,
             }
-            wait *= 2;
         }
     }
 }

@@ -108,9 +108,12 @@ impl DiskCache {
     /// Makes the file that the next [`create`](DiskCache::create) is going to give out, unless there is one. For those
     /// who wait for the server anyway. What goes wrong shows when the file is needed.
     pub fn prepare(&self) {
-        let mut spare = self.spare.lock();
-        if spare.is_none() {
-            *spare = self.make_file().ok();
+        if self.spare.lock().is_some() {
+            return;
+        }
+        // Without the lock, which those wait for who need a file now.
+        if let Ok(made) = self.make_file() {
+            self.spare.lock().get_or_insert(made);
         }
     }
 

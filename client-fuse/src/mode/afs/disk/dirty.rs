@@ -63,12 +63,17 @@ impl DiskCache {
     /// What the system says; `NotFound` if somebody removed the file.
     pub fn sync_dirty(&self, file: &Arc<CacheFile>) -> io::Result<()> {
         file.file().sync_all()?;
-        if matches!(*file.place.lock(), Place::Dirty(_)) {
-            sync_dir(&self.layout.dirty())?;
-            // The name may have gone to another file's directory, or nowhere.
-            file.path().metadata()?;
+        let place = *file.place.lock();
+        match place {
+            Place::Dirty(_) => {
+                sync_dir(&self.layout.dirty())?;
+                // The name may have gone to another file's directory, or nowhere.
+                file.path().metadata()?;
+                Ok(())
+            }
+            Place::Gone => Err(io::ErrorKind::NotFound.into()),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// The file is stored: it is the clean copy of this version from now on, unless it alone exceeds the limit.

@@ -15,7 +15,7 @@
 //!    copies go, the least recently used first, but none that is open or pinned. What was admitted before (open, dirty,
 //!    fetched at the same time) may exceed it for a while.
 //! 6. **The directory may be deleted at any time.** Open files stay good; what vanished is fetched again.
-//! 7. Locks are taken in this order: spare, index, home, state, the place of a file. Contents are read, and files removed,
+//! 7. Locks are taken in this order: index, home, state, the place of a file. Contents are read, and files removed,
 //!    without the state's; files are moved under it, so that whoever has it finds each file where it should be.
 //!
 //! Everything blocks: it is for threads that may.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use larder_protocol::ids::Fid;
 use lru::LruCache;
@@ -13,8 +13,8 @@ use super::layout::{Layout, Origin, Place};
 
 /// Files that grow without the cache being asked of which the sizes are looked at each time.
 const FEW: usize = 16;
-/// How long their sizes are good enough if there are more, in nanoseconds.
-const LOOK_AGAIN: u64 = 500_000_000;
+/// How long their sizes are good enough if there are more.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// A clean copy.
 #[derive(Debug)]
@@ -72,7 +72,7 @@ pub(super) struct State {
     last_id: u64,
     last_stamp: u64,
     /// When the sizes of files that grow were last looked at, and their sum.
-    looked: Option<(u64, u64)>,
+    looked: Option<(Instant, u64)>,
 }
 
 /// What has changed since the index was last written.
@@ -146,6 +146,10 @@ impl State {
     /// Enters a clean copy as the one used last; returns the one that it replaces.
     pub(super) fn insert_clean(&mut self, fid: Fid, clean: Clean) -> Option<Clean> {
         self.clean_bytes += clean.row.size;
+        // It was among those until now.
+        if let Some((_, growing)) = &mut self.looked {
+            *growing = growing.saturating_sub(clean.row.size);
+        }
         self.changes.clean.insert(fid);
         let old = self.clean.put(fid, clean);
         self.clean_bytes -= old.as_ref().map_or(0, |old| old.row.size);
@@ -270,13 +274,12 @@ impl State {
     /// what they had a moment ago: it is asked for with every copy that comes.
     pub(super) fn bytes(&mut self, layout: &Layout) -> u64 {
         self.fetching.retain(|_, live| live.strong_count() > 0);
-        let now = self.stamp();
         let few = self.fetching.len() + self.dirty.len() + self.conflicts.len() <= FEW;
         let growing = match self.looked {
-            Some((then, bytes)) if !few && now < then + LOOK_AGAIN => bytes,
+            Some((then, bytes)) if !few && then.elapsed() < LOOK_AGAIN => bytes,
             _ => {
                 let bytes = self.growing_bytes(layout);
-                self.looked = Some((now, bytes));
+                self.looked = Some((Instant::now(), bytes));
                 bytes
             }
         };

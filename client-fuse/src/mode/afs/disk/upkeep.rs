@@ -117,16 +117,19 @@ impl DiskCache {
         true
     }
 
-    /// Evicts copies of at least so many bytes together, whatever the limit, because the disk is full. Whether there were
-    /// any.
-    pub fn give_way(&self, bytes: u64) -> bool {
+    /// Evicts copies of `want` bytes together, whatever the limit, because the disk is full. `false`, and nothing is
+    /// evicted, if there are not even `need` bytes of them.
+    pub fn give_way(&self, need: u64, want: u64) -> bool {
         let doomed = {
             let mut state = self.state.lock();
-            let (victims, _) = state.victims(bytes, None);
+            let (victims, freed) = state.victims(want, None);
+            if victims.is_empty() || freed < need {
+                return false;
+            }
             self.take_victims(&mut state, victims)
         };
         doomed.iter().for_each(|path| remove(path));
-        !doomed.is_empty()
+        true
     }
 
     /// Bytes that the disk has left for the cache.
