@@ -313,6 +313,39 @@ fn a_file_larger_than_the_cache_is_served_without_one() {
 }
 
 #[test]
+fn what_is_written_is_evicted_as_what_is_read() {
+    let dir = scratch().unwrap();
+    let mut server = Server::start(dir.path(), "process").unwrap();
+    let mnt = mount(dir.path(), "mnt", &server, &dir.path().join("cache"), &["--cache-size", "2M"]).unwrap();
+    for number in 0..12 {
+        store(mnt.at(format!("file-{number}")), &contents(number, 500_000)).unwrap();
+    }
+    wait_until("the cache keeps to its size", || stat(&mnt, "bytes") <= 2 * MIB as u64);
+    assert!(stat(&mnt, "files") >= 3, "and does not give up more than it must");
+    for number in 0..12 {
+        assert!(fs::read(mnt.at(format!("file-{number}"))).unwrap() == contents(number, 500_000));
+    }
+    mnt.close(false).unwrap();
+    server.check().unwrap();
+}
+
+#[test]
+fn a_cache_in_what_it_is_a_cache_of_is_refused() {
+    let dir = scratch().unwrap();
+    let mut server = Server::start(dir.path(), "process").unwrap();
+    let below = dir.path().join("inside/cache");
+    fs::create_dir_all(&below).unwrap();
+    let refused = format!("{:#}", mount(dir.path(), "inside", &server, &below, &[]).unwrap_err());
+    assert!(refused.contains("below the mount point"), "{refused}");
+    let direct = Mount::new(dir.path(), "direct", &server, Mode::Direct, "").unwrap();
+    let refused = format!("{:#}", mount(dir.path(), "mnt", &server, &direct.at("new/cache"), &[]).unwrap_err());
+    assert!(refused.contains("below the mount point"), "{refused}");
+    assert_eq!(fs::read_dir(direct.path()).unwrap().count(), 0, "nothing was made there");
+    direct.close(false).unwrap();
+    server.check().unwrap();
+}
+
+#[test]
 fn its_owner_pins_evicts_and_lists() {
     const LEN: usize = 400_000;
     let dir = scratch().unwrap();
@@ -323,10 +356,14 @@ fn its_owner_pins_evicts_and_lists() {
     for number in 0..10 {
         store(direct.at(format!("file-{number}")), &contents(number, LEN)).unwrap();
     }
-    // One that cannot be had is not in the way of others.
     store(direct.at("huge"), &contents(0, 3 * MIB)).unwrap();
-    assert!(cache(&mnt, &["pin", "huge"]).is_err());
+    assert!(cache(&mnt, &["pin", "huge"]).unwrap_err().contains("--cache-size"));
+    assert_eq!(stat(&mnt, "pinned"), 0, "what cannot be pinned is not pinned");
     cache(&mnt, &["pin", "file-0"]).unwrap();
+    // One that cannot be had any more is not in the way of others.
+    store(direct.at("grows"), &contents(0, 100)).unwrap();
+    cache(&mnt, &["pin", "grows"]).unwrap();
+    store(direct.at("grows"), &contents(0, 3 * MIB)).unwrap();
     assert_eq!(copies(&cache_dir, &contents(0, LEN)).len(), 1, "it is fetched when it is pinned");
     for number in 1..10 {
         assert!(fs::read(mnt.at(format!("file-{number}"))).unwrap() == contents(number, LEN));

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, anyhow, bail};
+use larder_protocol::error::ErrorCode;
 use serde_json::{Value, json};
 
 use super::control::{CacheCommand, Caller, Command};
@@ -101,7 +102,10 @@ pub(super) fn run(args: &CacheArgs) -> anyhow::Result<()> {
             let Some(id) = args.path.as_ref().and_then(|path| path.to_str()).and_then(|text| text.parse().ok()) else {
                 bail!("give the number of the conflict, as `larder cache list` shows it");
             };
-            ask(&mut caller, CacheCommand::Forget(id))?;
+            let answer = ask(&mut caller, CacheCommand::Forget(id))?;
+            if let Some(error) = answer.get("error").and_then(Value::as_str) {
+                bail!("{error}");
+            }
             writeln!(out, "conflict {id} is forgotten")?;
             Ok(())
         }
@@ -276,10 +280,12 @@ async fn carry_out(vfs: &Vfs, command: CacheCommand) -> Result<Value, Error> {
         }
         CacheCommand::VerifyAll => verify(vfs.cache_verify(None).await?),
         CacheCommand::Verify(inode) => verify(vfs.cache_verify(Some(inode)).await?),
-        CacheCommand::Pin(inode) => {
-            vfs.cache_pin(inode, true).await?;
-            json!({ "ok": true })
-        }
+        CacheCommand::Pin(inode) => match vfs.cache_pin(inode, true).await {
+            Err(Error::Refused(ErrorCode::FileTooLarge)) => {
+                json!({ "error": "the cache has no room for it; mount with a larger --cache-size, or unpin others" })
+            }
+            pinned => pinned.map(|()| json!({ "ok": true }))?,
+        },
         CacheCommand::Unpin(inode) => {
             vfs.cache_pin(inode, false).await?;
             json!({ "ok": true })
@@ -290,9 +296,11 @@ async fn carry_out(vfs: &Vfs, command: CacheCommand) -> Result<Value, Error> {
             Evicted::Open => json!({ "error": "a program has it open" }),
             Evicted::Pinned => json!({ "error": "it is pinned; unpin it first" }),
         },
-        CacheCommand::Forget(id) => {
-            vfs.cache_forget_conflict(id).await?;
-            json!({ "ok": true })
-        }
+        CacheCommand::Forget(id) => match vfs.cache_forget_conflict(id).await {
+            Err(Error::Refused(ErrorCode::NotFound)) => {
+                json!({ "error": format!("there is no conflict {id}; `larder cache list` shows those there are") })
+            }
+            forgotten => forgotten.map(|()| json!({ "ok": true }))?,
+        },
     })
 }

@@ -64,11 +64,29 @@ fn plan(args: &MountArgs) -> anyhow::Result<Plan> {
         // The process that serves the mount has another working directory.
         cache.dir = std::path::absolute(&cache.dir)
             .with_context(|| format!("cannot use the cache directory {}", cache.dir.display()))?;
+        check_cache_place(&cache.dir, &mountpoint)?;
         options.mount.cache = Some(cache);
     } else if options.cache != CacheChoice::default() {
         options.warnings.push("options of the cache have no effect without `--mode afs`".to_owned());
     }
     Ok(Plan { spec: args.spec.clone(), mountpoint, options })
+}
+
+/// A cache in what it is a cache of waits for itself.
+fn check_cache_place(dir: &Path, mountpoint: &Path) -> anyhow::Result<()> {
+    // As far as it is there already.
+    let place = dir.ancestors().find_map(|there| there.canonicalize().ok()).unwrap_or_else(|| dir.to_owned());
+    let below = mounts::table()?.into_iter().rev().find(|mount| place.starts_with(&mount.mountpoint));
+    let on_larder = below.filter(mounts::Mount::is_larder).map(|mount| mount.mountpoint);
+    let inside = if place.starts_with(mountpoint) { Some(mountpoint.to_owned()) } else { on_larder };
+    if let Some(inside) = inside {
+        bail!(
+            "the cache directory {} is below the mount point {}: name a directory on a disk of this machine",
+            dir.display(),
+            inside.display()
+        );
+    }
+    Ok(())
 }
 
 /// The cache of a mount that none was chosen for: one for each mount point.

@@ -61,11 +61,19 @@ impl Vfs {
     /// Sees to it that a file is in the cache from now on and stays there, also when it changes; or that it need not.
     ///
     /// # Errors
-    /// As [`cache_verify`](Vfs::cache_verify); and what keeps the file from being fetched.
+    /// As [`cache_verify`](Vfs::cache_verify); what keeps the file from being fetched, which then is not pinned;
+    /// `FileTooLarge` if the cache has no room for it.
     pub async fn cache_pin(&self, inode: u64, pinned: bool) -> Result<(), Error> {
         let fid = self.fid_of(inode).ok_or(ErrorCode::Stale)?;
-        self.with_disk(move |disk| disk.pin(fid, pinned)).await?;
-        if pinned { self.fetch_fid(fid).await } else { Ok(()) }
+        let new = self.with_disk(move |disk| disk.pin(fid, pinned)).await?;
+        if !pinned {
+            return Ok(());
+        }
+        let fetched = self.fetch_fid(fid).await;
+        if fetched.is_err() && new {
+            self.with_disk(move |disk| disk.pin(fid, false)).await?;
+        }
+        fetched
     }
 
     /// Pinned files of which there is no copy that may be used without asking.
@@ -123,7 +131,7 @@ impl Vfs {
                 let handle = self.handles.file(opened.handle)?;
                 let whole = match &handle.copy {
                     Some(copy) => self.until_abort(copy.wait_whole()).await.and_then(|done| done),
-                    None => Err(ErrorCode::NoSpace.into()),
+                    None => Err(ErrorCode::FileTooLarge.into()),
                 };
                 drop(handle);
                 self.release(opened.handle).await;

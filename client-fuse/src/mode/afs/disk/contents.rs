@@ -229,7 +229,7 @@ impl DiskCache {
                 inode: found.ino(),
                 boot: self.boot,
                 checksums: checksums.into(),
-                name: name.or(old_name),
+                name: name.or(old_name).or_else(|| state.clean.peek(&file.fid())?.row.name.clone()),
                 used: stamp,
             };
             let clean = Clean { row, live: Arc::downgrade(file), verified: true };

@@ -27,6 +27,15 @@ pub enum CacheError {
         /// What the system says.
         cause: io::Error,
     },
+    /// It is somebody's directory.
+    #[error(
+        "the directory {} is not empty and no cache of Larder's: name one that is new, or empty",
+        dir.display()
+    )]
+    NotACache {
+        /// The directory.
+        dir: PathBuf,
+    },
     /// It holds files that another volume has not got yet.
     #[error(
         "the cache directory {} belongs to {found} and holds {dirty} file(s) that may not be stored there yet: mount \

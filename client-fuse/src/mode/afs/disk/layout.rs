@@ -127,6 +127,23 @@ impl Layout {
         self.dir.join(FILES).join(format!("{low:02x}"))
     }
 
+    /// Whether there is something in the directory, and it is no cache.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(super) fn is_of_others(&self) -> io::Result<bool> {
+        if !self.dir.is_dir() || self.identity().is_file() || self.index().is_file() {
+            return Ok(false);
+        }
+        // One whose making was cut short has the first of these, in this order.
+        let begun = self.lock().is_file();
+        let is_own = |name: &String| match name.as_str() {
+            NEW | FILES | DIRTY | CONFLICTS | "lock" | "lost+found" => true,
+            other => begun && (other.starts_with("volume") || other.starts_with("identity")),
+        };
+        Ok(!names(&self.dir)?.iter().all(is_own))
+    }
+
     /// Makes the directories that are missing.
     ///
     /// # Errors

@@ -35,6 +35,9 @@ impl DiskCache {
         let layout = Arc::new(Layout::new(dir));
         let dir = layout.dir();
         let not_writable = |cause| CacheError::NotWritable { dir: dir.to_owned(), cause };
+        if layout.is_of_others().map_err(CacheError::io("read", dir))? {
+            return Err(CacheError::NotACache { dir: dir.to_owned() });
+        }
         layout.make_dirs().map_err(not_writable)?;
         let lock = Lock::take(&layout.lock()).map_err(not_writable)?;
         let lock = lock.ok_or_else(|| CacheError::InUse { dir: dir.to_owned() })?;

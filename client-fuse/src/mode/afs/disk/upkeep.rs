@@ -117,6 +117,11 @@ impl DiskCache {
         true
     }
 
+    /// Whether the files have more bytes together than they may.
+    pub fn is_over_limit(&self) -> bool {
+        self.state.lock().bytes(&self.layout) > self.limit
+    }
+
     /// Evicts copies of `want` bytes together, whatever the limit, because the disk is full. `false`, and nothing is
     /// evicted, if there are not even `need` bytes of them.
     pub fn give_way(&self, need: u64, want: u64) -> bool {

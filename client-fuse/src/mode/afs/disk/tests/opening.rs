@@ -300,3 +300,26 @@ fn dirty_files_of_an_unknown_volume_are_not_stored() {
     std::fs::remove_file(dir.path().join("volume")).unwrap();
     assert!(matches!(DiskCache::open(options(dir.path())), Err(CacheError::OtherVolume { dirty: 2, .. })));
 }
+
+#[test]
+fn a_directory_of_somebody_elses_is_left_alone() {
+    for stranger in ["volume", "notes.txt", "index"] {
+        let dir = temporary();
+        std::fs::write(dir.path().join(stranger), "mine").unwrap();
+        let error = DiskCache::open(options(dir.path())).unwrap_err();
+        assert!(matches!(&error, CacheError::NotACache { dir: named } if named == dir.path()), "{error:?}");
+        assert_eq!(std::fs::read(dir.path().join(stranger)).unwrap(), b"mine");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing was added");
+    }
+    // A file system of its own, and a cache whose making was cut short.
+    let dir = temporary();
+    std::fs::create_dir(dir.path().join("lost+found")).unwrap();
+    open(&dir);
+    for name in ["identity", "index.sqlite"] {
+        std::fs::remove_file(dir.path().join(name)).unwrap();
+    }
+    for log in ["index.sqlite-wal", "index.sqlite-shm"] {
+        let _ = std::fs::remove_file(dir.path().join(log));
+    }
+    open(&dir);
+}
