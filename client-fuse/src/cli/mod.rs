@@ -33,7 +33,7 @@ const HELPER: &str = "mount.larder";
     version,
     after_help = "Examples:
   larder mount 127.0.0.1:7425 /mnt         mount the volume `root` of a server
-  larder mount --mode afs --cache-size 20G host:7425/home /mnt
+  larder mount --mode afs --cache-size 20G host:7425 /mnt
   larder stats /mnt                        what the mount has done so far
   larder umount /mnt
 
@@ -79,7 +79,7 @@ fcntl and flock locks are seen by programs on this machine only (nolock).
 
 Examples:
   larder mount 127.0.0.1:7425 /mnt
-  larder mount --mode direct -o ro,noatime host:7425/home /mnt/home
+  larder mount --mode direct -o ro,noatime host:7425/root /mnt/files
   larder mount -o soft,timeo=100,retrans=3 '[2001:db8::1]:7425' /mnt
 
 In /etc/fstab, with mount.larder installed:
