@@ -3,7 +3,7 @@
 //! The socket is served beside the file system, so it answers while the server is down.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -118,6 +118,7 @@ pub(super) type Handler = Arc<dyn Fn(Command) -> BoxFuture<Value> + Send + Sync>
 /// The socket of this process. It is removed when this is dropped.
 pub(super) struct Control {
     path: PathBuf,
+    inode: u64,
 }
 
 impl Control {
@@ -126,20 +127,28 @@ impl Control {
     /// # Errors
     /// What making the socket says.
     pub(super) fn listen(path: PathBuf, handler: Handler) -> io::Result<Control> {
-        // The name is the mount's device number, which this process has now: nobody else can be using it.
-        match std::fs::remove_file(&path) {
+        // The name is the mount's device number, which this process has now. It gets it only when it answers: until
+        // then it would be taken for what a dead process has left.
+        let begun = path.with_extension(format!("{}.new", std::process::id()));
+        match std::fs::remove_file(&begun) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let listener = UnixListener::bind(&path)?;
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+        let listener = UnixListener::bind(&begun)?;
+        std::fs::set_permissions(&begun, std::fs::Permissions::from_mode(0o600))?;
+        let inode = begun.symlink_metadata()?.ino();
+        std::fs::rename(&begun, &path)?;
         tokio::spawn(accept(listener, handler));
-        Ok(Control { path })
+        Ok(Control { path, inode })
     }
 }
 
 impl Drop for Control {
     fn drop(&mut self) {
+        // The number goes to another mount as soon as this one is gone.
+        if self.path.symlink_metadata().is_ok_and(|found| found.ino() != self.inode) {
+            return;
+        }
         if let Err(error) = std::fs::remove_file(&self.path) {
             tracing::debug!("{} cannot be removed: {error}", self.path.display());
         }
@@ -268,6 +277,19 @@ mod tests {
             Control::listen(path.to_owned(), handler).unwrap()
         };
         (runtime, control)
+    }
+
+    #[test]
+    fn who_ends_takes_nobody_elses_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0:1.sock");
+        let (_first_runtime, first) = serve(&path);
+        // Another mount has got the device number before the process of the first is at its end.
+        let (_second_runtime, second) = serve(&path);
+        drop(first);
+        assert!(Caller::connect(&path).unwrap().ask(Command::Ping, SOON).is_ok());
+        drop(second);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
     #[test]
