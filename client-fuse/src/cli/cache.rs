@@ -62,7 +62,7 @@ pub(super) fn run(args: &CacheArgs) -> anyhow::Result<()> {
                 None => vec![ask(&mut caller, CacheCommand::VerifyAll)?],
                 Some(path) => each(&mut caller, path, CacheCommand::Verify)?,
             };
-            if let Some(error) = results.iter().find_map(|result| result.get("error").and_then(Value::as_str)) {
+            if let Some(error) = results.iter().find_map(refusal) {
                 bail!("{error}");
             }
             let verified: Vec<Value> =
@@ -85,7 +85,7 @@ pub(super) fn run(args: &CacheArgs) -> anyhow::Result<()> {
             let results = each(&mut caller, &path, command)?;
             let mut refused = 0;
             for result in &results {
-                if let Some(error) = result.get("error").and_then(Value::as_str) {
+                if let Some(error) = refusal(result) {
                     refused += 1;
                     eprintln!("larder: {}: {error}", text(&result["path"]));
                 }
@@ -102,14 +102,16 @@ pub(super) fn run(args: &CacheArgs) -> anyhow::Result<()> {
             let Some(id) = args.path.as_ref().and_then(|path| path.to_str()).and_then(|text| text.parse().ok()) else {
                 bail!("give the number of the conflict, as `larder cache list` shows it");
             };
-            let answer = ask(&mut caller, CacheCommand::Forget(id))?;
-            if let Some(error) = answer.get("error").and_then(Value::as_str) {
-                bail!("{error}");
-            }
+            ask(&mut caller, CacheCommand::Forget(id))?;
             writeln!(out, "conflict {id} is forgotten")?;
             Ok(())
         }
     }
+}
+
+/// Why the mount has not done what it was asked to.
+fn refusal(answer: &Value) -> Option<&str> {
+    answer.get("error").and_then(Value::as_str)
 }
 
 fn files(number: usize) -> String {
@@ -169,7 +171,7 @@ fn each(caller: &mut Caller, path: &Path, command: fn(u64) -> CacheCommand) -> a
 fn ask(caller: &mut Caller, command: CacheCommand) -> anyhow::Result<Value> {
     let answer =
         caller.ask(Command::Cache(command), ANSWER_WITHIN).context("the process of the mount does not answer")?;
-    match answer.get("error").and_then(Value::as_str) {
+    match refusal(&answer) {
         Some(error) => bail!("{error}"),
         None => Ok(answer),
     }

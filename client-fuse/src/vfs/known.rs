@@ -204,10 +204,14 @@ impl Vfs {
         names.learn(name, attr.map(|attr| Child { fid: attr.fid, kind: attr.kind }));
     }
 
-    /// This client's own change of a directory: does to the known names what it did (rule 12).
+    /// This client's own change of a directory: does to the known names what it did (rule 12). If none were known, those
+    /// that it touched are now.
     pub(super) fn patch_dir(&self, dir: &Node, change: &AttrChange, patch: impl FnOnce(&mut DirCache)) {
+        if self.afs.is_none() {
+            return;
+        }
         let mut state = dir.state.lock();
-        let Some(names) = &mut state.dir else { return };
+        let names = state.dir.get_or_insert_with(|| Box::new(DirCache::new(change.before)));
         if !names.patch(change.before, change.attr.change, patch) {
             state.dir = None;
         }

@@ -127,9 +127,7 @@ impl Server {
             let settling = self.whole(
                 permit,
                 Box::pin(async move {
-                    for volume in volumes.opened() {
-                        volume.client_gone(client, Some(incarnation)).await?;
-                    }
+                    volumes.client_gone(client, Some(incarnation)).await?;
                     sessions.settled(greeted.identity);
                     Ok(())
                 }),
@@ -285,16 +283,7 @@ impl Server {
         self.shared.sessions.goodbye(session).await;
         self.promises.gone(client, None);
         let volumes = self.volumes.clone();
-        self.whole(
-            permit,
-            Box::pin(async move {
-                for volume in volumes.opened() {
-                    volume.client_gone(client, None).await?;
-                }
-                Ok(())
-            }),
-        )
-        .await
+        self.whole(permit, Box::pin(async move { volumes.client_gone(client, None).await })).await
     }
 }
 

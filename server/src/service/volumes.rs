@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use larder_protocol::error::ErrorCode;
-use larder_protocol::ids::{Epoch, VolumeId};
+use larder_protocol::ids::{ClientId, Epoch, VolumeId};
 use larder_protocol::runtime::{RuntimeExt, SharedRuntime};
 use parking_lot::RwLock;
 use tracing::{error, info};
@@ -89,6 +89,17 @@ impl Volumes {
     /// Those that are open, in the order of their ids.
     pub fn opened(&self) -> Vec<Arc<Volume>> {
         self.open.read().values().cloned().collect()
+    }
+
+    /// A client is gone, or its lives before one are: frees what it left in the volumes that are open.
+    ///
+    /// # Errors
+    /// The first that a volume met.
+    pub async fn client_gone(&self, client: ClientId, before: Option<u64>) -> Result<(), ErrorCode> {
+        for volume in self.opened() {
+            volume.client_gone(client, before).await?;
+        }
+        Ok(())
     }
 
     /// Closes all; none is opened any more.

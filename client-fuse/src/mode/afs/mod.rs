@@ -70,7 +70,7 @@ use disk::DiskCache;
 /// Objects whose state is remembered though the kernel does not know them.
 const MAX_STATUSES: NonZeroUsize = NonZeroUsize::new(200_000).unwrap();
 /// Copies that stay open after their last close.
-pub(crate) const RECENT: NonZeroUsize = NonZeroUsize::new(512).unwrap();
+const RECENT: NonZeroUsize = NonZeroUsize::new(512).unwrap();
 /// Age alone makes nothing invalid.
 const NEVER: Duration = Duration::from_secs(40 * 24 * 3600);
 
@@ -159,6 +159,13 @@ impl Afs {
             said_too_large: AtomicBool::new(false),
             no_passthrough: AtomicBool::new(false),
         }
+    }
+
+    /// Copies that were open a short while ago are in nobody's way, nor in use.
+    pub fn close_recent(&self) {
+        // What nobody has open any more may be removed by this, and not under the lock.
+        let recent = std::mem::replace(&mut *self.recent.lock(), LruCache::new(RECENT));
+        drop(recent);
     }
 
     /// A number for contents to be staged.

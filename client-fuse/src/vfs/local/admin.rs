@@ -122,7 +122,7 @@ impl Vfs {
             Some(inode) => Some(self.fid_of(inode).ok_or(ErrorCode::Stale)?),
             None => None,
         };
-        self.drop_recent();
+        self.afs.iter().for_each(|afs| afs.close_recent());
         self.with_disk(move |disk| disk.verify(fid)).await
     }
 
@@ -132,15 +132,8 @@ impl Vfs {
     /// As [`cache_verify`](Vfs::cache_verify).
     pub async fn cache_evict(&self, inode: u64) -> Result<Evicted, Error> {
         let fid = self.fid_of(inode).ok_or(ErrorCode::Stale)?;
-        self.drop_recent();
+        self.afs.iter().for_each(|afs| afs.close_recent());
         self.with_disk(move |disk| disk.evict(fid)).await
-    }
-
-    /// Copies that were open a short while ago are not in use.
-    fn drop_recent(&self) {
-        if let Some(afs) = &self.afs {
-            afs.recent.lock().clear();
-        }
     }
 
     /// Lets go of what was kept as a conflict.

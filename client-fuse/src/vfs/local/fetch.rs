@@ -175,9 +175,7 @@ impl Vfs {
         if afs.disk.make_room(bytes) {
             return true;
         }
-        // What was open a short while ago is in nobody's way.
-        let recent = std::mem::replace(&mut *afs.recent.lock(), lru::LruCache::new(crate::mode::afs::RECENT));
-        drop(recent);
+        afs.close_recent();
         afs.disk.make_room(bytes)
     }
 
@@ -195,8 +193,7 @@ impl Vfs {
 
     /// The disk is full: gives up copies that are not in use, as [`DiskCache::give_way`](crate::mode::afs::disk) does.
     pub(super) fn give_way(&self, afs: &Afs, need: u64, want: u64) -> bool {
-        let recent = std::mem::replace(&mut *afs.recent.lock(), lru::LruCache::new(crate::mode::afs::RECENT));
-        drop(recent);
+        afs.close_recent();
         afs.disk.give_way(need, want)
     }
 

@@ -311,10 +311,7 @@ impl Vfs {
             afs.disk.discard(copy.file());
         } else if copy.is_reusable() && copy.file().is_kept() {
             afs.recent.lock().put(node.fid, copy.renewed());
-            if afs.disk.is_over_limit() {
-                // What was open a short while ago is not in use.
-                self.make_room(afs, 0);
-            }
+            self.make_room(afs, 0);
         }
     }
 

@@ -8,9 +8,8 @@ use std::time::Duration;
 use larder_protocol::attr::{Attr, Credential};
 use larder_protocol::error::ErrorCode;
 use larder_protocol::runtime::RuntimeExt;
-use larder_protocol::service::file::{Op, OpReply, Query, QueryReply};
+use larder_protocol::service::file::{Query, QueryReply};
 
-use super::store::AGAIN;
 use crate::failpoint::Failpoint;
 use crate::mode::afs::Afs;
 use crate::mode::afs::disk::{CHECK_BLOCK, CacheFile, LeftDirty, checksums_of};
@@ -82,41 +81,24 @@ impl Vfs {
         // What is larger than the cache is not kept, and may be a hole of any size.
         let comparable = attr.size == left.size && attr.size <= afs.disk.limit();
         if comparable && self.is_same(&cred, &attr, &left.file).await? {
-            self.settle_left(afs, &left.file, attr.data_version);
+            self.settle_left(afs, &left.file, attr.data_version, checksums_of(left.file.file()));
             return Ok(Recovered::WasStored);
         }
         if attr.data_version != left.base {
             return Err(ErrorCode::Conflict.into());
         }
-        let cred = Arc::new(cred);
-        for _ in 0..AGAIN {
-            let stored = match self.send_contents(afs, &left.file, left.size, &cred).await {
-                Ok((contents, _)) => {
-                    let op = Op::Store { fid: left.fid, contents, base: Some(left.base) };
-                    self.change_unasked(afs, &cred, op).await
-                }
-                Err(error) => Err(error),
-            };
-            match stored {
-                Ok((OpReply::Attr(change), asked)) => {
-                    Failpoint::Recovered.pass();
-                    let version = change.attr.data_version;
-                    self.learn_changed(change.attr, &asked, |_| {});
-                    drop(asked);
-                    self.settle_left(afs, &left.file, version);
-                    return Ok(Recovered::Stored);
-                }
-                Ok(_) => return Err(unexpected()),
-                // The server was restarted on the way.
-                Err(Error::Refused(ErrorCode::NotStaged)) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Err(ErrorCode::Io.into())
+        let (cred, base) = (Arc::new(cred), Some(left.base));
+        let (change, asked, checksums) = self.send_store(afs, &left.file, || left.size, &cred, base).await?;
+        Failpoint::Recovered.pass();
+        let version = change.attr.data_version;
+        self.learn_changed(change.attr, &asked, |_| {});
+        drop(asked);
+        self.settle_left(afs, &left.file, version, Ok(checksums));
+        Ok(Recovered::Stored)
     }
 
-    fn settle_left(&self, afs: &Afs, file: &Arc<CacheFile>, version: u64) {
-        let settled = checksums_of(file.file()).and_then(|sums| afs.disk.mark_clean(file, version, sums));
+    fn settle_left(&self, afs: &Afs, file: &Arc<CacheFile>, version: u64, checksums: io::Result<Vec<u32>>) {
+        let settled = checksums.and_then(|checksums| afs.disk.mark_clean(file, version, checksums));
         if let Err(error) = settled {
             tracing::debug!("the cache cannot record that a file is stored: {error}");
         }

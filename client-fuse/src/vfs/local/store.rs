@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
-use larder_protocol::attr::{Attr, Credential};
+use larder_protocol::attr::{Attr, AttrChange, Credential};
 use larder_protocol::error::ErrorCode;
 use larder_protocol::limits::MAX_PAYLOAD;
 use larder_protocol::payload::Payload;
@@ -25,13 +25,14 @@ use super::fetch::disk_error;
 use crate::failpoint::Failpoint;
 use crate::mode::afs::Afs;
 use crate::mode::afs::disk::{CHECK_BLOCK, CacheFile, checksum};
+use crate::vfs::asking::Asked;
 use crate::vfs::node::Node;
 use crate::vfs::{Error, Vfs, unexpected};
 
 /// Pieces on their way.
 const WINDOW: usize = 8;
 /// Times that staging begins anew because the server was restarted.
-pub(super) const AGAIN: u32 = 8;
+const AGAIN: u32 = 8;
 /// How often a store is tried again that got no answer in a soft mount's time.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -115,25 +116,42 @@ impl Vfs {
             self.on_disk(move || stamped.restamp()).await.map_err(|error| disk_error(&error, "sync"))?;
         }
         Failpoint::Storing.pass();
+        let (change, asked, checksums) = self.send_store(afs, copy.file(), || copy.size(), &writer, None).await?;
+        Failpoint::Stored.pass();
+        self.learn_own(node, &change, &asked);
+        drop(asked);
+        afs.stores.fetch_add(1, Ordering::Relaxed);
+        self.is_stored(afs, copy, &was, &change.attr, checksums);
+        Failpoint::Settled.pass();
+        // What the kernel has are the times that the local file had.
+        self.notifier.expire_attrs(node.number);
+        Ok(())
+    }
+
+    /// Has the server take a file of the cache as the whole contents of what it is a copy of. What that changed, and the
+    /// checksums of what was stored. With a `base`, which it must replace, no program that runs has asked for it.
+    pub(super) async fn send_store(
+        &self,
+        afs: &Afs,
+        file: &Arc<CacheFile>,
+        size: impl Fn() -> u64,
+        writer: &Arc<Credential>,
+        base: Option<u64>,
+    ) -> Result<(AttrChange, Asked, Vec<u32>), Error> {
         for _ in 0..AGAIN {
-            let (contents, checksums) = match self.send_contents(afs, copy.file(), copy.size(), &writer).await {
+            let (contents, checksums) = match self.send_contents(afs, file, size(), writer).await {
                 Ok(sent) => sent,
                 Err(Error::Refused(ErrorCode::NotStaged)) => continue,
                 Err(error) => return Err(error),
             };
             Failpoint::Staged.pass();
-            match self.change(&writer, Op::Store { fid: node.fid, contents, base: None }).await {
-                Ok((OpReply::Attr(change), asked)) => {
-                    Failpoint::Stored.pass();
-                    self.learn_own(node, &change, &asked);
-                    drop(asked);
-                    afs.stores.fetch_add(1, Ordering::Relaxed);
-                    self.is_stored(afs, copy, &was, &change.attr, checksums);
-                    Failpoint::Settled.pass();
-                    // What the kernel has are the times that the local file had.
-                    self.notifier.expire_attrs(node.number);
-                    return Ok(());
-                }
+            let op = Op::Store { fid: file.fid(), contents, base };
+            let changed = match base {
+                None => self.change(writer, op).await,
+                Some(_) => self.change_unasked(afs, writer, op).await,
+            };
+            match changed {
+                Ok((OpReply::Attr(change), asked)) => return Ok((change, asked, checksums)),
                 Ok(_) => return Err(unexpected()),
                 // The server was restarted after the last piece.
                 Err(Error::Refused(ErrorCode::NotStaged)) => {}
@@ -163,7 +181,7 @@ impl Vfs {
     }
 
     /// The contents, as far as they must be sent before the store itself, with the checksums of their parts.
-    pub(super) async fn send_contents(
+    async fn send_contents(
         &self,
         afs: &Afs,
         file: &Arc<CacheFile>,

@@ -78,9 +78,7 @@ impl Writer {
     }
 
     fn run(&self, sql: &str) -> StoreResult<()> {
-        let mut statement = self.connection.prepare_cached(sql).map_err(engine_error)?;
-        statement.execute([]).map_err(engine_error)?;
-        Ok(())
+        reading::run(&self.connection, sql)
     }
 
     /// Sets whether commits sync the log (`FULL`) or not (`NORMAL`).

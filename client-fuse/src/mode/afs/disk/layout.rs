@@ -150,12 +150,15 @@ impl Layout {
     /// What the system says.
     pub(super) fn make_dirs(&self) -> io::Result<()> {
         make_dir(&self.dir)?;
+        let begins = !self.dir.join(FILES).is_dir();
         for name in [NEW, FILES, DIRTY, CONFLICTS] {
             make_dir(&self.dir.join(name))?;
         }
-        // Now, and not one with each of the first files that are fetched.
-        for low in 0..=u8::MAX {
-            make_dir(&self.clean_dir(low))?;
+        if begins {
+            // Now, and not one with each of the first files that are fetched.
+            for low in 0..=u8::MAX {
+                make_dir(&self.clean_dir(low))?;
+            }
         }
         sync_dir(&self.dir)
     }

@@ -104,37 +104,33 @@ pub struct Usage {
 impl DiskCache {
     /// Evicts until `bytes` more fit under the limit (rule 5). `false`, and nothing is evicted, if that cannot be.
     pub fn make_room(&self, bytes: u64) -> bool {
-        let doomed = {
-            let mut state = self.state.lock();
+        let over = |state: &mut State| {
             let over = state.bytes(&self.layout).saturating_add(bytes).saturating_sub(self.limit);
-            let (victims, freed) = state.victims(over, None);
-            if freed < over {
-                return false;
-            }
-            self.take_victims(&mut state, victims)
+            (over, over)
         };
-        doomed.iter().for_each(|path| remove(path));
-        true
-    }
-
-    /// Whether the files have more bytes together than they may.
-    pub fn is_over_limit(&self) -> bool {
-        self.state.lock().bytes(&self.layout) > self.limit
+        self.evict_least_used(over).is_some()
     }
 
     /// Evicts copies of `want` bytes together, whatever the limit, because the disk is full. `false`, and nothing is
     /// evicted, if there are not even `need` bytes of them.
     pub fn give_way(&self, need: u64, want: u64) -> bool {
+        self.evict_least_used(|_| (need, want)).is_some_and(|evicted| evicted > 0)
+    }
+
+    /// Evicts the copies used longest ago, of as many bytes together as `amount` says: at least the first, and if there
+    /// are as many the second. How many copies that were; `None`, and nothing is evicted, if there are too few bytes.
+    fn evict_least_used(&self, amount: impl FnOnce(&mut State) -> (u64, u64)) -> Option<usize> {
         let doomed = {
             let mut state = self.state.lock();
+            let (need, want) = amount(&mut state);
             let (victims, freed) = state.victims(want, None);
-            if victims.is_empty() || freed < need {
-                return false;
+            if freed < need {
+                return None;
             }
             self.take_victims(&mut state, victims)
         };
         doomed.iter().for_each(|path| remove(path));
-        true
+        Some(doomed.len())
     }
 
     /// Bytes that the disk has left for the cache.
@@ -148,13 +144,7 @@ impl DiskCache {
 
     /// Evicts what it can until the limit is kept.
     pub(super) fn shrink(&self) {
-        let doomed = {
-            let mut state = self.state.lock();
-            let over = state.bytes(&self.layout).saturating_sub(self.limit);
-            let (victims, _) = state.victims(over, None);
-            self.take_victims(&mut state, victims)
-        };
-        doomed.iter().for_each(|path| remove(path));
+        self.evict_least_used(|state| (0, state.bytes(&self.layout).saturating_sub(self.limit)));
     }
 
     /// Forgets victims; where their files are, which are to be removed without the lock: that can take a while.
@@ -172,6 +162,11 @@ impl DiskCache {
     /// The pinned files, in order.
     pub fn pinned(&self) -> Vec<Fid> {
         self.state.lock().pins.iter().copied().collect()
+    }
+
+    /// Whether one of these files is pinned.
+    pub fn is_any_pinned(&self, is_one: impl FnMut(&Fid) -> bool) -> bool {
+        self.state.lock().pins.iter().any(is_one)
     }
 
     /// Whether a file is pinned.

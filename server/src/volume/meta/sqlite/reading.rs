@@ -56,7 +56,7 @@ impl Pool {
     }
 }
 
-fn run(connection: &Connection, sql: &str) -> StoreResult<()> {
+pub(super) fn run(connection: &Connection, sql: &str) -> StoreResult<()> {
     let mut statement = connection.prepare_cached(sql).map_err(engine_error)?;
     statement.execute([]).map_err(engine_error)?;
     Ok(())
