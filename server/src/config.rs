@@ -15,6 +15,12 @@ use crate::volume::Durability;
 /// Where a server listens unless told otherwise.
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:7425";
 
+/// How long a server looks out for the next request unless told otherwise: a little longer than a client on the same
+/// machine takes between two requests of one program.
+pub const DEFAULT_BUSY_POLL: Duration = Duration::from_micros(300);
+/// Longer is no use: it is more than to wake up takes.
+const MAX_BUSY_POLL: Duration = Duration::from_millis(10);
+
 /// What an acknowledgement promises.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
@@ -45,6 +51,7 @@ struct File {
     insecure: Option<bool>,
     root_squash: Option<RootSquash>,
     lease_term: Option<toml::Value>,
+    busy_poll: Option<u64>,
     log: Option<String>,
     port_file: Option<PathBuf>,
 }
@@ -64,6 +71,8 @@ pub struct ServeConfig {
     pub root_squash: RootSquash,
     /// How long promises last.
     pub lease: LeaseTerms,
+    /// How long a thread looks out for the next of many requests before it sleeps.
+    pub busy_poll: Duration,
     /// What to log, as a filter of `tracing`.
     pub log: Option<String>,
     /// Where to write the addresses that were opened.
@@ -104,9 +113,27 @@ impl ServeConfig {
             insecure: args.insecure || file.insecure.unwrap_or(false),
             root_squash: args.root_squash.or(file.root_squash).unwrap_or_default(),
             lease,
+            busy_poll: match (args.busy_poll, file.busy_poll) {
+                (Some(window), _) => window,
+                (None, Some(micros)) => {
+                    busy_poll(&micros.to_string()).map_err(|error| anyhow!("`busy-poll`: {error}"))?
+                }
+                (None, None) => DEFAULT_BUSY_POLL,
+            },
             log: args.log.or(file.log),
             port_file: args.port_file.or(file.port_file),
         })
+    }
+}
+
+/// How long to look out for requests, from a number of microseconds.
+///
+/// # Errors
+/// What would be right.
+pub fn busy_poll(text: &str) -> Result<Duration, String> {
+    match text.parse().map(Duration::from_micros) {
+        Ok(window) if window <= MAX_BUSY_POLL => Ok(window),
+        _ => Err(format!("a number of microseconds up to {}, and 0 for not at all", MAX_BUSY_POLL.as_micros())),
     }
 }
 
@@ -167,13 +194,16 @@ mod tests {
         assert_eq!(config.lease.term, Duration::from_secs(10));
         assert_eq!(resolve(&["--store", "/s", "--lease-term", "2.5"]).unwrap().lease.term, Duration::from_millis(2500));
         assert!(resolve(&["--store", "/s", "--lease-term", "0"]).is_err());
+        assert_eq!(config.busy_poll, DEFAULT_BUSY_POLL);
+        assert_eq!(resolve(&["--store", "/s", "--busy-poll", "0"]).unwrap().busy_poll, Duration::ZERO);
+        assert!(resolve(&["--store", "/s", "--busy-poll", "10001"]).is_err());
     }
 
     #[test]
     fn the_command_line_wins_over_the_file() {
         let file = file(
             "store = '/file'\nlisten = ['127.0.0.1:1', '[::1]:2']\ndurability = 'process'\n\
-             root-squash = 'on'\nlog = 'debug'\nport-file = '/p'\ninsecure = true\n",
+             root-squash = 'on'\nlog = 'debug'\nport-file = '/p'\ninsecure = true\nbusy-poll = 50\n",
         );
         let path = file.path().to_str().unwrap();
         let from_file = resolve(&["--config", path]).unwrap();
@@ -182,6 +212,7 @@ mod tests {
         assert_eq!(from_file.durability, DurabilityLevel::Process);
         assert_eq!(from_file.root_squash, RootSquash::On);
         assert!(from_file.insecure);
+        assert_eq!(from_file.busy_poll, Duration::from_micros(50));
         let args = ["--config", path, "--store", "/line", "--listen", "127.0.0.1:9", "--durability", "power"];
         let both = resolve(&args).unwrap();
         assert_eq!(both.store, Path::new("/line"));
@@ -199,6 +230,7 @@ mod tests {
         assert!(error("store = '/s'\nlisten-on = 'x'").contains("listen-on"));
         assert!(error("store = '/s'\ndurability = 'maybe'").contains("maybe"));
         assert!(error("store = '/s'\nlease-term = 0.1").contains("from 0.5 to 3600"));
+        assert!(error("store = '/s'\nbusy-poll = 1000000").contains("up to 10000"));
         assert!(error("durability = 'power'").contains("--store"));
         assert!(error("store = '/s'\nlisten = ['nowhere']").contains("nowhere"));
         let missing = format!("{:#}", resolve(&["--config", "/nonexistent.toml"]).unwrap_err());

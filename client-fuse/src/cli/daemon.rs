@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use larder_protocol::runtime::SystemRuntime;
+use larder_protocol::runtime::{BusyPoll, SystemRuntime};
 use rustix::io::Errno;
 use serde_json::{Value, json};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -66,7 +66,8 @@ impl Plan {
 /// # Errors
 /// Why there is no mount: then nothing is left mounted.
 pub(super) fn run(plan: Plan, ready: impl FnOnce(&str) -> io::Result<()>) -> anyhow::Result<()> {
-    let (runtime, executors) = SystemRuntime::start("larder", CHANNELS).context("cannot start threads")?;
+    let (runtime, executors) =
+        SystemRuntime::start("larder", CHANNELS, BusyPoll::none()).context("cannot start threads")?;
     // This thread takes signals and commands.
     let main = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start threads")?;
     let result = main.block_on(serve(&plan, Arc::new(runtime), ready));

@@ -2,7 +2,7 @@
 
 use std::future::poll_fn;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -19,10 +19,10 @@ use tarpc::client::{Channel as Pipe, RpcError};
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::client::CHANNELS;
 use super::connector::Connector;
 use super::driver::Driver;
 use super::ration::{Ration, Rationed};
+use super::routing::{CHANNELS, MUCH};
 use super::slot_queue::SlotQueue;
 use super::{Cause, ConnectError};
 
@@ -30,9 +30,6 @@ use super::{Cause, ConnectError};
 const BACKOFF_MIN: Duration = Duration::from_millis(10);
 /// The longest.
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
-
-/// Bytes of data that take longer to send than another thread takes to wake up.
-const MUCH: usize = 64 << 10;
 
 /// What all channels of a client share.
 pub struct Shared {
@@ -206,19 +203,47 @@ pub struct Channel {
     generation: AtomicU64,
     state: Mutex<State>,
     changed: Notify,
+    in_flight: AtomicU32,
+}
+
+/// A request that a channel carries, or is to.
+pub(super) struct Counted<'a>(&'a Channel);
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Channel {
     /// Not connected yet.
     pub fn new(shared: Arc<Shared>, number: u32) -> Arc<Channel> {
         let state = Mutex::new(State::Idle);
-        Arc::new(Channel { shared, number, generation: AtomicU64::new(0), state, changed: Notify::new() })
+        Arc::new(Channel {
+            shared,
+            number,
+            generation: AtomicU64::new(0),
+            state,
+            changed: Notify::new(),
+            in_flight: AtomicU32::new(0),
+        })
     }
 
     /// Where its bytes are moved, and what waits for them goes on.
     fn place(&self) -> usize {
         // Leases and breaks are few and small, and go where the small requests go.
         self.number as usize % CHANNELS
+    }
+
+    /// Counts a request until it is answered or given up.
+    pub(super) fn begin(&self) -> Counted<'_> {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        Counted(self)
+    }
+
+    /// Requests that it carries.
+    pub(super) fn in_flight(&self) -> u32 {
+        self.in_flight.load(Ordering::Relaxed)
     }
 
     /// Whether there is a connection now.

@@ -1,7 +1,7 @@
 //! Sending requests and repeating them until they are answered.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use larder_protocol::attr::Credential;
@@ -19,15 +19,10 @@ use larder_protocol::service::volume::{VolumeReply, VolumeRequest};
 use larder_protocol::service::{LarderRequest, LarderResponse};
 
 use super::channel::{Channel, Connection, Shared};
+use super::routing::{self, PROMISES, Routing};
 use super::slot_queue::SlotGuard;
 use super::{Cause, ConnectError, Failure};
 
-/// Channels for data, beside the one for small requests.
-const DATA_CHANNELS: u32 = 2;
-/// Channels that carry requests of programs.
-pub const CHANNELS: usize = 1 + DATA_CHANNELS as usize;
-/// The channel for leases and breaks, which nothing else may hold up.
-const PROMISES: u32 = CHANNELS as u32;
 /// The first wait before asking a server again that said it is not ready.
 const NOT_READY_MIN: Duration = Duration::from_millis(10);
 /// The longest.
@@ -49,7 +44,7 @@ pub struct Client {
     shared: Arc<Shared>,
     patience: Patience,
     channels: Vec<Arc<Channel>>,
-    next_read: AtomicU32,
+    routing: Arc<Routing>,
     retries: AtomicU64,
     bytes_read: AtomicU64,
     bytes_written: AtomicU64,
@@ -72,7 +67,7 @@ impl Client {
             shared,
             patience,
             channels,
-            next_read: AtomicU32::new(0),
+            routing: Arc::default(),
             retries: AtomicU64::new(0),
             bytes_read: AtomicU64::new(0),
             bytes_written: AtomicU64::new(0),
@@ -117,7 +112,7 @@ impl Client {
     /// # Errors
     /// The server's, or that there is no answer.
     pub async fn query(&self, cred: &Credential, query: Query) -> Result<QueryReply, Failure> {
-        let channel = self.query_channel(&query);
+        let channel = self.routing.of_query(&query, self.channels[0].in_flight());
         let kind = query.kind();
         let request = LarderRequest::Query { cred: cred.clone(), query };
         let reply = self.repeat(channel, kind, request).await?;
@@ -129,22 +124,12 @@ impl Client {
         Ok(reply)
     }
 
-    fn query_channel(&self, query: &Query) -> u32 {
-        match query {
-            // Reads have no order, so they use the data channels in turn.
-            Query::Read { .. } | Query::Fetch { .. } => {
-                1 + self.next_read.fetch_add(1, Ordering::Relaxed) % DATA_CHANNELS
-            }
-            _ => 0,
-        }
-    }
-
     /// As [`query`](Client::query), with callbacks on what the answer shows.
     ///
     /// # Errors
     /// The server's, or that there is no answer.
     pub async fn promised(&self, cred: &Credential, query: Query) -> Result<Promised, Failure> {
-        let (channel, kind) = (self.query_channel(&query), query.kind());
+        let (channel, kind) = (self.routing.of_query(&query, self.channels[0].in_flight()), query.kind());
         let request = LarderRequest::Promised { cred: cred.clone(), query };
         let reply = self.repeat(channel, kind, request).await?;
         let LarderResponse::Promised(reply) = reply else { return Err(unexpected(kind)) };
@@ -229,7 +214,7 @@ impl Client {
     /// # Errors
     /// The server's, or that there is no answer.
     pub async fn stage(&self, cred: &Credential, request: StageRequest) -> Result<(), Failure> {
-        let (channel, len) = (file_channel(request.fid), request.data.len() as u64);
+        let (channel, len) = (routing::of_file(request.fid), request.data.len() as u64);
         let request = LarderRequest::Stage { cred: cred.clone(), request };
         match self.repeat(channel, Kind::Stage, request).await? {
             LarderResponse::Stage(reply) => reply.map_err(Failure::Refused)?,
@@ -245,7 +230,7 @@ impl Client {
     /// # Errors
     /// The server's, or that there is no answer.
     pub async fn write(&self, cred: &Credential, request: WriteRequest) -> Result<Written, Failure> {
-        let (channel, len) = (file_channel(request.fid), request.data.len() as u64);
+        let (channel, len) = (routing::of_file(request.fid), request.data.len() as u64);
         let request = LarderRequest::Write { cred: cred.clone(), request };
         let reply = self.repeat(channel, Kind::Write, request).await?;
         let LarderResponse::Write(reply) = reply else { return Err(unexpected(Kind::Write)) };
@@ -260,7 +245,7 @@ impl Client {
     /// The server's, or that there is no answer.
     pub async fn commit(&self, cred: &Credential, fid: Fid) -> Result<Committed, Failure> {
         let request = LarderRequest::Commit { cred: cred.clone(), fid };
-        match self.repeat(file_channel(fid), Kind::Commit, request).await? {
+        match self.repeat(routing::of_file(fid), Kind::Commit, request).await? {
             LarderResponse::Commit(reply) => reply.map_err(Failure::Refused),
             _ => Err(unexpected(Kind::Commit)),
         }
@@ -354,6 +339,7 @@ impl Client {
         of_life: Option<u64>,
     ) -> Result<LarderResponse, Failure> {
         let channel = &self.channels[channel as usize];
+        let _counted = channel.begin();
         let mut not_ready = NOT_READY_MIN;
         let mut strange = 0;
         loop {
@@ -451,11 +437,6 @@ fn without_effect(request: &LarderRequest) -> Option<LarderRequest> {
     Some(LarderRequest::Mutate { cred: cred.clone(), id: *id, op: Op::Forget { fids: vec![nothing] } })
 }
 
-/// The channel of a file's writes.
-fn file_channel(fid: Fid) -> u32 {
-    1 + (fid.vnode % u64::from(DATA_CHANNELS)) as u32
-}
-
 fn unexpected(kind: Kind) -> Failure {
     tracing::error!("the server answered a {kind} request with something else; it may be of another version");
     Failure::Refused(ErrorCode::Io)
@@ -494,14 +475,7 @@ impl Pending {
         let place = slot.place();
         let id =
             OpId { client: client.shared.client, incarnation: place.incarnation, slot: place.slot, seq: place.seq };
-        // What carries data or takes long must not hold up a lookup.
-        let channel = match &op {
-            Op::Append { fid, .. }
-            | Op::Allocate { fid, .. }
-            | Op::CopyRange { to: fid, .. }
-            | Op::Store { fid, .. } => file_channel(*fid),
-            _ => 0,
-        };
+        let channel = client.routing.of_op(&op, client.channels[0].in_flight());
         Pending {
             client,
             slot: Some(slot),
@@ -536,12 +510,14 @@ impl Drop for Pending {
         }
         let slot = self.slot.take();
         let (client, channel, life, mut tries) = (self.client.clone(), self.channel, self.life, self.tries);
+        let LarderRequest::Mutate { op, .. } = &self.request else { return };
+        let unsettled = client.routing.given_up(op, channel);
         let Some(request) = without_effect(&self.request) else { return };
         // The next connection fences this one, and with it what is on its way there.
         client.channels[channel as usize].kill();
         self.client.shared.runtime.spawn(Box::pin(async move {
             let _ = client.exchange(channel, &request, None, &mut tries, Some(life)).await;
-            drop(slot);
+            drop((slot, unsettled));
         }));
     }
 }

@@ -1,7 +1,8 @@
 //! Requests to one server, over connections that come and go.
 //!
 //! [`connector`] opens connections; [`channel`] keeps one of them open, generation after generation; `driver` moves
-//! its bytes; [`slot_queue`] hands out replay slots; [`client`] sends requests and repeats them until they are answered.
+//! its bytes; [`slot_queue`] hands out replay slots; `routing` chooses the channel of a request; [`client`] sends
+//! requests and repeats them until they are answered.
 //!
 //! A request that was sent and not answered *may have been executed*. It is sent again only after the `hello` of a
 //! newer generation of the same channel has been answered: then the server reads nothing more of the old generation
@@ -12,10 +13,12 @@ pub mod client;
 pub mod connector;
 mod driver;
 mod ration;
+mod routing;
 pub mod slot_queue;
 
-pub use client::{CHANNELS, Client, Patience};
+pub use client::{Client, Patience};
 pub use connector::{BoxTransport, Connector, Link, TcpConnector};
+pub use routing::CHANNELS;
 
 use larder_protocol::error::ErrorCode;
 

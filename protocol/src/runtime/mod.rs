@@ -3,6 +3,7 @@
 //! Server and client take a [`Runtime`] instead of calling the operating system for these, so that the same code runs
 //! in production and in a simulation where one seed decides everything.
 
+mod busy_poll;
 mod sim;
 mod start;
 mod system;
@@ -17,6 +18,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use tokio::sync::oneshot;
 
+pub use self::busy_poll::BusyPoll;
 pub use self::sim::SimRuntime;
 pub use self::start::serving;
 pub use self::system::{Executors, SystemRuntime};

@@ -1,8 +1,9 @@
 //! The real machine.
 //!
 //! Tasks run on a few threads, each with an executor of its own. What is spawned stays where it was; what is started
-//! goes on where it is woken. So what a connection brings in is carried out on the connection's thread. Executors that share their tasks wake each other to look for work
-//! with every request that arrives, and where a request is quick that is most of its time.
+//! goes on where it is woken. So what a connection brings in is carried out on the connection's thread. Executors that
+//! share their tasks wake each other to look for work with every request that arrives, and where a request is quick that
+//! is most of its time.
 
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,6 +16,7 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::watch;
 
+use super::busy_poll::{self, BusyPoll};
 use super::{BootTime, BoxFuture, Runtime, start};
 use crate::attr::Timestamp;
 
@@ -47,11 +49,11 @@ impl SystemRuntime {
         SystemRuntime { executors: vec![handle], next: AtomicUsize::new(0) }
     }
 
-    /// Starts `count` threads (one at least) called `name`.
+    /// Starts `count` threads (one at least) called `name`, which look out for what [`Runtime::start`] begins there.
     ///
     /// # Errors
     /// The operating system's.
-    pub fn start(name: &str, count: usize) -> io::Result<(SystemRuntime, Executors)> {
+    pub fn start(name: &str, count: usize, poll: BusyPoll) -> io::Result<(SystemRuntime, Executors)> {
         let (stop, stopped) = watch::channel(());
         let (running, done) = mpsc::channel();
         let mut executors = Vec::new();
@@ -62,12 +64,17 @@ impl SystemRuntime {
                 .enable_all()
                 .build()?;
             executors.push(executor.handle().clone());
-            let (mut stopped, running) = (stopped.clone(), running.clone());
+            let (mut stopped, running, poll) = (stopped.clone(), running.clone(), poll.clone());
             thread::Builder::new().name(format!("{name}-{number}")).spawn(move || {
                 start::set_executor();
                 executor.block_on(async {
                     // Changed, or closed: the end either way.
-                    while tokio::time::timeout(TICK, stopped.changed()).await.is_err() {}
+                    let end = async { while tokio::time::timeout(TICK, stopped.changed()).await.is_err() {} };
+                    tokio::select! {
+                        biased;
+                        () = end => {}
+                        () = busy_poll::run(poll) => {}
+                    }
                 });
                 // Whatever still runs was given its time by then.
                 executor.shutdown_background();
@@ -127,6 +134,7 @@ impl Runtime for SystemRuntime {
     }
 
     fn start(&self, task: BoxFuture<()>) {
+        busy_poll::request_came();
         start::start(self.here(), task);
     }
 
@@ -153,7 +161,7 @@ mod tests {
 
     #[test]
     fn a_place_is_a_thread_and_its_tasks_stay_there() {
-        let (runtime, executors) = SystemRuntime::start("test", 2).unwrap();
+        let (runtime, executors) = SystemRuntime::start("test", 2, BusyPoll::none()).unwrap();
         let runtime: SharedRuntime = Arc::new(runtime);
         let (tell, told) = mpsc::channel();
         for place in [0, 1, 2] {
@@ -176,7 +184,7 @@ mod tests {
 
     #[test]
     fn stopping_drops_what_waits() {
-        let (runtime, executors) = SystemRuntime::start("test", 2).unwrap();
+        let (runtime, executors) = SystemRuntime::start("test", 2, BusyPoll::none()).unwrap();
         let (held, holds) = mpsc::channel::<()>();
         let (begun, begins) = mpsc::channel();
         runtime.spawn_at(

@@ -9,7 +9,7 @@ use std::thread::available_parallelism;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use larder_protocol::runtime::{SharedRuntime, SystemRuntime};
+use larder_protocol::runtime::{BusyPoll, SharedRuntime, SystemRuntime};
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -32,7 +32,8 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     let workers = available_parallelism().map_or(MIN_WORKERS, |cores| cores.get().max(MIN_WORKERS));
     // This thread takes connections and signals, and those others do the work.
     let main = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start threads")?;
-    let (runtime, executors) = SystemRuntime::start("larderd", workers).context("cannot start threads")?;
+    let (runtime, executors) =
+        SystemRuntime::start("larderd", workers, BusyPoll::new(config.busy_poll)).context("cannot start threads")?;
     let result = main.block_on(serve(config, Arc::new(runtime)));
     // Whatever still runs was given its time by then.
     executors.stop(Duration::ZERO);

@@ -112,10 +112,18 @@ impl Vfs {
         use_copy: bool,
     ) -> Result<Attempt, Error> {
         let part = CHECK_BLOCK as u32;
-        let query = Query::Fetch { fid: node.fid, offset: 0, len: part, version: None, copy: use_copy };
-        let (reply, asked) = self.preparing(self.ask(cred, query)).await?;
-        let QueryReply::Data { data, attr } = reply else { return Err(unexpected()) };
-        let first = data.0;
+        // What is known to be small asks for no more, and is then carried like other small requests.
+        let mut len = if copy.size() <= QUICK as u64 { QUICK as u32 } else { part };
+        let (first, attr, asked) = loop {
+            let query = Query::Fetch { fid: node.fid, offset: 0, len, version: None, copy: use_copy };
+            let (reply, asked) = self.preparing(self.ask(cred, query)).await?;
+            let QueryReply::Data { data, attr } = reply else { return Err(unexpected()) };
+            if len == part || attr.size <= u64::from(len) {
+                break (data.0, attr, asked);
+            }
+            // It has grown.
+            len = part;
+        };
         if !use_copy {
             self.learn(node, attr.clone(), &asked);
         }
