@@ -31,10 +31,9 @@ make_inputs() {
     plain_git -C "$dir/repository" -c init.defaultBranch=main init -q
     plain_git -C "$dir/repository" add .
     plain_git -C "$dir/repository" commit -q -m "All of it"
-    plain_git -C "$dir/repository" repack -q -a -d
-    tar -C "$dir" -cf "$WORK/inputs.tar" small tree repository
+    plain_git -C "$dir/repository" repack -q -a
+    tar -C "$dir" --exclude='repository/.git/objects/??' -cf "$WORK/inputs.tar" small tree repository
     tar -C "$dir" -cf "$WORK/tree.tar" tree
-    rm -r "$dir"
 }
 
 # untar FILE DIR: without the times, which OpenAFS's FUSE client cannot set.
@@ -85,8 +84,9 @@ small() {
     while read -r op value; do note "$op-$1" "$value"; done <"$WORK/load"
 }
 
-# What is unpacked, and the caches of earlier mounts, stay to the end: for half a minute ext4 takes longer to make a file
-# for each that was removed, and those that come later would pay for those that came before.
+# Nothing is removed before the end, neither what is unpacked nor inputs nor the caches of earlier mounts: ext4 passes
+# over the inodes of files that were removed less than a minute ago, or six (recently_deleted in fs/ext4/ialloc.c), one by
+# one, and puts new directories just there. Those that make files would pay for those that removed some.
 unpack() {
     local dir
     dir=$(mktemp -d "$WORK/$1/unpacked-XXXXXX") && timed "untar-$1" "$tree" untar "$WORK/tree.tar" "$dir"
