@@ -84,7 +84,7 @@ small() {
     while read -r op value; do note "$op-$1" "$value"; done <"$WORK/load"
 }
 
-# Nothing is removed before the end, neither what is unpacked nor inputs nor the caches of earlier mounts: ext4 passes
+# Few files are removed before the end, not what is unpacked nor inputs nor the caches of earlier mounts: ext4 passes
 # over the inodes of files that were removed less than a minute ago, or six (recently_deleted in fs/ext4/ialloc.c), one by
 # one, and puts new directories just there. Those that make files would pay for those that removed some.
 unpack() {

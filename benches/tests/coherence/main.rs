@@ -23,6 +23,8 @@ mod history;
 #[path = "../replay/machine.rs"]
 #[allow(dead_code, reason = "the other test needs more of it")]
 mod machine;
+mod mounted;
+mod names;
 mod spec;
 mod squatter;
 mod versions;

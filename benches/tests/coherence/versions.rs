@@ -3,105 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use larder_benches::seeds::in_virtual_time;
-use larder_client::vfs::{CacheOptions, Entry, LookupResult, Mode, MountOptions, ROOT, Vfs};
 use larder_protocol::attr::Credential;
 use larder_protocol::faults::Weather;
-use larder_protocol::runtime::SimRuntime;
-use larder_server::volume::Durability;
 use rustix::fs::OFlags;
 use tokio::time::sleep;
 
 use crate::contents::Value;
-use crate::machine::{Disk, Machine};
-use crate::world::{Road, World};
-
-/// The file.
-const FILE: &[u8] = b"file";
-
-/// A mount, and what a program does there.
-struct Client {
-    vfs: Arc<Vfs>,
-    machine: Arc<Machine>,
-    cache: tempfile::TempDir,
-}
-
-impl Client {
-    async fn mount(world: &Arc<World>, weather: Weather, seed: u64) -> Client {
-        Client::mount_with(tempfile::tempdir().unwrap(), world, weather, seed).await
-    }
-
-    async fn mount_with(cache: tempfile::TempDir, world: &Arc<World>, weather: Weather, seed: u64) -> Client {
-        let machine = Machine::new(Arc::new(SimRuntime::new(seed)), Disk::Instant);
-        let dir = CacheOptions { dir: cache.path().to_owned(), size: 1 << 30, passthrough: None };
-        let options = MountOptions { mode: Mode::Afs, cache: Some(dir), ..MountOptions::default() };
-        let road = Road::new(world, weather, seed);
-        let vfs = Vfs::attach(machine.clone(), road, "root", options).await.unwrap();
-        Client { vfs, machine, cache }
-    }
-
-    /// The process is killed; what is left of it is its cache.
-    async fn kill(self) -> tempfile::TempDir {
-        let rest = Arc::downgrade(&self.vfs);
-        drop(self.vfs);
-        self.machine.kill();
-        // Its tasks go when they are next polled.
-        sleep(Duration::from_secs(1)).await;
-        assert_eq!(rest.strong_count(), 0, "nothing outlives the process");
-        self.cache
-    }
-
-    async fn look(&self) -> u64 {
-        self.look_for(FILE).await
-    }
-
-    async fn look_for(&self, name: &[u8]) -> u64 {
-        match self.vfs.lookup(&Credential::root(), ROOT, name).await {
-            Ok(LookupResult::Found(Entry { node, .. })) => node,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    async fn read(&self, name: &[u8]) -> Value {
-        let handle = self.open(self.look_for(name).await, OFlags::RDONLY).await;
-        let value = self.contents(handle).await;
-        self.close(handle).await;
-        value
-    }
-
-    async fn open(&self, node: u64, how: OFlags) -> u64 {
-        let flags = how.bits().cast_signed();
-        self.vfs.open(&Credential::root(), node, flags).await.unwrap().handle
-    }
-
-    async fn close(&self, handle: u64) {
-        self.vfs.flush(handle).await.unwrap();
-        self.vfs.release(handle).await;
-    }
-
-    async fn write_node(&self, node: u64, value: Value) {
-        let handle = self.open(node, OFlags::WRONLY | OFlags::TRUNC).await;
-        let data: Bytes = value.range(0, value.len());
-        assert_eq!(self.vfs.write(handle, 0, data).await.unwrap(), value.len());
-        self.close(handle).await;
-    }
-
-    async fn write(&self, value: Value) {
-        self.write_node(self.look().await, value).await;
-    }
-
-    async fn contents(&self, handle: u64) -> Value {
-        Value::of(&self.vfs.read(handle, 0, 8 << 20).await.unwrap(), "the file")
-    }
-}
-
-async fn world() -> Arc<World> {
-    let world = World::new(1, Durability::Process, Disk::Instant);
-    let root = world.volume().root();
-    world.file(root, "file").await;
-    world
-}
+use crate::mounted::{Client, world};
 
 #[test]
 fn what_one_node_has_stored_no_other_shows_the_past_of() {
@@ -196,5 +105,36 @@ fn what_is_recovered_beside_a_mount_that_is_used_is_not_shown_as_it_was() {
             }
             assert_eq!(a.read(name.as_bytes()).await, left, "{name} as it was before it was recovered");
         }
+    });
+}
+
+#[test]
+fn a_file_that_grows_while_it_is_fetched_is_fetched_whole() {
+    in_virtual_time(async {
+        let world = world().await;
+        // Requests of the reader take long to arrive.
+        let weather = Weather { delay: 1000, max_delay: Duration::from_millis(100), ..Weather::default() };
+        let a = Arc::new(Client::mount(&world, weather, 1).await);
+        let b = Client::mount(&world, Weather::default(), 2).await;
+        let fetches = || a.vfs.stats().requests["fetch"].count;
+        let mut grown = 0;
+        for round in 0..40 {
+            let (small, large) = (Value::new(2 * round + 1, 1000), Value::new(2 * round + 2, 300_000));
+            b.write(small).await;
+            let node = a.look().await;
+            let before = a.vfs.stats().requests.get("fetch").map_or(0, |kind| kind.count);
+            let opening = tokio::spawn({
+                let a = a.clone();
+                async move { a.open(node, OFlags::RDONLY).await }
+            });
+            sleep(Duration::from_millis(u64::from(round))).await;
+            b.write(large).await;
+            let handle = opening.await.unwrap();
+            let found = a.contents(handle).await;
+            assert!(found == small || found == large, "{found:?}");
+            grown += u32::from(found == large && fetches() - before == 2);
+            a.close(handle).await;
+        }
+        assert!(grown > 0, "it never grew on the way");
     });
 }

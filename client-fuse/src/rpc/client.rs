@@ -19,7 +19,7 @@ use larder_protocol::service::volume::{VolumeReply, VolumeRequest};
 use larder_protocol::service::{LarderRequest, LarderResponse};
 
 use super::channel::{Channel, Connection, Shared};
-use super::routing::{self, PROMISES, Routing};
+use super::routing::{self, PROMISES, Route, Routing};
 use super::slot_queue::SlotGuard;
 use super::{Cause, ConnectError, Failure};
 
@@ -463,7 +463,8 @@ fn error_of(reply: &LarderResponse) -> Option<ErrorCode> {
 struct Pending {
     client: Arc<Client>,
     slot: Option<SlotGuard>,
-    channel: u32,
+    /// Shared with what sees to it once it is given up.
+    route: Arc<Route>,
     request: LarderRequest,
     life: u64,
     tries: Tries,
@@ -475,11 +476,11 @@ impl Pending {
         let place = slot.place();
         let id =
             OpId { client: client.shared.client, incarnation: place.incarnation, slot: place.slot, seq: place.seq };
-        let channel = client.routing.of_op(&op, client.channels[0].in_flight());
+        let route = client.routing.of_op(&op, client.channels[0].in_flight());
         Pending {
             client,
             slot: Some(slot),
-            channel,
+            route: Arc::new(route),
             request: LarderRequest::Mutate { cred: cred.clone(), id, op },
             life: place.incarnation,
             tries: Tries::default(),
@@ -489,7 +490,7 @@ impl Pending {
 
     async fn run(&mut self, limit: Option<BootTime>) -> Result<Result<Mutated, ErrorCode>, Failure> {
         let client = self.client.clone();
-        let reply = client.exchange(self.channel, &self.request, limit, &mut self.tries, Some(self.life)).await?;
+        let reply = client.exchange(self.route.channel, &self.request, limit, &mut self.tries, Some(self.life)).await?;
         self.answered = true;
         match reply {
             LarderResponse::Mutate(result) => Ok(result),
@@ -509,15 +510,13 @@ impl Drop for Pending {
             return;
         }
         let slot = self.slot.take();
-        let (client, channel, life, mut tries) = (self.client.clone(), self.channel, self.life, self.tries);
-        let LarderRequest::Mutate { op, .. } = &self.request else { return };
-        let unsettled = client.routing.given_up(op, channel);
+        let (client, route, life, mut tries) = (self.client.clone(), self.route.clone(), self.life, self.tries);
         let Some(request) = without_effect(&self.request) else { return };
         // The next connection fences this one, and with it what is on its way there.
-        client.channels[channel as usize].kill();
+        client.channels[route.channel as usize].kill();
         self.client.shared.runtime.spawn(Box::pin(async move {
-            let _ = client.exchange(channel, &request, None, &mut tries, Some(life)).await;
-            drop((slot, unsettled));
+            let _ = client.exchange(route.channel, &request, None, &mut tries, Some(life)).await;
+            drop((slot, route));
         }));
     }
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use futures::StreamExt;
 use larder_protocol::handshake::{Hello, LeaseTerms, Refusal};
 use larder_protocol::ids::{Epoch, VolumeId};
+use larder_protocol::payload::Payload;
 use larder_protocol::runtime::{BoxFuture, SharedRuntime, SimRuntime};
 use larder_protocol::service::Larder;
 use larder_protocol::service::callback::{Breaks, Grants, LeaseId, Promised, Renew, Renewed};
@@ -46,8 +47,9 @@ struct Server {
     forget_client: AtomicU64,
     /// Requests to be swallowed, whatever the weather.
     swallow_next: AtomicU64,
-    /// What was executed.
+    /// What was executed, and on which channels.
     operations: Mutex<Vec<Op>>,
+    channels: Mutex<Vec<u32>>,
     executed: AtomicU64,
 }
 
@@ -69,6 +71,7 @@ impl Server {
             forget_client: AtomicU64::new(0),
             swallow_next: AtomicU64::new(0),
             operations: Mutex::default(),
+            channels: Mutex::default(),
             executed: AtomicU64::new(0),
         })
     }
@@ -160,6 +163,7 @@ impl Larder for Session {
                 let result = server.executed.fetch_add(1, Ordering::Relaxed) + 1;
                 world.slots.insert(id.slot, (id.seq, result));
                 server.operations.lock().push(op);
+                server.channels.lock().extend(self.me.lock().map(|(_, channel, _)| channel));
                 result
             } else if id.seq == last {
                 recorded
@@ -341,6 +345,31 @@ async fn an_operation_given_up_is_not_executed_later() {
     assert_eq!(*server.operations.lock(), [op(), nothing], "its number is used up");
     assert_eq!(mutate(&client).await, Ok(3));
     assert_eq!(server.world.lock().slots.keys().copied().collect::<Vec<_>>(), [0], "and its slot is free");
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_store_is_executed_after_a_later_one_of_its_file() {
+    let server = Server::new(Weather::default(), 1);
+    let client = client(&server, 1, Patience::Soft(Duration::from_secs(3)));
+    client.connect().await.unwrap();
+    let store = |len: usize| {
+        let contents = NewContents::Whole(Payload(vec![7; len].into()));
+        let (client, op) = (client.clone(), Op::Store { fid: FID, contents, base: None });
+        async move { client.mutate(&Credential::root(), op).await.map(|mutated| mutated.sequence) }
+    };
+    assert_eq!((store(10).await, store(1 << 20).await), (Ok(1), Ok(2)));
+    assert_eq!(*server.channels.lock(), [0, 1], "each goes where it hinders least");
+    // The small one is swallowed, and so is what settles it at first: the large one takes its channel meanwhile.
+    server.swallow_next.store(2, Ordering::Relaxed);
+    assert_eq!(store(10).await, Err(Failure::MaybeExecuted(Cause::TimedOut)));
+    assert_eq!(store(1 << 20).await, Ok(3));
+    assert_eq!(*server.channels.lock(), [0, 1, 0], "W2");
+    // Under way at the same time they take one channel as well.
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    server.channels.lock().clear();
+    let (large, small) = tokio::join!(store(1 << 20), store(10));
+    assert!(large.is_ok() && small.is_ok());
+    assert_eq!(*server.channels.lock(), [1, 1], "W2");
 }
 
 #[tokio::test(start_paused = true)]

@@ -19,6 +19,7 @@ pub mod slot_queue;
 pub use client::{Client, Patience};
 pub use connector::{BoxTransport, Connector, Link, TcpConnector};
 pub use routing::CHANNELS;
+pub(crate) use routing::MUCH;
 
 use larder_protocol::error::ErrorCode;
 

@@ -7,8 +7,8 @@
 //!
 //! - **W1** All writes of a file, and what moves its bytes at the server, take one channel: a later one is sent only
 //!   after the channel that may still carry an earlier one is fenced.
-//! - **W2** A store of the whole file may take any channel. But while one is given up and may still be executed, further
-//!   ones of that file take its channel, whose next connection fences it.
+//! - **W2** A store of the whole file may take any channel. But while one is under way, or was given up and may still be
+//!   executed, further ones of that file take its channel, whose next connection fences it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ pub const CHANNELS: usize = 1 + DATA_CHANNELS as usize;
 pub(super) const PROMISES: u32 = CHANNELS as u32;
 
 /// Bytes of file data that take longer to send than another thread takes to wake up.
-pub(super) const MUCH: usize = 64 << 10;
+pub(crate) const MUCH: usize = 64 << 10;
 /// Requests on their way on the control channel from which on data takes the others.
 const FEW: u32 = 4;
 
@@ -34,14 +34,16 @@ const FEW: u32 = 4;
 #[derive(Default)]
 pub(super) struct Routing {
     next_read: AtomicU32,
-    /// Stores that were given up and are not settled: on which channel, and how many (W2).
-    unsettled: Mutex<HashMap<Fid, (u32, u32)>>,
+    /// Stores that may yet be executed: on which channel, and how many (W2).
+    stores: Mutex<HashMap<Fid, (u32, u32)>>,
 }
 
-/// A store that was given up; dropped once it is certain that it is not executed later.
-pub(super) struct Unsettled {
+/// The way of a mutation, kept until it is certain that it is not executed any more.
+pub(super) struct Route {
+    pub(super) channel: u32,
     routing: Arc<Routing>,
-    fid: Fid,
+    /// What is stored.
+    fid: Option<Fid>,
 }
 
 impl Routing {
@@ -56,39 +58,36 @@ impl Routing {
         }
     }
 
-    /// The channel of a mutation, while the control channel carries so many.
-    pub(super) fn of_op(&self, op: &Op, on_control: u32) -> u32 {
+    /// The way of a mutation, while the control channel carries so many.
+    pub(super) fn of_op(self: &Arc<Routing>, op: &Op, on_control: u32) -> Route {
+        let route = |channel, fid| Route { channel, routing: self.clone(), fid };
         match op {
-            Op::Append { fid, .. } | Op::Allocate { fid, .. } | Op::CopyRange { to: fid, .. } => of_file(*fid),
+            Op::Append { fid, .. } | Op::Allocate { fid, .. } | Op::CopyRange { to: fid, .. } => {
+                route(of_file(*fid), None)
+            }
             Op::Store { fid, contents, .. } => {
                 let is_little = match contents {
                     NewContents::Whole(data) => is_beside(data.len(), on_control),
                     NewContents::Staged { .. } => false,
                 };
-                let unsettled = self.unsettled.lock().get(fid).map(|(channel, _)| *channel);
-                unsettled.unwrap_or(if is_little { 0 } else { of_file(*fid) })
+                let mut stores = self.stores.lock();
+                let (channel, count) = stores.entry(*fid).or_insert((if is_little { 0 } else { of_file(*fid) }, 0));
+                *count += 1;
+                route(*channel, Some(*fid))
             }
-            _ => 0,
+            _ => route(0, None),
         }
-    }
-
-    /// A mutation on this channel is given up and may be executed yet.
-    pub(super) fn given_up(self: &Arc<Routing>, op: &Op, channel: u32) -> Option<Unsettled> {
-        let Op::Store { fid, .. } = op else { return None };
-        let mut unsettled = self.unsettled.lock();
-        let (_, count) = unsettled.entry(*fid).or_insert((channel, 0));
-        *count += 1;
-        Some(Unsettled { routing: self.clone(), fid: *fid })
     }
 }
 
-impl Drop for Unsettled {
+impl Drop for Route {
     fn drop(&mut self) {
-        let mut unsettled = self.routing.unsettled.lock();
-        if let Some((_, count)) = unsettled.get_mut(&self.fid) {
+        let Some(fid) = self.fid else { return };
+        let mut stores = self.routing.stores.lock();
+        if let Some((_, count)) = stores.get_mut(&fid) {
             *count -= 1;
             if *count == 0 {
-                unsettled.remove(&self.fid);
+                stores.remove(&fid);
             }
         }
     }
@@ -124,33 +123,33 @@ mod tests {
 
     #[test]
     fn little_data_goes_where_small_requests_go_until_there_are_many() {
-        let routing = Routing::default();
+        let routing = Arc::new(Routing::default());
+        let of_op = |op: &Op, on_control| routing.of_op(op, on_control).channel;
         assert_eq!(routing.of_query(&Query::Getattr { fid: FID }, 1000), 0);
         assert_eq!(routing.of_query(&fetch(MUCH), FEW - 1), 0);
-        assert_eq!(routing.of_op(&store(MUCH), FEW - 1), 0);
-        assert_eq!(routing.of_op(&store(MUCH), FEW), of_file(FID));
-        assert_eq!(routing.of_op(&store(MUCH + 1), 0), of_file(FID));
+        assert_eq!(of_op(&store(MUCH), FEW - 1), 0);
+        assert_eq!(of_op(&store(MUCH), FEW), of_file(FID));
+        assert_eq!(of_op(&store(MUCH + 1), 0), of_file(FID));
+        assert_eq!(of_op(&Op::Forget { fids: vec![FID] }, 1000), 0);
         let staged = Op::Store { fid: FID, contents: NewContents::Staged { stage: 1, size: 1 }, base: None };
-        assert_eq!(routing.of_op(&staged, 0), of_file(FID), "W1");
+        assert_eq!(of_op(&staged, 0), of_file(FID), "W1");
         let turns = [fetch(MUCH + 1), fetch(MUCH + 1)].map(|query| routing.of_query(&query, 0));
         assert_eq!(turns, [1, 2]);
         assert_ne!(routing.of_query(&fetch(1), FEW), 0);
+        assert!(routing.stores.lock().is_empty());
     }
 
     #[test]
-    fn a_store_takes_the_channel_of_one_that_was_given_up() {
+    fn stores_of_one_file_share_a_channel_until_all_are_certain() {
         let routing = Arc::new(Routing::default());
-        let first = routing.given_up(&store(1), 0);
-        assert_eq!(routing.of_op(&store(MUCH + 1), 100), 0, "W2");
-        let second = routing.given_up(&store(1), 0);
-        drop(first);
-        assert_eq!(routing.of_op(&store(MUCH + 1), 100), 0, "W2");
-        drop(second);
-        assert_eq!(routing.of_op(&store(MUCH + 1), 100), of_file(FID));
-        let large = routing.given_up(&store(MUCH + 1), of_file(FID));
-        assert_eq!(routing.of_op(&store(1), 0), of_file(FID), "W2");
-        drop(large);
-        assert!(routing.given_up(&Op::Forget { fids: vec![FID] }, 0).is_none());
-        assert!(routing.unsettled.lock().is_empty());
+        for (first, on_control) in [(0, 0), (of_file(FID), 100)] {
+            let small = routing.of_op(&store(1), on_control);
+            let large = routing.of_op(&store(MUCH + 1), on_control);
+            assert_eq!([small.channel, large.channel], [first; 2], "W2");
+            drop(small);
+            assert_eq!(routing.of_op(&store(1), 100 - on_control).channel, first, "W2");
+            drop(large);
+            assert!(routing.stores.lock().is_empty());
+        }
     }
 }

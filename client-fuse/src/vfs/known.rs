@@ -204,17 +204,24 @@ impl Vfs {
         names.learn(name, attr.map(|attr| Child { fid: attr.fid, kind: attr.kind }));
     }
 
-    /// This client's own change of a directory: does to the known names what it did (rule 12). If none were known, those
-    /// that it touched are now.
-    pub(super) fn patch_dir(&self, dir: &Node, change: &AttrChange, patch: impl FnOnce(&mut DirCache)) {
-        if self.afs.is_none() {
+    /// This client's own change of a directory: does to the known names what it did (rule 12). If they are of no use, those
+    /// that it touched are known now.
+    pub(super) fn patch_dir(&self, dir: &Node, change: &AttrChange, patch: impl Fn(&mut DirCache)) {
+        let (before, after) = (change.before, change.attr.change);
+        // What changed nothing has done nothing to the names: a rename of one name of a file over another.
+        if self.afs.is_none() || before == after {
             return;
         }
         let mut state = dir.state.lock();
-        let names = state.dir.get_or_insert_with(|| Box::new(DirCache::new(change.before)));
-        if !names.patch(change.before, change.attr.change, patch) {
-            state.dir = None;
+        if state.dir.as_mut().is_some_and(|names| names.patch(before, after, &patch)) {
+            return;
         }
+        let is_newest = state.attrs.attr().change == after;
+        state.dir = is_newest.then(|| {
+            let mut names = DirCache::new(after);
+            patch(&mut names);
+            Box::new(names)
+        });
     }
 
     /// Whether it is time to ask for all names of a directory.

@@ -137,6 +137,9 @@ impl Vfs {
                 if let Some(name) = name {
                     let child = Child { fid: attr.fid, kind: attr.kind };
                     self.patch_dir(dir, &dir_change, |names| names.put(&name, child));
+                    if !created {
+                        self.learn_name(dir, dir_change.attr.change, &name, Some(&attr));
+                    }
                 }
                 let node = self.found(attr, dir, &asked);
                 // From here on what the answer says may be used.

@@ -165,7 +165,7 @@ impl Vfs {
         let objects = afs.promises.lock().broken(breaks);
         self.give_up(afs, &objects).await;
         afs.promises.lock().applied(breaks, lease);
-        if afs.disk.is_any_pinned(|fid| objects.contains(&ObjectId::from(*fid))) {
+        if afs.disk.pinned().iter().any(|fid| objects.contains(&ObjectId::from(*fid))) {
             afs.pins_touched.notify_one();
         }
     }

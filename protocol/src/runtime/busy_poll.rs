@@ -10,7 +10,6 @@
 //! - **B2** It looks out for no longer than [`BusyPoll::window`] after the last request.
 
 use std::cell::{Cell, RefCell};
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -48,11 +47,11 @@ impl BusyPoll {
 
 /// What an executor knows of the requests that came to it.
 struct Lookout {
-    poll: BusyPoll,
+    window: Duration,
     worth: Worth,
     last: Cell<Option<Instant>>,
     is_looking: Cell<bool>,
-    wanted: Notify,
+    wanted: Arc<Notify>,
 }
 
 /// Whether requests follow one another quickly enough.
@@ -70,11 +69,12 @@ impl Worth {
 }
 
 thread_local! {
-    static LOOKOUT: RefCell<Option<Rc<Lookout>>> = const { RefCell::new(None) };
+    /// That of the executor which this thread runs.
+    static LOOKOUT: RefCell<Option<Lookout>> = const { RefCell::new(None) };
 }
 
-/// A request has come to the executor that this thread runs.
-pub(super) fn request_came() {
+/// A request has come to the executor that this thread runs. Does nothing on other threads.
+pub fn request_came() {
     LOOKOUT.with_borrow(|lookout| {
         if let Some(lookout) = lookout {
             lookout.request_came(Instant::now());
@@ -85,56 +85,65 @@ pub(super) fn request_came() {
 impl Lookout {
     fn request_came(&self, now: Instant) {
         let gap = self.last.replace(Some(now)).map_or(Duration::MAX, |last| now.saturating_duration_since(last));
-        if self.worth.came_after(gap, self.poll.window) && !self.is_looking.get() {
+        if self.worth.came_after(gap, self.window) && !self.is_looking.get() {
             self.wanted.notify_one();
         }
     }
 
     fn is_due(&self) -> bool {
-        self.last.get().is_some_and(|last| last.elapsed() < self.poll.window)
+        self.last.get().is_some_and(|last| last.elapsed() < self.window)
     }
+}
 
-    async fn look(&self) {
-        if self.poll.is_taken.swap(true, Ordering::Relaxed) {
-            return;
+/// Looks out for requests whenever that is worth it, for as long as it is polled. To be run as a task of the executor of
+/// this thread: it has its turn after what has just arrived.
+pub(super) fn on_this_thread(poll: BusyPoll) -> impl Future<Output = ()> + Send {
+    let wanted = Arc::new(Notify::new());
+    LOOKOUT.set((!poll.window.is_zero()).then(|| Lookout {
+        window: poll.window,
+        worth: Worth::default(),
+        last: Cell::new(None),
+        is_looking: Cell::new(false),
+        wanted: wanted.clone(),
+    }));
+    async move {
+        loop {
+            wanted.notified().await;
+            look(&poll).await;
         }
-        let _turn = Turn(self);
-        self.is_looking.set(true);
-        while self.is_due() {
-            thread::yield_now();
-            // The executor now asks for what has arrived, without waiting for it.
-            tokio::task::yield_now().await;
-        }
+    }
+}
+
+async fn look(poll: &BusyPoll) {
+    let Some(_turn) = Turn::take(&poll.is_taken) else { return };
+    while LOOKOUT.with_borrow(|lookout| lookout.as_ref().is_some_and(Lookout::is_due)) {
+        thread::yield_now();
+        // The executor now asks for what has arrived, without waiting for it, and looks after that first.
+        tokio::task::yield_now().await;
     }
 }
 
 /// An executor's turn at looking out (B1).
-struct Turn<'a>(&'a Lookout);
+struct Turn<'a>(&'a AtomicBool);
 
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        self.0.is_looking.set(false);
-        self.0.poll.is_taken.store(false, Ordering::Relaxed);
+impl Turn<'_> {
+    fn take(is_taken: &AtomicBool) -> Option<Turn<'_>> {
+        if is_taken.swap(true, Ordering::Relaxed) {
+            return None;
+        }
+        Turn::set_looking(true);
+        Some(Turn(is_taken))
+    }
+
+    fn set_looking(looking: bool) {
+        LOOKOUT.with_borrow(|lookout| lookout.iter().for_each(|lookout| lookout.is_looking.set(looking)));
     }
 }
 
-/// Looks out for requests whenever that is worth it, for as long as it is polled. To be run by an executor's thread
-/// itself: what it looks for is what that waits for.
-pub(super) async fn run(poll: BusyPoll) {
-    if poll.window.is_zero() {
-        return std::future::pending().await;
-    }
-    let lookout = Rc::new(Lookout {
-        poll,
-        worth: Worth::default(),
-        last: Cell::new(None),
-        is_looking: Cell::new(false),
-        wanted: Notify::new(),
-    });
-    LOOKOUT.set(Some(lookout.clone()));
-    loop {
-        lookout.wanted.notified().await;
-        lookout.look().await;
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        Turn::set_looking(false);
+        self.0.store(false, Ordering::Relaxed);
     }
 }
 
@@ -166,35 +175,29 @@ mod tests {
 
     #[test]
     fn an_executor_looks_out_and_then_sleeps() {
-        let poll = BusyPoll { window: Duration::from_millis(20), is_taken: Arc::default() };
+        let poll = BusyPoll { window: Duration::from_millis(200), is_taken: Arc::default() };
         let taken = poll.is_taken.clone();
         let executor = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let requests = async {
+        executor.block_on(async {
+            tokio::spawn(on_this_thread(poll));
+            let asked = Instant::now();
             for _ in 0..=ENOUGH {
                 request_came();
-                tokio::task::yield_now().await;
             }
-            let looked = Instant::now();
+            tokio::task::yield_now().await;
             assert!(taken.load(Ordering::Relaxed), "it looks out");
             while taken.load(Ordering::Relaxed) {
                 tokio::task::yield_now().await;
-                assert!(looked.elapsed() < Duration::from_secs(10), "B2");
+                assert!(asked.elapsed() < Duration::from_secs(10), "B2");
             }
-            assert!(looked.elapsed() >= Duration::from_millis(10));
+            assert!(asked.elapsed() >= Duration::from_millis(200));
             // Another executor's turn.
             taken.store(true, Ordering::Relaxed);
             request_came();
             for _ in 0..10 {
                 tokio::task::yield_now().await;
             }
-            assert!(!LOOKOUT.with_borrow(|lookout| lookout.as_ref().unwrap().is_looking.get()), "B1");
-        };
-        executor.block_on(async {
-            tokio::select! {
-                biased;
-                () = run(poll) => unreachable!("it never ends"),
-                () = requests => {}
-            }
+            LOOKOUT.with_borrow(|lookout| assert!(!lookout.as_ref().unwrap().is_looking.get(), "B1"));
         });
     }
 
@@ -202,12 +205,13 @@ mod tests {
     fn without_a_window_nothing_is_looked_out_for() {
         let executor = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         executor.block_on(async {
-            tokio::select! {
-                biased;
-                () = run(BusyPoll::none()) => unreachable!("it never ends"),
-                () = std::future::ready(()) => {}
+            let looking = tokio::spawn(on_this_thread(BusyPoll::none()));
+            for _ in 0..=ENOUGH {
+                request_came();
+                tokio::task::yield_now().await;
             }
+            assert!(LOOKOUT.with_borrow(Option::is_none));
+            looking.abort();
         });
-        assert!(LOOKOUT.with_borrow(Option::is_none));
     }
 }

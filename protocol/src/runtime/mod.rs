@@ -18,7 +18,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use tokio::sync::oneshot;
 
-pub use self::busy_poll::BusyPoll;
+pub use self::busy_poll::{BusyPoll, request_came};
 pub use self::sim::SimRuntime;
 pub use self::start::serving;
 pub use self::system::{Executors, SystemRuntime};

@@ -49,7 +49,7 @@ impl SystemRuntime {
         SystemRuntime { executors: vec![handle], next: AtomicUsize::new(0) }
     }
 
-    /// Starts `count` threads (one at least) called `name`, which look out for what [`Runtime::start`] begins there.
+    /// Starts `count` threads (one at least) called `name`, which look out for requests as `poll` says.
     ///
     /// # Errors
     /// The operating system's.
@@ -68,13 +68,9 @@ impl SystemRuntime {
             thread::Builder::new().name(format!("{name}-{number}")).spawn(move || {
                 start::set_executor();
                 executor.block_on(async {
+                    drop(tokio::spawn(busy_poll::on_this_thread(poll)));
                     // Changed, or closed: the end either way.
-                    let end = async { while tokio::time::timeout(TICK, stopped.changed()).await.is_err() {} };
-                    tokio::select! {
-                        biased;
-                        () = end => {}
-                        () = busy_poll::run(poll) => {}
-                    }
+                    while tokio::time::timeout(TICK, stopped.changed()).await.is_err() {}
                 });
                 // Whatever still runs was given its time by then.
                 executor.shutdown_background();
@@ -134,7 +130,6 @@ impl Runtime for SystemRuntime {
     }
 
     fn start(&self, task: BoxFuture<()>) {
-        busy_poll::request_came();
         start::start(self.here(), task);
     }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use futures::{FutureExt, Sink, Stream, StreamExt};
 use larder_protocol::error::ErrorCode;
 use larder_protocol::limits::HELLO_TIMEOUT;
-use larder_protocol::runtime::SharedRuntime;
+use larder_protocol::runtime::{SharedRuntime, request_came};
 use larder_protocol::service::{LarderRequest, LarderResponse};
 use tarpc::server::{BaseChannel, Channel, Config, serve};
 use tarpc::{ClientMessage, Response};
@@ -95,6 +95,7 @@ where
             // Malformed frames end here too: this connection is lost, and nothing else.
             Some(Err(error)) => return error_chain(&error),
             Some(Ok(request)) => {
+                request_came();
                 let (handler, session, permit) = (handler.clone(), session.clone(), session.begin());
                 // Kept until the answer is handed over, so that answers nobody takes hold back what is read.
                 let in_flight = permit.clone();

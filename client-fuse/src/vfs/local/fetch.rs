@@ -15,6 +15,7 @@ use super::open::WHOLE_AT_OPEN;
 use crate::failpoint::Failpoint;
 use crate::mode::afs::Afs;
 use crate::mode::afs::disk::{CHECK_BLOCK, checksum};
+use crate::rpc::MUCH;
 use crate::vfs::node::Node;
 use crate::vfs::{Error, Vfs, unexpected};
 
@@ -113,7 +114,7 @@ impl Vfs {
     ) -> Result<Attempt, Error> {
         let part = CHECK_BLOCK as u32;
         // What is known to be small asks for no more, and is then carried like other small requests.
-        let mut len = if copy.size() <= QUICK as u64 { QUICK as u32 } else { part };
+        let mut len = if copy.size() <= MUCH as u64 { MUCH as u32 } else { part };
         let (first, attr, asked) = loop {
             let query = Query::Fetch { fid: node.fid, offset: 0, len, version: None, copy: use_copy };
             let (reply, asked) = self.preparing(self.ask(cred, query)).await?;

@@ -164,11 +164,6 @@ impl DiskCache {
         self.state.lock().pins.iter().copied().collect()
     }
 
-    /// Whether one of these files is pinned.
-    pub fn is_any_pinned(&self, is_one: impl FnMut(&Fid) -> bool) -> bool {
-        self.state.lock().pins.iter().any(is_one)
-    }
-
     /// Whether a file is pinned.
     pub fn is_pinned(&self, fid: Fid) -> bool {
         self.state.lock().pins.contains(&fid)
