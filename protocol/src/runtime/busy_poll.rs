@@ -22,7 +22,10 @@ const ENOUGH: u32 = 8;
 /// As sure as it gets.
 const SURE: u32 = 2 * ENOUGH;
 /// What a request that was long in coming counts against quick ones.
-const SLOW: u32 = 4;
+const SLOW: u32 = 2;
+/// How many windows after the one before a request is still quick: answering takes its time too, and a disk may be
+/// waited for in between.
+const QUICK: u32 = 4;
 
 /// What the executors of a runtime share.
 #[derive(Clone, Debug)]
@@ -61,8 +64,7 @@ struct Worth(Cell<u32>);
 impl Worth {
     /// A request has come so long after the one before it. Whether the next one is worth looking out for.
     fn came_after(&self, gap: Duration, window: Duration) -> bool {
-        // Answering takes its time too.
-        let is_quick = gap <= window * 2;
+        let is_quick = gap <= window * QUICK;
         self.0.set(if is_quick { (self.0.get() + 1).min(SURE) } else { self.0.get().saturating_sub(SLOW) });
         self.0.get() >= ENOUGH
     }
@@ -152,8 +154,8 @@ mod tests {
     use super::*;
 
     const WINDOW: Duration = Duration::from_micros(200);
-    const SOON: Duration = Duration::from_micros(300);
-    const LATE: Duration = Duration::from_micros(500);
+    const SOON: Duration = Duration::from_micros(700);
+    const LATE: Duration = Duration::from_micros(900);
 
     #[test]
     fn only_requests_in_quick_succession_are_looked_out_for() {
@@ -163,14 +165,15 @@ mod tests {
         assert!((1..ENOUGH).all(|_| !after(SOON)));
         assert!(after(SOON));
         (0..SURE).for_each(|_| assert!(after(SOON)));
-        // One that is late changes nothing, a few do.
-        assert!(after(LATE));
-        assert!(after(LATE));
-        assert!(!after(LATE));
+        // One that is late changes nothing, many do.
+        assert_eq!((0..6).map(|_| after(LATE)).collect::<Vec<_>>(), [true, true, true, true, false, false]);
         assert!(!after(SOON));
-        // One in three is late: that is too many.
-        let seen: Vec<_> = (0..300).map(|i| after(if i % 3 == 0 { LATE } else { SOON })).collect();
-        assert!(!seen[100..].contains(&true));
+        // Every other one is late: that is too many.
+        let seen: Vec<_> = (0..300).map(|i| after(if i % 2 == 0 { LATE } else { SOON })).collect();
+        assert!(!seen.contains(&true));
+        // One in four is: that is worth it.
+        let seen: Vec<_> = (0..300).map(|i| after(if i % 4 == 0 { LATE } else { SOON })).collect();
+        assert!(!seen[100..].contains(&false));
     }
 
     #[test]
