@@ -1,10 +1,14 @@
 //! Tests and measurements of Larder on real mounts.
 //!
 //! [`server`] and [`mount`] run the two binaries and take them down again, [`raw`] speaks the protocol without a
-//! mount, [`proxy`] is a network with faults, [`size`] says how much to do, [`race`] lets two threads race. The tests under `tests/` state one promise
-//! each; `docs/semantics.md` cites them by name.
+//! mount, [`proxy`] is a network with faults, [`disk`] and [`medium`] are disks, the second one with power cuts, [`size`]
+//! says how much to do, [`race`] lets two threads race. The tests under `tests/` state one promise each;
+//! `docs/semantics.md` cites them by name. [`crash`] breaks things at random and checks all promises at once.
 
+pub mod crash;
+pub mod disk;
 pub mod fuzzing;
+pub mod medium;
 pub mod mount;
 pub mod process;
 pub mod proxy;

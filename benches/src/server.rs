@@ -42,13 +42,21 @@ impl Server {
     /// # Errors
     /// If it does not start.
     pub fn start_on(dir: &Path, store: PathBuf, durability: &'static str) -> Result<Server> {
+        Server::start_of(dir, store, durability, &[])
+    }
+
+    /// As [`start_on`](Server::start_on), with more arguments.
+    ///
+    /// # Errors
+    /// If it does not start.
+    pub fn start_of(dir: &Path, store: PathBuf, durability: &'static str, arguments: &[&str]) -> Result<Server> {
         Server::begin(Server {
             process: None,
             dir: dir.to_owned(),
             store,
             durability,
             address: "127.0.0.1:0".to_owned(),
-            arguments: Vec::new(),
+            arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
             namespace: None,
         })
     }

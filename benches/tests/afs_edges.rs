@@ -9,42 +9,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use larder_benches::disk::Disk;
 use larder_benches::mount::{Mode, Mount, Setup};
-use larder_benches::process::{binary, close, run, scratch, store};
+use larder_benches::process::{binary, close, scratch, store};
 use larder_benches::server::Server;
 use rustix::io::Errno;
-use rustix::mount::{UnmountFlags, unmount};
 use serde_json::Value;
 
 const MIB: usize = 1 << 20;
-
-/// Memory that serves as a disk of a few MiB.
-struct Disk {
-    path: PathBuf,
-}
-
-impl Disk {
-    fn new(dir: &Path, mib: u32) -> Disk {
-        let path = dir.join("disk");
-        fs::create_dir(&path).unwrap();
-        let size = format!("size={mib}m");
-        run(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "larder-test"]).arg(&path)).unwrap();
-        Disk { path }
-    }
-
-    fn remount(&self, how: &str) {
-        run(Command::new("mount").args(["-o", &format!("remount,{how}")]).arg(&self.path)).unwrap();
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        if let Err(error) = unmount(&self.path, UnmountFlags::empty()) {
-            eprintln!("unmounting {}: {error}", self.path.display());
-            let _ = unmount(&self.path, UnmountFlags::DETACH);
-        }
-    }
-}
 
 fn mount(dir: &Path, name: &str, server: &Server, cache: &Path, arguments: &[&str]) -> anyhow::Result<Mount> {
     let setup = Setup { cache: Some(cache), arguments, ..Setup::default() };
@@ -106,9 +78,9 @@ fn copies(cache: &Path, wanted: &[u8]) -> Vec<PathBuf> {
 fn a_cache_without_room_serves_readers_and_refuses_writers() {
     let dir = scratch().unwrap();
     let mut server = Server::start(dir.path(), "process").unwrap();
-    let disk = Disk::new(dir.path(), 8);
+    let disk = Disk::memory(dir.path(), 8).unwrap();
     let direct = Mount::new(dir.path(), "direct", &server, Mode::Direct, "").unwrap();
-    let mnt = mount(dir.path(), "mnt", &server, &disk.path.join("cache"), &[]).unwrap();
+    let mnt = mount(dir.path(), "mnt", &server, &disk.path().join("cache"), &[]).unwrap();
     let (small, large) = (contents(1, 100_000), contents(2, 12 * MIB));
     store(direct.at("small"), &small).unwrap();
     store(direct.at("large"), &large).unwrap();
@@ -127,13 +99,13 @@ fn a_cache_without_room_serves_readers_and_refuses_writers() {
     fs::remove_file(mnt.at("written")).unwrap();
     (0..two.len()).for_each(|number| fs::remove_file(mnt.at(format!("two-{number}"))).unwrap());
     // Somebody else fills the disk.
-    let mut hog = File::create(disk.path.join("hog")).unwrap();
+    let mut hog = File::create(disk.path().join("hog")).unwrap();
     while hog.write_all(&[7; 4096]).is_ok() {}
     assert!(fs::read(mnt.at("small")).unwrap() == small, "also where there is room for nothing at all");
     let refused = store(mnt.at("new"), &large).unwrap_err();
     assert_eq!(refused.raw_os_error(), Some(Errno::NOSPC.raw_os_error()), "{refused}");
     drop(hog);
-    fs::remove_file(disk.path.join("hog")).unwrap();
+    fs::remove_file(disk.path().join("hog")).unwrap();
     store(mnt.at("new"), &small).unwrap();
     assert!(fs::read(direct.at("new")).unwrap() == small);
     assert!(fs::read(mnt.at("small")).unwrap() == small);
@@ -147,13 +119,13 @@ fn a_cache_without_room_serves_readers_and_refuses_writers() {
 fn a_cache_that_cannot_be_written_or_is_taken_is_refused() {
     let dir = scratch().unwrap();
     let mut server = Server::start(dir.path(), "process").unwrap();
-    let disk = Disk::new(dir.path(), 8);
-    disk.remount("ro");
-    let refused = format!("{:#}", mount(dir.path(), "ro", &server, &disk.path.join("cache"), &[]).unwrap_err());
-    let named = disk.path.join("cache").display().to_string();
+    let disk = Disk::memory(dir.path(), 8).unwrap();
+    disk.remount("ro").unwrap();
+    let refused = format!("{:#}", mount(dir.path(), "ro", &server, &disk.path().join("cache"), &[]).unwrap_err());
+    let named = disk.path().join("cache").display().to_string();
     assert!(refused.contains(&named) && refused.contains("Read-only file system"), "{refused}");
-    disk.remount("rw");
-    let cache = disk.path.join("cache");
+    disk.remount("rw").unwrap();
+    let cache = disk.path().join("cache");
     let first = mount(dir.path(), "first", &server, &cache, &[]).unwrap();
     let refused = format!("{:#}", mount(dir.path(), "second", &server, &cache, &[]).unwrap_err());
     assert!(refused.contains(&named) && refused.contains("in use by another mount"), "{refused}");

@@ -3,43 +3,15 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 
+use larder_benches::disk::Disk;
 use larder_benches::in_each_mode;
 use larder_benches::mount::{Mode, Mount};
-use larder_benches::process::{run, scratch};
+use larder_benches::process::scratch;
 use larder_benches::server::Server;
 use rustix::io::Errno;
-use rustix::mount::{UnmountFlags, unmount};
 
 in_each_mode![a_full_disk_refuses_and_then_works_again];
-
-/// A small ext4 file system in a file.
-struct Disk {
-    path: PathBuf,
-}
-
-impl Disk {
-    /// Makes and mounts one of this many MiB. The kernel lets go of the loop device with the mount.
-    fn new(dir: &Path, mib: u64) -> Disk {
-        let (image, path) = (dir.join("disk.img"), dir.join("disk"));
-        File::create(&image).unwrap().set_len(mib << 20).unwrap();
-        run(Command::new("mkfs.ext4").args(["-q", "-m", "0"]).arg(&image)).unwrap();
-        fs::create_dir(&path).unwrap();
-        run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&path)).unwrap();
-        Disk { path }
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        if let Err(error) = unmount(&self.path, UnmountFlags::empty()) {
-            eprintln!("unmounting {}: {error}", self.path.display());
-            let _ = unmount(&self.path, UnmountFlags::DETACH);
-        }
-    }
-}
 
 /// Fills the disk with large files, then small ones, until both are refused; every refusal must be ENOSPC.
 fn fill(mount: &Mount) -> usize {
@@ -65,8 +37,8 @@ fn fill(mount: &Mount) -> usize {
 
 fn a_full_disk_refuses_and_then_works_again(mode: Mode) {
     let dir = scratch().unwrap();
-    let disk = Disk::new(dir.path(), 64);
-    let mut server = Server::start_on(dir.path(), disk.path.join("store"), "power").unwrap();
+    let disk = Disk::ext4(dir.path(), "disk", 64).unwrap();
+    let mut server = Server::start_on(dir.path(), disk.path().join("store"), "power").unwrap();
     let mount = Mount::new(dir.path(), "mnt", &server, mode, "").unwrap();
     fs::write(mount.at("before"), "kept").unwrap();
     for round in 0..2 {

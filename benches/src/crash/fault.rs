@@ -1,0 +1,160 @@
+//! What is broken, and how it is mended.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use rand::Rng;
+use rand::rngs::SmallRng;
+
+use super::world::World;
+use crate::mount::Mode;
+use crate::proxy::{End, Link, Way};
+
+/// Something that goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Fault {
+    /// `kill -9` of the server, which is started again.
+    ServerKill,
+    /// The power of the server's machine is cut, and comes back.
+    ServerPower,
+    /// `kill -9` of a client's process, which is mounted again.
+    ClientKill,
+    /// The power of a client's disk cache is cut while its process dies.
+    ClientPower,
+    /// A client's process is stopped for longer than its lease, and goes on.
+    ClientStop,
+    /// `kill -9` of the server and of all clients at once.
+    AllKill,
+    /// Nothing passes between the clients and the server, for longer than a lease.
+    Partition,
+    /// Nothing passes in one direction.
+    OneWay,
+    /// Connections are reset.
+    Reset,
+    /// Connections end in the middle of a message.
+    Truncate,
+    /// Connections are closed in one direction.
+    HalfClose,
+    /// What the server says is lost until its connections are ended.
+    Mute,
+    /// 1 Mbit/s and 300 ms.
+    SlowLink,
+    /// The disk of the server is full for a while.
+    DiskFull,
+    /// A second server is started on the same store, and a second client on the same cache.
+    Twice,
+}
+
+/// The least and the most that a fault lasts which does not end by itself.
+const LASTS: (u64, u64) = (100, 700);
+/// Bytes of a message that still pass before it is cut off, at most.
+const CUT_AFTER: u64 = 5000;
+
+impl Fault {
+    /// Whether it can happen in this mode.
+    pub fn is_of(self, mode: Mode) -> bool {
+        match self {
+            Fault::ClientPower => mode == Mode::Afs,
+            _ => true,
+        }
+    }
+
+    /// Its name on the command line.
+    pub fn name(self) -> String {
+        clap::ValueEnum::to_possible_value(&self).map(|value| value.get_name().to_owned()).unwrap_or_default()
+    }
+
+    /// Whether the disks of the server, and of the clients, must be such as can lose their power or be full.
+    pub fn needs_media(self) -> (bool, bool) {
+        match self {
+            Fault::ServerPower | Fault::DiskFull => (true, false),
+            Fault::ClientPower => (false, true),
+            _ => (false, false),
+        }
+    }
+
+    /// Whether acknowledgements must survive a power cut.
+    pub fn needs_power(self) -> bool {
+        self == Fault::ServerPower
+    }
+
+    /// Breaks it and mends it again. Says what was done.
+    ///
+    /// # Errors
+    /// If what is broken does not come back, or is not refused that should be.
+    pub fn strike(self, world: &World, random: &mut SmallRng) -> Result<String> {
+        let lasts = Duration::from_millis(random.random_range(LASTS.0..LASTS.1));
+        let longer_than_a_lease = world.lease() + world.lease() / 2 + lasts;
+        let seat = random.random_range(0..world.seats.len());
+        let ways = [(Way::Up, [true, false]), (Way::Down, [false, true])];
+        let (way, one) = ways[random.random_range(0..2)];
+        Ok(match self {
+            Fault::ServerKill => {
+                world.kill_server()?;
+                std::thread::sleep(lasts / 4);
+                world.start_server()?;
+                "the server was killed".to_owned()
+            }
+            Fault::ServerPower => {
+                world.cut_server_power()?;
+                "the server's power was cut".to_owned()
+            }
+            Fault::ClientKill => {
+                world.kill_client(seat, false)?;
+                format!("the client of seat {seat} was killed")
+            }
+            Fault::ClientPower => {
+                world.kill_client(seat, true)?;
+                format!("the power of the client of seat {seat} was cut")
+            }
+            Fault::ClientStop => {
+                world.stop_client(seat, longer_than_a_lease)?;
+                format!("the client of seat {seat} was stopped for {longer_than_a_lease:.1?}")
+            }
+            Fault::AllKill => {
+                world.kill_all()?;
+                "all processes were killed".to_owned()
+            }
+            Fault::Partition => {
+                world.link(Link { is_cut: [true, true], ..Link::default() }, longer_than_a_lease);
+                format!("nothing passed for {longer_than_a_lease:.1?}")
+            }
+            Fault::OneWay => {
+                world.link(Link { is_cut: one, ..Link::default() }, longer_than_a_lease);
+                format!("nothing passed {way:?} for {longer_than_a_lease:.1?}")
+            }
+            Fault::Reset => {
+                world.end_connections(End::Reset);
+                "connections were reset".to_owned()
+            }
+            Fault::Truncate => {
+                let bytes = random.random_range(1..CUT_AFTER);
+                world.end_connections(End::After(way, bytes));
+                format!("connections ended after {bytes} more bytes {way:?}")
+            }
+            Fault::HalfClose => {
+                world.end_connections(End::Half(way));
+                format!("connections were closed {way:?}")
+            }
+            Fault::Mute => {
+                world.link(Link { is_mute: true, ..Link::default() }, lasts);
+                world.end_connections(End::Reset);
+                format!("nothing that the server said arrived for {lasts:.1?}")
+            }
+            Fault::SlowLink => {
+                let slow = Link { delay: Duration::from_millis(300), rate: 125_000, ..Link::default() };
+                world.link(slow, lasts * 4);
+                format!("the link was slow for {:.1?}", lasts * 4)
+            }
+            Fault::DiskFull => {
+                world.fill_disk(lasts)?;
+                format!("the disk was full for {lasts:.1?}")
+            }
+            Fault::Twice => {
+                let refused = world.start_twice(seat)?;
+                ensure!(!refused.is_empty(), "a second server or client was not refused");
+                format!("a second one was refused: {refused}")
+            }
+        })
+    }
+}

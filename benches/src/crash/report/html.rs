@@ -1,0 +1,158 @@
+//! The page.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use super::{longest_pause, modes, table};
+use crate::crash::round::{Outcome, Span};
+
+/// Pixels for the names of lanes, and for their time.
+const NAMES: f64 = 230.0;
+const TIME: f64 = 720.0;
+/// Pixels of a lane.
+const LANE: f64 = 18.0;
+
+const STYLE: &str = "
+:root { color-scheme: light dark; --ink: #1d2430; --soft: #667085; --line: #d9dee7; --back: #fff; --fault: #c2410c;
+  --wait: #2563eb; --bad: #b91c1c; --good: #15803d }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ef; --soft: #98a2b3; --line: #333a46; --back: #14181f;
+  --fault: #fb923c; --wait: #60a5fa; --bad: #f87171; --good: #4ade80 } }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--back); max-width: 980px;
+  margin: 2rem auto; padding: 0 1rem }
+h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
+.wide { overflow-x: auto } table { border-collapse: collapse; width: 100% }
+th, td { text-align: right; padding: .25rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap }
+th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left }
+.bad { color: var(--bad) } .good { color: var(--good) } .soft { color: var(--soft) }
+details { border-top: 1px solid var(--line); padding: .4rem 0 } summary { cursor: pointer }
+svg text { font: 11px system-ui, sans-serif; fill: var(--ink) }
+svg .lane { stroke: var(--line) } svg .fault { fill: var(--fault) } svg .wait { fill: var(--wait) }
+svg .finding { stroke: var(--bad); stroke-width: 2 } svg .shade { fill: var(--fault); opacity: .12 }
+@media print { details { break-inside: avoid } }
+";
+
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+fn seconds(time: Duration) -> String {
+    format!("{:.2} s", time.as_secs_f64())
+}
+
+/// A page that needs nothing else.
+pub(super) fn page(outcomes: &[Outcome]) -> String {
+    let findings: usize = outcomes.iter().map(|outcome| outcome.findings.len()).sum();
+    let (class, verdict) = match findings {
+        0 => ("good", "Every promise was kept.".to_owned()),
+        1 => ("bad", "One promise was broken.".to_owned()),
+        many => ("bad", format!("{many} promises were broken.")),
+    };
+    let checks: u64 = outcomes.iter().map(|outcome| outcome.checks).sum();
+    let mut page = format!(
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>\
+         <title>Larder: crash report</title><style>{STYLE}</style><h1>Larder: crash report</h1>\
+         <p class={class}><strong>{verdict}</strong></p><p>{} rounds, {checks} checks, version {}. In each round programs \
+         work on several mounts while one thing breaks again and again; what they were told is then held against what is \
+         there.</p>",
+        outcomes.len(),
+        env!("CARGO_PKG_VERSION"),
+    );
+    page.push_str(
+        "<h2>Faults</h2><div class=wide><table><tr><th>mode<th>fault<th>rounds<th>times<th>acknowledged<th>checks\
+         <th>longest wait<th>findings</tr>",
+    );
+    // Writing to a string cannot fail.
+    for ((mode, fault), row) in table(outcomes) {
+        let class = if row.findings == 0 { "good" } else { "bad" };
+        let _ = write!(
+            page,
+            "<tr><td>{mode}<td>{fault}<td>{}<td>{}<td>{}<td>{}<td>{}<td class={class}>{}</tr>",
+            row.rounds,
+            row.strikes,
+            row.acknowledged,
+            row.checks,
+            seconds(row.pause),
+            row.findings
+        );
+    }
+    page.push_str("</table></div><h2>Rounds</h2>");
+    outcomes.iter().for_each(|outcome| round(&mut page, outcome));
+    page
+}
+
+fn round(page: &mut String, outcome: &Outcome) {
+    let is_bad = !outcome.findings.is_empty();
+    let _ = write!(
+        page,
+        "<details{}><summary>{} mode, {}, seed {}: {} times in {}, longest wait {}, <span class={}>{} findings</span>\
+         </summary>",
+        if is_bad { " open" } else { "" },
+        modes(outcome),
+        outcome.plan.fault.name(),
+        outcome.plan.seed,
+        outcome.strikes.len(),
+        seconds(outcome.took),
+        seconds(longest_pause(outcome)),
+        if is_bad { "bad" } else { "good" },
+        outcome.findings.len(),
+    );
+    for finding in &outcome.findings {
+        let (who, what) = (escaped(&finding.who), escaped(&finding.what));
+        let _ = write!(page, "<p class=bad>{} {who}: {what}</p>", seconds(finding.at));
+    }
+    timeline(page, outcome);
+    page.push_str("</details>");
+}
+
+fn timeline(page: &mut String, outcome: &Outcome) {
+    let height = LANE * (outcome.work.len() + 2) as f64;
+    let total = outcome.took.as_secs_f64().max(0.001);
+    let at = |time: Duration| NAMES + TIME * (time.as_secs_f64() / total).min(1.0);
+    let _ = write!(
+        page,
+        "<div class=wide><svg viewBox='0 0 {} {height}' width={} role=img aria-label='when things broke, and who waited'>",
+        NAMES + TIME + 10.0,
+        NAMES + TIME + 10.0
+    );
+    let bar = |page: &mut String, span: &Span, class: &str, top: f64, height: f64| {
+        let width = (at(span.to) - at(span.from)).max(1.5);
+        let _ = write!(
+            page,
+            "<rect class={class} x='{:.1}' y='{top:.1}' width='{width:.1}' height='{height:.1}'><title>{} to {}: {}\
+             </title></rect>",
+            at(span.from),
+            seconds(span.from),
+            seconds(span.to),
+            escaped(&span.what)
+        );
+    };
+    let name = |page: &mut String, lane: usize, text: &str| {
+        let y = LANE * lane as f64 + LANE * 0.7;
+        let _ = write!(page, "<text x=0 y='{y:.1}'>{}</text>", escaped(text));
+    };
+    name(page, 0, "what broke");
+    for strike in &outcome.strikes {
+        bar(page, strike, "fault", 3.0, LANE - 6.0);
+        bar(page, strike, "shade", LANE, height - 2.0 * LANE);
+    }
+    for (number, work) in outcome.work.iter().enumerate() {
+        let (lane, y) = (number + 1, LANE * (number as f64 + 1.5));
+        name(page, lane, &format!("{} ({})", work.who, work.acknowledged));
+        let _ = write!(page, "<line class=lane x1={NAMES} x2={} y1='{y:.1}' y2='{y:.1}' />", NAMES + TIME);
+        for pause in &work.pauses {
+            bar(page, pause, "wait", LANE * lane as f64 + 4.0, LANE - 8.0);
+        }
+    }
+    for finding in &outcome.findings {
+        let x = at(finding.at);
+        let _ = write!(page, "<line class=finding x1='{x:.1}' x2='{x:.1}' y1=0 y2={height} />");
+    }
+    let y = height - 4.0;
+    let _ = write!(
+        page,
+        "<text x={NAMES} y={y}>0</text><text x={} y={y} text-anchor=end>{}</text></svg></div>\
+         <p class=soft>Orange: what broke. Blue: steps of more than 100 ms. In brackets: operations acknowledged.</p>",
+        NAMES + TIME,
+        seconds(outcome.took)
+    );
+}

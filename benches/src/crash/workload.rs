@@ -1,0 +1,114 @@
+//! What programs do while things break, and what must hold of it.
+//!
+//! Each workload has a directory of its own on the volume. [`Workload::step`] does a little work; if that fails because the
+//! mount died, [`Workload::settle`] finds out what became of what was under way. [`Workload::check`] holds what is there
+//! against what was acknowledged.
+
+mod append;
+mod git;
+mod names;
+mod register;
+mod replace;
+mod sqlite;
+mod untar;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use rand::rngs::SmallRng;
+
+pub use register::Register;
+
+/// A promise that was broken.
+pub type Broken = String;
+
+/// One worker's work. Directories are given anew each time: a mount that was taken down comes back elsewhere.
+pub trait Workload: Send {
+    /// Its name in reports.
+    fn name(&self) -> &'static str;
+
+    /// Does a little work in `dir`.
+    ///
+    /// # Errors
+    /// Of the first operation that failed: what was under way may have happened or not.
+    fn step(&mut self, dir: &Path, random: &mut SmallRng) -> io::Result<()>;
+
+    /// After a step that failed: what was under way has happened or not, which is found out here, and work goes on from
+    /// there. The outer result is that of the operations needed for it.
+    ///
+    /// # Errors
+    /// The mount has died again; or, inside, a promise was broken.
+    fn settle(&mut self, dir: &Path) -> io::Result<Result<(), Broken>> {
+        self.check(dir)
+    }
+
+    /// Holds what is in `dir` against what was acknowledged. No step is under way.
+    ///
+    /// # Errors
+    /// As with [`settle`](Workload::settle).
+    fn check(&mut self, dir: &Path) -> io::Result<Result<(), Broken>>;
+
+    /// Operations that were acknowledged so far.
+    fn acknowledged(&self) -> u64;
+}
+
+/// The workloads of the seats of a world, of which the first writes the register that the others read.
+pub fn of_seat(seat: usize, register: &Arc<Register>, source: &Arc<Source>) -> Vec<Box<dyn Workload>> {
+    let mut all: Vec<Box<dyn Workload>> = vec![
+        Box::new(append::Append::default()),
+        Box::new(replace::Replace::default()),
+        Box::new(names::Names::default()),
+        Box::new(register::RegisterUse::new(register.clone(), seat == 0)),
+    ];
+    match seat {
+        0 => all.push(Box::new(sqlite::Sqlite::default())),
+        1 => all.push(Box::new(git::Git::default())),
+        _ => all.push(Box::new(untar::Untar::new(source.clone()))),
+    }
+    all
+}
+
+/// Files to be unpacked.
+pub struct Source {
+    /// The files.
+    pub tree: PathBuf,
+    /// An archive of them.
+    pub archive: PathBuf,
+}
+
+/// Runs a program with its output in its error.
+fn run(command: &mut Command) -> io::Result<String> {
+    let output = command.stdin(Stdio::null()).output()?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(io::Error::other(format!("{command:?}: {}: {}", output.status, said.trim())))
+}
+
+/// What a missing file has.
+fn none_if_missing<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Bytes that tell of which number they are, wherever one looks.
+fn pattern(number: u64, len: usize) -> Vec<u8> {
+    let mut state = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut bytes = Vec::with_capacity(len + 8);
+    bytes.extend_from_slice(&number.to_le_bytes());
+    while bytes.len() < len {
+        // xorshift64
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(len.max(8));
+    bytes
+}

@@ -1,0 +1,119 @@
+//! A database with a rollback journal, and `synchronous=FULL`.
+
+use std::io;
+use std::path::Path;
+use std::process::Command;
+
+use rand::Rng;
+use rand::rngs::SmallRng;
+
+use super::{Broken, Workload, run};
+
+/// Rows of a transaction at most.
+const ROWS: u64 = 20;
+
+/// Each transaction that was committed is there whole, and the database is sound.
+#[derive(Default)]
+pub(super) struct Sqlite {
+    committed: u64,
+    tried: u64,
+    total: u64,
+}
+
+impl Sqlite {
+    fn sql(dir: &Path, sql: &str) -> io::Result<String> {
+        let mut command = Command::new("sqlite3");
+        command.args(["-batch", "-bail", "-cmd", ".timeout 60000"]).arg(dir.join("database")).arg(sql);
+        run(&mut command)
+    }
+}
+
+impl Workload for Sqlite {
+    fn name(&self) -> &'static str {
+        "sqlite"
+    }
+
+    fn step(&mut self, dir: &Path, random: &mut SmallRng) -> io::Result<()> {
+        if self.tried == 0 {
+            Sqlite::sql(
+                dir,
+                "PRAGMA journal_mode=DELETE; CREATE TABLE IF NOT EXISTS t(tx INTEGER, row INTEGER, of INTEGER);",
+            )?;
+        }
+        self.tried += 1;
+        let (tx, rows) = (self.tried, random.random_range(1..=ROWS));
+        let values: Vec<String> = (0..rows).map(|row| format!("({tx},{row},{rows})")).collect();
+        let sql =
+            format!("PRAGMA synchronous=FULL; BEGIN IMMEDIATE; INSERT INTO t VALUES {}; COMMIT;", values.join(","));
+        Sqlite::sql(dir, &sql)?;
+        self.committed = tx;
+        self.total += 1;
+        Ok(())
+    }
+
+    fn settle(&mut self, dir: &Path) -> io::Result<Result<(), Broken>> {
+        if self.committed == 0 {
+            // The table may not have been made.
+            self.tried = 0;
+            return Ok(Ok(()));
+        }
+        self.check(dir)
+    }
+
+    fn check(&mut self, dir: &Path) -> io::Result<Result<(), Broken>> {
+        if self.committed == 0 {
+            return Ok(Ok(()));
+        }
+        let sound = Sqlite::sql(dir, "PRAGMA integrity_check;")?;
+        if sound.trim() != "ok" {
+            return Ok(Err(format!("the database is damaged: {}", sound.trim())));
+        }
+        // Transactions that are there, and those of them that are not whole.
+        let counts = Sqlite::sql(
+            dir,
+            "SELECT count(*), sum(n != rows) FROM (SELECT tx, count(*) n, max(of) rows FROM t GROUP BY tx);\
+             SELECT coalesce(max(tx), 0) FROM t;",
+        )?;
+        let mut numbers = counts.split(['|', '\n']).map(|number| number.trim().parse::<u64>().unwrap_or(u64::MAX));
+        let (whole, parts, last) = (numbers.next(), numbers.next(), numbers.next());
+        // Those that failed may be missing.
+        let (whole, last) = (whole.unwrap_or(0), last.unwrap_or(0));
+        if parts != Some(0) || whole < self.total || last < self.committed || last > self.tried {
+            return Ok(Err(format!(
+                "{whole} transactions up to {last}, {parts:?} of them not whole, where {} were committed up to {}",
+                self.total, self.committed
+            )));
+        }
+        Ok(Ok(()))
+    }
+
+    fn acknowledged(&self) -> u64 {
+        self.total
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed call fails the test")]
+
+    use rand::SeedableRng;
+
+    use super::*;
+    use crate::process::scratch;
+
+    #[test]
+    fn a_transaction_that_is_lost_or_cut_is_noticed() {
+        let (dir, mut random) = (scratch().unwrap(), SmallRng::seed_from_u64(1));
+        let mut sqlite = Sqlite::default();
+        (0..4).for_each(|_| sqlite.step(dir.path(), &mut random).unwrap());
+        assert_eq!(sqlite.check(dir.path()).unwrap(), Ok(()));
+        for damage in ["DELETE FROM t WHERE tx = 2;", "DELETE FROM t WHERE tx = 4;", "INSERT INTO t VALUES (9, 0, 2);"]
+        {
+            let good = std::fs::read(dir.path().join("database")).unwrap();
+            Sqlite::sql(dir.path(), damage).unwrap();
+            assert!(sqlite.check(dir.path()).unwrap().is_err(), "{damage}");
+            std::fs::write(dir.path().join("database"), good).unwrap();
+        }
+        assert_eq!(sqlite.settle(dir.path()).unwrap(), Ok(()));
+    }
+}

@@ -1,0 +1,64 @@
+//! Every fault, on mounts of all modes at once: what programs were told is there. `scripts/crash` does the same for longer.
+
+use std::time::Duration;
+
+use clap::ValueEnum;
+use larder_benches::crash::round::run;
+use larder_benches::crash::{Fault, Plan, report};
+use larder_benches::mount::Mode;
+use larder_benches::size::Size;
+
+/// Rounds of this fault, one after the other.
+fn rounds(fault: Fault, modes: &[Mode], rounds: usize) {
+    let base: u64 = std::env::var("LARDER_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random);
+    for seed in (0..rounds as u64).map(|round| base.wrapping_add(round)) {
+        let length = Duration::from_millis(Size::get().pick(500, 1000, 5000) as u64);
+        let plan = Plan { modes: modes.to_vec(), fault, seed, length, durability: None };
+        let outcome = run(&plan).unwrap_or_else(|error| panic!("{}: {error:#}", fault.name()));
+        let acknowledged: u64 = outcome.work.iter().map(|work| work.acknowledged).sum();
+        println!(
+            "{} {}: {} times, {acknowledged} operations, {} checks, longest wait {:.1?}",
+            report::modes(&outcome),
+            fault.name(),
+            outcome.strikes.len(),
+            outcome.checks,
+            report::longest_pause(&outcome),
+        );
+        assert!(
+            outcome.findings.is_empty(),
+            "LARDER_SEED={seed}, {} in {}: {:#?}",
+            fault.name(),
+            report::modes(&outcome),
+            outcome.findings
+        );
+        assert!(!outcome.strikes.is_empty() && acknowledged > 0 && outcome.checks > 10, "{outcome:?}");
+    }
+}
+
+#[test]
+fn what_was_acknowledged_is_there_whatever_breaks() {
+    for fault in Fault::value_variants() {
+        rounds(*fault, &Mode::ALL, 1);
+        if Size::get() == Size::Full {
+            for mode in Mode::ALL.into_iter().filter(|mode| fault.is_of(*mode)) {
+                rounds(*fault, &[mode; 3], 50);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_server_that_acknowledges_what_a_power_cut_takes_is_found() {
+    // In `process` durability that is what it says it does.
+    for mode in Mode::ALL {
+        let found = (0..20).any(|seed| {
+            let (modes, length) = (vec![mode; 2], Duration::from_secs(2));
+            let plan = Plan { modes, fault: Fault::ServerPower, seed, length, durability: Some("process") };
+            let outcome = run(&plan).unwrap_or_else(|error| panic!("{error:#}"));
+            let findings = outcome.findings;
+            findings.iter().take(1).for_each(|finding| println!("{}: {}: {}", mode.name(), finding.who, finding.what));
+            !findings.is_empty()
+        });
+        assert!(found, "{} mode: twenty rounds of power cuts lose nothing", mode.name());
+    }
+}
