@@ -17,6 +17,14 @@ pub mod raw;
 pub mod seeds;
 pub mod server;
 pub mod size;
+pub mod source;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// What a thread that panicked left is as good as any.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Makes a test of each of these functions (`fn(Mode)`) for each caching mode: `nfs::NAME` and `direct::NAME`.
 #[macro_export]

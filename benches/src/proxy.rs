@@ -4,11 +4,13 @@ use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+
+use crate::lock;
 
 /// Bytes passed on at a time.
 const PIECE: usize = 64 << 10;
@@ -72,11 +74,6 @@ pub struct Proxy {
     address: SocketAddr,
     accepting: Option<JoinHandle<()>>,
     ended: Arc<Mutex<bool>>,
-}
-
-/// What a thread that panicked left is as good as any.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Proxy {

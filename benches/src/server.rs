@@ -50,15 +50,7 @@ impl Server {
     /// # Errors
     /// If it does not start.
     pub fn start_of(dir: &Path, store: PathBuf, durability: &'static str, arguments: &[&str]) -> Result<Server> {
-        Server::begin(Server {
-            process: None,
-            dir: dir.to_owned(),
-            store,
-            durability,
-            address: "127.0.0.1:0".to_owned(),
-            arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
-            namespace: None,
-        })
+        Server::begin(dir, store, durability, "127.0.0.1:0", arguments, None)
     }
 
     /// As [`start`](Server::start), in `process` durability, with more arguments.
@@ -74,18 +66,26 @@ impl Server {
     /// # Errors
     /// If it does not start.
     pub fn start_in(dir: &Path, address: &str, arguments: &[&str], namespace: Option<&str>) -> Result<Server> {
-        Server::begin(Server {
+        Server::begin(dir, dir.join("store"), "process", address, arguments, namespace)
+    }
+
+    fn begin(
+        dir: &Path,
+        store: PathBuf,
+        durability: &'static str,
+        address: &str,
+        arguments: &[&str],
+        namespace: Option<&str>,
+    ) -> Result<Server> {
+        let mut server = Server {
             process: None,
             dir: dir.to_owned(),
-            store: dir.join("store"),
-            durability: "process",
+            store,
+            durability,
             address: address.to_owned(),
             arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
             namespace: namespace.map(ToOwned::to_owned),
-        })
-    }
-
-    fn begin(mut server: Server) -> Result<Server> {
+        };
         server.restart()?;
         Ok(server)
     }

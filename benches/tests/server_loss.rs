@@ -14,6 +14,7 @@ use larder_benches::process::{run, scratch};
 use larder_benches::proxy::Proxy;
 use larder_benches::server::Server;
 use larder_benches::size::Size;
+use larder_benches::source::Source;
 use rustix::io::Errno;
 
 in_each_mode![
@@ -29,20 +30,6 @@ const UNANSWERED: Duration = Duration::from_millis(20);
 
 /// Programs that change names meanwhile.
 const CHANGERS: usize = 4;
-
-/// A tree of files of many sizes, in an archive beside it.
-fn source_tree(dir: &Path, files: usize) -> (PathBuf, PathBuf) {
-    let tree = dir.join("tree");
-    for i in 0..files {
-        let sub = tree.join(format!("dir-{}", i % 37));
-        fs::create_dir_all(&sub).unwrap();
-        let line = format!("{i} {}\n", "text ".repeat(i % 13));
-        fs::write(sub.join(format!("file-{i}")), line.repeat(1 + (i * i) % 900)).unwrap();
-    }
-    let archive = dir.join("tree.tar");
-    run(Command::new("tar").arg("-cf").arg(&archive).arg("-C").arg(dir).arg("tree")).unwrap();
-    (tree, archive)
-}
 
 fn git(dir: &Path, args: &[&str]) {
     let mut command = Command::new("git");
@@ -69,7 +56,7 @@ fn changing(dir: PathBuf, enough: &AtomicBool) -> impl FnOnce() -> usize {
 
 fn untar_and_git_gc_survive_a_server_that_is_killed_every_second(mode: Mode) {
     let dir = scratch().unwrap();
-    let (tree, archive) = source_tree(dir.path(), Size::get().pick(200, 1_000, 3_000));
+    let Source { tree, archive } = Source::new(dir.path(), Size::get().pick(200, 1_000, 3_000)).unwrap();
     let kills = Size::get().pick(2, 6, 20);
     let mut server = Server::start(dir.path(), "process").unwrap();
     let proxy = Proxy::start(server.address()).unwrap();

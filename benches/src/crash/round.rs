@@ -15,8 +15,10 @@ use rand::{Rng, SeedableRng};
 
 use super::fault::Fault;
 use super::workload::{Register, Workload, of_seat};
-use super::world::{World, lock, source};
+use super::world::World;
+use crate::lock;
 use crate::mount::Mode;
+use crate::source::Source;
 
 /// Files that are unpacked at a time.
 const FILES: usize = 60;
@@ -206,7 +208,7 @@ fn last_lines(log: &str) -> String {
 /// If a world cannot be made. What goes wrong in it is a finding.
 pub fn run(plan: &Plan) -> Result<Outcome> {
     let world = World::new(plan)?;
-    let source = Arc::new(source(world.dir(), FILES)?);
+    let source = Arc::new(Source::new(world.dir(), FILES)?);
     let (register, mut random) = (Arc::new(Register::default()), SmallRng::seed_from_u64(plan.seed));
     let mut workers = Vec::new();
     for (number, seat) in world.seats.iter().enumerate() {
@@ -289,7 +291,7 @@ fn judge(plan: &Plan, round: Arc<Round>, mut workers: Vec<Worker>, strikes: Vec<
             round.found("the judge", format!("{error:#}"));
         }
     }
-    let mut checks = 1 + workers.iter().map(|worker| worker.checks).sum::<u64>();
+    let mut checks = workers.iter().map(|worker| worker.checks).sum::<u64>();
     let work = workers
         .into_iter()
         .map(|worker| Work { acknowledged: worker.workload.acknowledged(), ..worker.work })

@@ -13,13 +13,15 @@ mod sqlite;
 mod untar;
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use rand::rngs::SmallRng;
 
 pub use register::Register;
+
+use crate::source::Source;
 
 /// A promise that was broken.
 pub type Broken = String;
@@ -68,14 +70,6 @@ pub fn of_seat(seat: usize, register: &Arc<Register>, source: &Arc<Source>) -> V
         _ => all.push(Box::new(untar::Untar::new(source.clone()))),
     }
     all
-}
-
-/// Files to be unpacked.
-pub struct Source {
-    /// The files.
-    pub tree: PathBuf,
-    /// An archive of them.
-    pub archive: PathBuf,
 }
 
 /// Runs a program with its output in its error.

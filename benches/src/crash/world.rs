@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -14,10 +14,10 @@ use rustix::io::Errno;
 use rustix::process::Signal;
 
 use super::round::Plan;
-use super::workload::Source;
+use crate::lock;
 use crate::medium::Medium;
 use crate::mount::{Mode, Mount, Setup};
-use crate::process::{binary, run, scratch};
+use crate::process::{binary, scratch};
 use crate::proxy::{End, Link, Proxy};
 use crate::server::Server;
 
@@ -51,27 +51,6 @@ pub struct World {
     /// Odd while the disk is full on purpose.
     fullness: AtomicU64,
     dir: tempfile::TempDir,
-}
-
-/// What a worker that panicked left is as good as any.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Files of many sizes to unpack.
-///
-/// # Errors
-/// If they cannot be made.
-pub fn source(dir: &Path, files: usize) -> Result<Source> {
-    let (tree, archive) = (dir.join("tree"), dir.join("tree.tar"));
-    for i in 0..files {
-        let sub = tree.join(format!("dir-{}", i % 7));
-        fs::create_dir_all(&sub)?;
-        let line = format!("{i} {}\n", "text ".repeat(i % 13));
-        fs::write(sub.join(format!("file-{i}")), line.repeat(1 + (i * i) % 900))?;
-    }
-    run(Command::new("tar").arg("-cf").arg(&archive).arg("-C").arg(dir).arg("tree"))?;
-    Ok(Source { tree, archive })
 }
 
 impl Seat {

@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use rand::rngs::SmallRng;
 
-use super::{Broken, Source, Workload, none_if_missing, run};
+use super::{Broken, Workload, none_if_missing, run};
+use crate::source::Source;
 
 /// Trees that are kept.
 const KEPT: u64 = 3;
@@ -77,13 +78,12 @@ mod tests {
     use rand::SeedableRng;
 
     use super::*;
-    use crate::crash::world::source;
     use crate::process::scratch;
 
     #[test]
     fn a_file_that_differs_is_noticed() {
         let (dir, mut random) = (scratch().unwrap(), SmallRng::seed_from_u64(1));
-        let source = Arc::new(source(dir.path(), 30).unwrap());
+        let source = Arc::new(Source::new(dir.path(), 30).unwrap());
         let mut untar = Untar::new(source);
         (0..KEPT + 2).for_each(|_| untar.step(dir.path(), &mut random).unwrap());
         assert_eq!(untar.check(dir.path()).unwrap(), Ok(()));
