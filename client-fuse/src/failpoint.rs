@@ -1,8 +1,5 @@
-//! Places at which the process can be made to die, as by `kill -9`, for tests of what a crash leaves behind (AFS mode).
-//!
-//! Only a build with the feature `failpoints` has them. There the environment variable `FAILPOINTS` says which is to be
-//! deadly, in the language of the crate `fail`: `afs::store::sent=return`, or `afs::store::staging=2*off->return` for the
-//! third time that it is passed.
+//! Places at which the process can be made to die, for tests of what a crash leaves behind (AFS mode); see
+//! [`larder_protocol::failpoint`].
 
 /// A place. What must survive a death there is said with each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,25 +66,8 @@ impl Failpoint {
     }
 
     /// The process is here, and dies if it is to.
-    #[cfg(feature = "failpoints")]
-    pub(crate) fn pass(self) {
-        fail::fail_point!(self.name(), |_| {
-            let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
-            // Until it is delivered nothing more may happen.
-            loop {
-                std::thread::park();
-            }
-        });
-    }
-
-    /// Nothing: this build has no failpoints.
-    #[cfg(not(feature = "failpoints"))]
     #[inline(always)]
-    pub(crate) fn pass(self) {}
-}
-
-/// Reads `FAILPOINTS`, in a build that has any. Before other threads begin.
-pub(crate) fn set_up() {
-    #[cfg(feature = "failpoints")]
-    std::mem::forget(fail::FailScenario::setup());
+    pub(crate) fn pass(self) {
+        larder_protocol::failpoint::pass(self.name());
+    }
 }

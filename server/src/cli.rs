@@ -114,6 +114,7 @@ pub struct CheckArgs {
 
 /// Runs the command that the process was started with.
 pub fn run() -> ExitCode {
+    larder_protocol::failpoint::set_up();
     let result = match Cli::parse().command {
         Command::Serve(args) => serve::run(args).map(|()| ExitCode::SUCCESS),
         Command::Check(args) => return run_check(&args),

@@ -3,6 +3,7 @@
 pub mod cli;
 pub mod config;
 pub mod core;
+pub mod failpoint;
 pub mod net;
 pub mod promises;
 pub mod service;

@@ -240,7 +240,7 @@ enum FsyncName {
 
 /// Runs the command that this process was called with.
 pub fn main() -> ExitCode {
-    crate::failpoint::set_up();
+    larder_protocol::failpoint::set_up();
     let mut arguments = std::env::args_os();
     let called = arguments.next().unwrap_or_default();
     let result = if Path::new(&called).file_name().is_some_and(|name| name == HELPER) {

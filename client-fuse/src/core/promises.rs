@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use larder_protocol::event_log::{EventLog, Since};
+use larder_protocol::failpoint::Planted;
 use larder_protocol::handshake::LeaseTerms;
 use larder_protocol::ids::Epoch;
 use larder_protocol::runtime::BootTime;
@@ -90,7 +91,8 @@ impl Promises {
     /// # Errors
     /// `LeaseExpired`.
     pub fn remaining(&self, now: BootTime) -> Result<Duration, Miss> {
-        match self.until.checked_sub(now) {
+        let longer = if Planted::LeaseOffByOne.is_on() { Duration::from_secs(1) } else { Duration::ZERO };
+        match (self.until + longer).checked_sub(now) {
             Some(left) if !left.is_zero() && self.lease.is_some() => Ok(left),
             _ => Err(Miss::LeaseExpired),
         }

@@ -6,6 +6,7 @@ use bytes::{Bytes, BytesMut};
 use futures::stream::{FuturesOrdered, StreamExt};
 use larder_protocol::attr::{SETGID, SETUID};
 use larder_protocol::error::ErrorCode;
+use larder_protocol::failpoint::Planted;
 use larder_protocol::payload::Payload;
 use larder_protocol::runtime::RuntimeExt;
 use larder_protocol::service::file::{Op, OpReply, Query, QueryReply};
@@ -279,11 +280,17 @@ impl Vfs {
     pub async fn flush(&self, handle: u64) -> Result<(), Error> {
         let handle = self.handles.file(handle)?;
         self.in_use(&handle);
-        if let Some(copy) = &handle.copy {
-            self.flush_local(&handle, copy).await?;
-        } else if handle.writable && handle.plan.flush_on_close {
-            self.flush_data(&handle.node, &handle.file, true).await?;
+        let flushed = match &handle.copy {
+            Some(copy) => self.flush_local(&handle, copy).await,
+            None if handle.writable && handle.plan.flush_on_close => {
+                self.flush_data(&handle.node, &handle.file, true).await
+            }
+            None => Ok(()),
+        };
+        if Planted::DropFlushError.is_on() {
+            return Ok(());
         }
+        flushed?;
         handle.report()
     }
 
@@ -293,10 +300,14 @@ impl Vfs {
     /// What went wrong with earlier writes, once for each handle.
     pub async fn fsync(&self, handle: u64, _datasync: bool) -> Result<(), Error> {
         let handle = self.handles.file(handle)?;
-        match &handle.copy {
-            Some(copy) => self.fsync_local(&handle, copy).await?,
-            None => self.flush_data(&handle.node, &handle.file, true).await?,
+        let synced = match &handle.copy {
+            Some(copy) => self.fsync_local(&handle, copy).await,
+            None => self.flush_data(&handle.node, &handle.file, true).await,
+        };
+        if Planted::DropFlushError.is_on() {
+            return Ok(());
         }
+        synced?;
         handle.report()
     }
 

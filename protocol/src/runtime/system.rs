@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use super::busy_poll::{self, BusyPoll};
 use super::{BootTime, BoxFuture, Runtime, start};
 use crate::attr::Timestamp;
+use crate::failpoint;
 
 /// How often an executor looks at the clock at least. A thread that sets a timer on it wakes it only if it would sleep
 /// longer; every request sets one, for its deadline.
@@ -110,7 +111,7 @@ impl Runtime for SystemRuntime {
 
     fn wall(&self) -> Timestamp {
         let now = clock_gettime(ClockId::Realtime);
-        Timestamp { secs: now.tv_sec, nanos: now.tv_nsec as u32 }
+        Timestamp { secs: now.tv_sec + failpoint::wall_clock_is_off_by(), nanos: now.tv_nsec as u32 }
     }
 
     fn random(&self) -> u64 {

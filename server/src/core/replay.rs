@@ -17,6 +17,7 @@
 use std::collections::BTreeMap;
 
 use larder_protocol::error::ErrorCode;
+use larder_protocol::failpoint::Planted;
 use larder_protocol::ids::{ClientId, OpId};
 use larder_protocol::limits::MAX_SLOTS;
 
@@ -125,6 +126,11 @@ impl<T: Clone> Replay<T> {
             .and_then(|client| client.slots.get_mut(&id.slot))
             .filter(|slot| slot.seq == id.seq && slot.result.is_none());
         match slot {
+            Some(slot) if Planted::ForgetSlot.is_on() => {
+                // As if nothing of it had been run.
+                slot.seq -= 1;
+                true
+            }
             Some(slot) => {
                 slot.result = Some(result);
                 true

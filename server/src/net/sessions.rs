@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use larder_protocol::failpoint::Planted;
 use larder_protocol::handshake::{Hello, Refusal};
 use larder_protocol::ids::ClientId;
 use larder_protocol::limits::{CLIENT_FORGOTTEN_AFTER, MAX_CHANNELS};
@@ -278,6 +279,9 @@ impl Inner {
 }
 
 async fn drain(sessions: &[Arc<Session>]) {
+    if Planted::ServeFenced.is_on() {
+        return;
+    }
     // All are stopped before any is waited for: a client that reconnects often must not wait for them in turn.
     for session in sessions {
         session.stop();

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use larder_protocol::error::ErrorCode;
 use larder_protocol::event_log::Since;
+use larder_protocol::failpoint::Planted;
 use larder_protocol::handshake::LeaseTerms;
 use larder_protocol::ids::{ClientId, Epoch};
 use larder_protocol::limits::BREAKS_WAIT;
@@ -19,6 +20,7 @@ use tokio::sync::{MutexGuard, Notify};
 use tracing::error;
 
 use crate::core::promises::{Breaking, Promises, Settled};
+use crate::failpoint::Failpoint;
 use holders::Holders;
 
 /// All promises of a server process.
@@ -52,7 +54,10 @@ impl PromiseKeeper {
         holders: Arc<dyn Holders>,
         runtime: SharedRuntime,
     ) -> std::io::Result<Arc<PromiseKeeper>> {
-        let before = holders.load()?;
+        let mut before = holders.load()?;
+        if Planted::IgnoreGrace.is_on() {
+            before.clients.clear();
+        }
         // A longer term may have been in force when they were granted theirs.
         let terms_before = before.term.map_or(terms, |term| LeaseTerms::new(term.max(terms.term)));
         let mut core = Promises::new(terms, epoch.0, before.clients.iter().copied(), runtime.boottime());
@@ -170,6 +175,7 @@ impl PromiseKeeper {
         let done = self.runtime.blocking(move || holders.save(term, &saved)).await;
         done.unwrap_or_else(|| Err(std::io::Error::other("a thread panicked that was to do it")))?;
         *recorded = clients;
+        Failpoint::Recorded.pass();
         Ok(())
     }
 
@@ -313,7 +319,7 @@ impl Held {
             // Registered before the state is looked at, so that nothing is missed.
             told.as_mut().enable();
             match keeper.with(|core, now| (core.settled(breaking, now), now)) {
-                (Settled::Yes, _) => break,
+                (Settled::Yes, _) => break Failpoint::Broken.pass(),
                 (Settled::NotBefore(moment), now) => {
                     waited = true;
                     tokio::select! {

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use larder_protocol::failpoint::Planted;
 use larder_protocol::runtime::SharedRuntime;
 
 use super::codec;
@@ -16,6 +17,7 @@ use super::keys::{self, Table};
 use super::meta::Metadata;
 use super::record::{Body, DirtyRecord, FORMAT, HeaderRecord, Intent, VnodeRecord};
 use super::view::{Draft, Records, Verified};
+use crate::failpoint::Failpoint;
 
 /// A volume ready to be served.
 pub(super) struct Recovered {
@@ -38,7 +40,9 @@ pub(super) fn recover(
         let format = header.format;
         return Err(StoreError::Corrupt(format!("the volume has format {format}, and this build knows {FORMAT} only")));
     }
-    header.incarnation = next_incarnation(header.incarnation, runtime.wall(), runtime.random());
+    if !Planted::ReuseGeneration.is_on() {
+        header.incarnation = next_incarnation(header.incarnation, runtime.wall(), runtime.random());
+    }
     header.sequence += 1;
     let changes = ChangeCounter::new(header.incarnation);
     let mut draft = Draft::new(&view);
@@ -72,6 +76,7 @@ pub(super) fn recover(
     content.sync_removals()?;
     let batch = draft.into_batch();
     drop(snapshot);
+    Failpoint::Recovering.pass();
     match meta.commit(header.sequence, &batch, true) {
         Err(StoreError::Full) => {
             meta.tidy()?;
@@ -79,6 +84,7 @@ pub(super) fn recover(
         }
         done => done?,
     }
+    Failpoint::Recovered.pass();
     Ok(Recovered { header, changes, dirty })
 }
 

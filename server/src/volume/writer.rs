@@ -16,6 +16,7 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use larder_protocol::error::ErrorCode;
+use larder_protocol::failpoint::Planted;
 use larder_protocol::ids::{ClientId, OpId};
 use larder_protocol::runtime::SharedRuntime;
 use larder_protocol::service::callback::Grants;
@@ -32,6 +33,7 @@ use super::keys::{self, Table};
 use super::meta::Metadata;
 use super::record::{ClientRecord, HeaderRecord, SlotRecord};
 use super::view::{Draft, Records, Verified};
+use crate::failpoint::Failpoint;
 
 /// Mutations in one batch at most: bounds how long the first waits for the last.
 const MAX_BATCH: usize = 256;
@@ -391,14 +393,17 @@ impl Writer {
         if !draft.is_empty() {
             let batch = draft.into_batch();
             drop(snapshot);
-            match self.meta.commit(header.sequence, &batch, self.durable) {
+            let durable = self.durable && !Planted::AcknowledgeEarly.is_on();
+            Failpoint::Committing.pass();
+            match self.meta.commit(header.sequence, &batch, durable) {
                 // Moving the journal into place may make room for the removals that free some.
                 Err(StoreError::Full) => {
                     self.meta.tidy()?;
-                    self.meta.commit(header.sequence, &batch, self.durable)?;
+                    self.meta.commit(header.sequence, &batch, durable)?;
                 }
                 done => done?,
             }
+            Failpoint::Committed.pass();
         }
         let mut state = self.state.lock();
         state.header = header;
@@ -446,6 +451,9 @@ impl Writer {
 }
 
 fn record_result(draft: &mut Draft<'_>, id: OpId, sequence: u64, reply: &OpReply) -> StoreResult<()> {
+    if Planted::ForgetSlot.is_on() {
+        return Ok(());
+    }
     // How much is durable is filled in when the result is replayed.
     let row = SlotRecord { id, result: Bytes::from(codec::encode(&(sequence, 0u64, reply))?) };
     draft.put(Table::Slots, &keys::slot(id.client, id.slot), &row)

@@ -55,6 +55,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use larder_protocol::attr::{Attr, Credential, FileType, Timestamp};
 use larder_protocol::error::ErrorCode;
+use larder_protocol::failpoint::Planted;
 use larder_protocol::ids::{Epoch, Fid, Verifier, VolumeId};
 use larder_protocol::runtime::{RuntimeExt, SharedRuntime};
 
@@ -67,6 +68,7 @@ use super::meta::Metadata;
 use super::record::{Body, VnodeRecord};
 use super::view::{Records, Verified};
 use super::writer::Writer;
+use crate::failpoint::Failpoint;
 use dirty::{DirtyFile, DirtyFiles};
 use gates::Gates;
 use kept::KeptCopies;
@@ -204,6 +206,9 @@ impl Data {
 
     /// As [`sync`](Data::sync), under any durability.
     async fn sync_now(self: &Arc<Self>, id: ContentId) -> Result<(), ErrorCode> {
+        if Planted::AcknowledgeEarly.is_on() {
+            return Ok(());
+        }
         let data = Arc::clone(self);
         let synced = self
             .blocking(move |content| {
@@ -271,6 +276,7 @@ impl Data {
     /// for the gate, so that an operation that is making the file ends first.
     pub(super) async fn remove_content(&self, id: ContentId, intent: u64) {
         let _pass = self.gates.alone(id.vnode).await;
+        Failpoint::Removing.pass();
         match self.blocking(move |content| content.remove(id)).await {
             Ok(()) => self.removed.lock().push((id.vnode, intent)),
             // The intent stays, so the next start tries again.

@@ -8,6 +8,7 @@ use larder_protocol::ids::Fid;
 
 use super::dirty::DirtyFile;
 use super::{Data, inline_contents};
+use crate::failpoint::Failpoint;
 use crate::volume::content::ContentId;
 use crate::volume::keys::{self, Table};
 use crate::volume::record::{Body, DirtyRecord, INLINE_MAX, Intent, VnodeRecord};
@@ -41,6 +42,7 @@ impl Data {
             }
         }
         self.enter(fid, version, mode).await?;
+        Failpoint::Entered.pass();
         let id = ContentId { vnode: fid.vnode, version };
         Ok(self.dirty.insert(DirtyFile::new(id, mode, self.runtime.boottime())))
     }
@@ -135,7 +137,7 @@ impl Data {
             .await;
         let made = match made {
             // Under `process` too: what leaves the metadata was durable there.
-            Ok(()) => self.sync_now(id).await,
+            Ok(()) => self.sync_now(id).await.inspect(|()| Failpoint::Moving.pass()),
             Err(error) => Err(self.content_error(id, "make", &error)),
         };
         let moved = match made {

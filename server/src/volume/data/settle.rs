@@ -10,6 +10,7 @@ use larder_protocol::service::file::SeekWhat;
 use super::Data;
 use super::checksums;
 use super::dirty::{DirtyFile, Settlement};
+use crate::failpoint::Failpoint;
 use crate::volume::content::{Content, ContentId};
 use crate::volume::context::Context;
 use crate::volume::keys::{self, Table};
@@ -94,6 +95,7 @@ impl Data {
         let rescanned = self.look_through(file, rescanned).await?;
         while self.compute_unknown(file).await? > 0 {}
         self.sync_now(id).await?;
+        Failpoint::Settling.pass();
         let settlement = file.settlement(size, rescanned).ok_or(ErrorCode::Internal)?;
         let stat = self.content.stat(id).map_err(|error| self.content_error(id, "look at", &error))?;
         self.writer

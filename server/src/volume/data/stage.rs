@@ -18,6 +18,7 @@ use super::Data;
 use super::dirty::DirtyFile;
 use super::scratch::Scratch;
 use super::write::{complete_steps, end_of};
+use crate::failpoint::Failpoint;
 use crate::volume::record::DirtyRecord;
 use crate::volume::{Volume, access};
 
@@ -179,6 +180,7 @@ impl Data {
             .await;
         match written {
             Ok(()) => {
+                Failpoint::Staged.pass();
                 staged.file.note_write(offset, &data.0, now);
                 Ok(())
             }

@@ -20,6 +20,7 @@ use super::scratch::Scratch;
 use super::settle::store_settlement;
 use super::stage::{StageKey, Staged, State};
 use super::{Data, drop_privileges, need_file, put_inline};
+use crate::failpoint::Failpoint;
 use crate::volume::access;
 use crate::volume::content::{Content, ContentId};
 use crate::volume::context::Context;
@@ -195,6 +196,7 @@ impl Data {
         next: Next,
     ) -> Result<Mutated, ErrorCode> {
         let _pass = self.gates.alone(fid.vnode).await;
+        Failpoint::Installing.pass();
         let cred = cred.clone();
         let done = self
             .writer

@@ -10,6 +10,7 @@ use larder_protocol::limits::MAX_FILE_SIZE;
 use larder_protocol::service::file::{CreateHow, Mutated, Op, OpReply};
 
 use super::{Data, drop_privileges, inline_contents, put_inline};
+use crate::failpoint::Failpoint;
 use crate::volume::apply;
 use crate::volume::context::Context;
 use crate::volume::record::{Body, DirtyRecord, INLINE_MAX, Intent, VnodeRecord};
@@ -95,6 +96,7 @@ impl Data {
                 return Err(code);
             }
         };
+        Failpoint::Cutting.pass();
         let cut = self.blocking(move |files| files.truncate(content, size)).await;
         // After it: a checksum computed in between would be that of what is cut.
         file.note_hole(size, u64::MAX, self.runtime.boottime());

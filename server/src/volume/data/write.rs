@@ -10,6 +10,7 @@ use larder_protocol::service::file::{Committed, WriteRequest, Written};
 
 use super::dirty::DirtyFile;
 use super::{Data, drop_privileges, inline_contents, put_inline, splice};
+use crate::failpoint::Failpoint;
 use crate::volume::access;
 use crate::volume::content::ContentId;
 use crate::volume::keys::{self, Table};
@@ -127,6 +128,7 @@ impl Data {
             })
             .await
         };
+        Failpoint::Written.pass();
         let now = self.runtime.boottime();
         let size = match &written {
             Ok(()) => {
@@ -184,7 +186,7 @@ impl Data {
         }
         if let Some(file) = self.dirty.get(fid.vnode) {
             match self.make_durable(&file).await {
-                Ok(()) => {}
+                Ok(()) => Failpoint::Synced.pass(),
                 // If the file was removed or replaced meanwhile there is nothing left to be durable.
                 Err(_) if self.dirty.get(fid.vnode).is_none_or(|current| !Arc::ptr_eq(&current, &file)) => {}
                 Err(error) => return Err(error),

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
+use larder_protocol::failpoint::Planted;
 use larder_protocol::ids::Fid;
 
 use super::file::{Spare, blocks_in, has_checksums, mtime, open};
@@ -50,7 +51,8 @@ impl DiskCache {
         loop {
             let (row, live, verified) = {
                 let state = self.state.lock();
-                let clean = state.clean.peek(&fid).filter(|clean| clean.row.version == version)?;
+                let trusted = |clean: &Clean| Planted::TrustCache.is_on() && !clean.verified;
+                let clean = state.clean.peek(&fid).filter(|clean| clean.row.version == version || trusted(clean))?;
                 (clean.row.clone(), clean.live.upgrade(), clean.verified)
             };
             let whole = live.is_none() && !verified && (row.size <= VERIFY_MAX || row.boot != self.boot);
