@@ -10,6 +10,8 @@ pub mod disk;
 pub mod fuzzing;
 pub mod medium;
 pub mod mount;
+#[cfg(feature = "failpoints")]
+pub mod planted;
 pub mod process;
 pub mod proxy;
 pub mod race;

@@ -25,6 +25,8 @@ mod history;
 mod machine;
 mod mounted;
 mod names;
+#[cfg(feature = "failpoints")]
+mod planted;
 mod spec;
 mod squatter;
 mod versions;

@@ -5,12 +5,16 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed call fails the test")]
 
 mod fencing;
+mod handles;
 mod history;
 mod machine;
 mod model;
 mod mounts;
+#[cfg(feature = "failpoints")]
+mod planted;
 mod races;
 mod raw;
+mod refusals;
 mod registers;
 mod retries;
 mod tree;

@@ -96,19 +96,32 @@ impl World {
 
     /// Kills the server. Under `Power` durability the machine loses its power too, and with it what was not synced.
     pub(crate) fn crash(&self) {
+        self.end(self.durability == Durability::Power);
+    }
+
+    /// The machine loses its power, and with it what was not synced.
+    pub(crate) fn cut_power(&self) {
+        self.end(true);
+    }
+
+    fn end(&self, power: bool) {
         let process = self.process.lock().unwrap().take().expect("a server runs");
         process.machine.kill();
         self.replayed.fetch_add(process.volume.replayed(), Ordering::Relaxed);
         self.crashes.fetch_add(1, Ordering::Relaxed);
         let mut engines = self.engines.lock().unwrap();
-        match self.durability {
-            Durability::Power => {
-                engines.content = Arc::new(engines.content.power_cut(Some(self.sim.random())));
-                engines.meta = Arc::new(engines.meta.power_cut(0));
-            }
+        if power {
+            engines.content = Arc::new(engines.content.power_cut(Some(self.sim.random())));
+            engines.meta = Arc::new(engines.meta.power_cut(0));
+        } else {
             // A copy, so that nothing the dead process still does can reach its successor.
-            Durability::Process => engines.meta = Arc::new(engines.meta.power_cut(u64::MAX)),
+            engines.meta = Arc::new(engines.meta.power_cut(u64::MAX));
         }
+    }
+
+    /// The disk under the server.
+    pub(crate) fn content(&self) -> Arc<MemoryContent> {
+        self.engines.lock().unwrap().content.clone()
     }
 
     /// Ends the server in good order.

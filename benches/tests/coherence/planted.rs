@@ -1,0 +1,44 @@
+//! Bugs that are planted are found: the history has no explanation, or a world comes upon what cannot be.
+
+use larder_benches::planted::find;
+use larder_protocol::failpoint::Planted;
+
+use crate::{Rules, world_of};
+
+/// Worlds in which a bug may hide before it is found.
+const WORLDS: u64 = 200;
+
+fn is_found(bug: Planted) {
+    let rules = Rules { strict: true, faults: true, lies: false };
+    find(bug, WORLDS, |seed| world_of(seed, rules), |summary| summary.unexplained.is_none());
+}
+
+#[test]
+fn planted_acknowledging_before_a_sync_is_found() {
+    is_found(Planted::AcknowledgeEarly);
+}
+
+#[test]
+fn planted_skipping_a_break_is_found() {
+    is_found(Planted::SkipBreak);
+}
+
+#[test]
+fn planted_ignoring_the_grace_period_is_found() {
+    is_found(Planted::IgnoreGrace);
+}
+
+#[test]
+fn planted_mixing_two_versions_is_found() {
+    is_found(Planted::MixVersions);
+}
+
+#[test]
+fn planted_trusting_a_cache_after_a_restart_is_found() {
+    is_found(Planted::TrustCache);
+}
+
+#[test]
+fn planted_a_lease_that_is_off_by_one_is_found() {
+    is_found(Planted::LeaseOffByOne);
+}
