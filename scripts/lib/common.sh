@@ -66,6 +66,15 @@ mounted. Load the module (modprobe fuse), or give the container the device and t
 (docker run --device /dev/fuse --cap-add SYS_ADMIN)."
 }
 
+# build_failpoints PROFILE: binaries that can be told where to die, beside those that everybody else uses.
+build_failpoints() {
+    local dir=$TARGET/release name
+    [ "$1" = release ] || dir=$TARGET/debug
+    cargo build --quiet --profile "$1" --workspace --bins --features failpoints
+    for name in larder larderd; do cp "$dir/$name" "$dir/$name-failpoints"; done
+    cargo build --quiet --profile "$1" --workspace --bins
+}
+
 # is_ours PID BINARY: whether this process runs our binary of that name; a rebuilt binary's old processes count.
 is_ours() {
     local exe

@@ -10,6 +10,7 @@ sweep() {
         end_process "$(cat "$file")" "$LARDER_BIN_DIR/larder" || true
         end_process "$(cat "$file")" "$LARDER_BIN_DIR/larder-failpoints" || true
         end_process "$(cat "$file")" "$LARDER_BIN_DIR/larderd" || true
+        end_process "$(cat "$file")" "$LARDER_BIN_DIR/larderd-failpoints" || true
     done
     # The table lists what is mounted inside after what it is mounted on.
     while read -r _ point type _; do

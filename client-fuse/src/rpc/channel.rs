@@ -28,8 +28,8 @@ use super::{Cause, ConnectError};
 
 /// The first wait before trying to connect again; each further one is twice as long.
 const BACKOFF_MIN: Duration = Duration::from_millis(10);
-/// The longest.
-const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// The longest: all clients are back within a second of the server's return.
+const BACKOFF_MAX: Duration = Duration::from_millis(500);
 
 /// What all channels of a client share.
 pub struct Shared {
