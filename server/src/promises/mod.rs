@@ -185,6 +185,8 @@ impl PromiseKeeper {
                 return answer;
             }
             tokio::select! {
+                // Whoever is told looks again, and is answered if there is anything to say: the time is not kept waiting.
+                biased;
                 () = told => {}
                 () = &mut time_over => return Breaks::Outstanding(Vec::new()),
             }
@@ -317,6 +319,7 @@ impl Held {
                 (Settled::NotBefore(moment), now) => {
                     waited = true;
                     tokio::select! {
+                        biased;
                         () = told => {}
                         () = keeper.runtime.sleep(moment.saturating_sub(now)) => {}
                     }
