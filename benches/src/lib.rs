@@ -2,10 +2,11 @@
 //!
 //! [`server`] and [`mount`] run the two binaries and take them down again, [`raw`] speaks the protocol without a
 //! mount, [`proxy`] is a network with faults, [`disk`] and [`medium`] are disks, the second one with power cuts, [`size`]
-//! says how much to do, [`race`] lets two threads race. The tests under `tests/` state one promise each;
+//! says how much to do, [`race`] lets two threads race, [`seeds`] runs worlds in virtual time. The tests under `tests/` state one promise each;
 //! `docs/semantics.md` cites them by name. [`crash`] breaks things at random and checks all promises at once.
 
 pub mod crash;
+pub mod digest;
 pub mod disk;
 pub mod fuzzing;
 pub mod medium;
@@ -20,6 +21,7 @@ pub mod seeds;
 pub mod server;
 pub mod size;
 pub mod source;
+pub mod virtual_clock;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

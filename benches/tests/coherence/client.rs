@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use larder_client::vfs::{CacheOptions, Mode, MountOptions, Vfs};
 use larder_protocol::faults::Weather;
-use larder_protocol::runtime::{SharedRuntime, SimRuntime};
+use larder_protocol::runtime::{Clocks, Runtime, SharedRuntime, SimRuntime};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -55,9 +55,13 @@ pub(crate) struct Plan {
     pub(crate) history: Arc<History>,
     /// Operations that nobody has begun yet.
     pub(crate) left: AtomicI64,
+    /// Requests that a kernel would have made of its client.
+    pub(crate) requests: AtomicU64,
+    /// Whether many files are large.
+    pub(crate) large: bool,
     /// Operations that failed for a reason that says nothing.
     pub(crate) errors: Mutex<Vec<String>>,
-    /// Opens that had to look the name up again.
+    /// Operations that the kernel begins anew, because what a name led to was gone before it was opened.
     pub(crate) stale: AtomicU64,
 }
 
@@ -85,6 +89,7 @@ pub(crate) struct Setup {
     pub(crate) weather: Weather,
     pub(crate) timeo: Duration,
     pub(crate) disk: Disk,
+    pub(crate) clocks: Clocks,
     pub(crate) strict: bool,
     pub(crate) lies: bool,
 }
@@ -96,7 +101,11 @@ fn cache_options(dir: &Path) -> Option<CacheOptions> {
 /// A place in memory, where there is one: no power is lost here, and disks are slow.
 fn cache_dir() -> std::io::Result<tempfile::TempDir> {
     let builder = || tempfile::Builder::new().prefix("larder-coherence-").to_owned();
-    builder().tempdir_in("/dev/shm").or_else(|_| builder().tempdir())
+    let dir = builder().tempdir_in("/dev/shm").or_else(|_| builder().tempdir())?;
+    // A cache that is begun makes 256 directories in here, and looks into each whenever it is opened. One that finds
+    // this makes only those that it needs.
+    std::fs::create_dir(dir.path().join("files"))?;
+    Ok(dir)
 }
 
 impl Host {
@@ -118,7 +127,7 @@ impl Host {
         let host = Host {
             number,
             plan: plan.clone(),
-            sim: Arc::new(SimRuntime::new(random.random())),
+            sim: Arc::new(SimRuntime::with_clocks(random.random(), setup.clocks)),
             road: Road::new(&plan.world, setup.weather, random.random()),
             line: Line::new(setup.lies),
             gate: Arc::default(),
@@ -141,6 +150,11 @@ impl Host {
 
     pub(crate) fn totals(&self) -> Totals {
         *self.totals.lock().unwrap()
+    }
+
+    /// A number that depends on how many random numbers were drawn here, and so on all that happened.
+    pub(crate) fn trace(&self) -> (u64, u64) {
+        (self.sim.random(), self.random.lock().unwrap().random())
     }
 
     fn branch(&self) -> SmallRng {

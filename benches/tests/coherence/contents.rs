@@ -87,10 +87,11 @@ impl Value {
         let first: [u8; WORD] = bytes.get(..WORD).and_then(|first| first.try_into().ok()).unwrap_or_default();
         let key = u64::from_le_bytes(first).wrapping_mul(BACK);
         let value = Value { id: (key >> 32) as u32, len: bytes.len() as u32 };
-        let wanted = value.range(0, value.len);
-        if key as u32 == 0 && value.id > 0 && *bytes == *wanted {
+        let is_own = |(place, found): (usize, &[u8])| word(value.id, place)[..found.len()] == *found;
+        if key as u32 == 0 && value.id > 0 && bytes.chunks(WORD).enumerate().all(is_own) {
             return Ok(value);
         }
+        let wanted = value.range(0, value.len);
         let at = bytes.iter().zip(&wanted).position(|(found, wanted)| found != wanted).unwrap_or_default();
         let found = bytes.get(at..(at + WORD).min(bytes.len())).unwrap_or_default();
         Err(format!("{value:?} up to byte {at}, then {found:?}"))

@@ -3,10 +3,11 @@
 //! Each file is a history of its own, and so are the directories between which names are not moved: a system is
 //! linearizable if each of its objects is.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use larder_benches::digest::Digest;
 use todc_utils::specifications::Specification;
 use tokio::time::Instant;
 
@@ -65,7 +66,7 @@ struct Inner {
     names: Vec<Vec<Event<NameOp>>>,
     listings: Vec<Event<(usize, BTreeMap<usize, u64>)>>,
     /// The objects by their inode numbers, as far as anybody has seen both.
-    objects: HashMap<u64, Object>,
+    objects: BTreeMap<u64, Object>,
     /// Sizes that were given out, of each file.
     sizes: Vec<Vec<u32>>,
 }
@@ -191,6 +192,11 @@ impl History {
     pub(crate) fn is(&self, inode: u64, object: Object) {
         let before = self.lock().objects.insert(inode, object);
         assert!(before.is_none_or(|before| before == object), "inode {inode} is of {object} and of {before:?}");
+    }
+
+    /// All of it.
+    pub(crate) fn note(&self, digest: &mut Digest) {
+        digest.note(&*self.lock());
     }
 
     /// How many files there are, and sets of directories.

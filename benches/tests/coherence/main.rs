@@ -11,11 +11,13 @@
 //! - Directories are maps from names to objects.
 //! - With `prompt` coherence what shows the past may take its place earlier, by as long as a lease is kept.
 //!
-//! `LARDER_TEST_SIZE` says how many operations there are (2,000, 20,000 or 100,000). A failure names its seed, which
-//! `LARDER_SEED` repeats; `LARDER_SEEDS` says how many worlds to run from that seed on.
+//! `LARDER_TEST_SIZE` says how many worlds there are (20, 500 or 1,000). A failure names its seed, which `LARDER_SEED`
+//! repeats exactly; `LARDER_SEEDS` says how many worlds to run from that seed on.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed call fails the test")]
 
 mod client;
+#[path = "../replay/clock.rs"]
+mod clock;
 mod contents;
 mod fate;
 mod gate;
@@ -41,10 +43,12 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use larder_benches::seeds::{self, Worlds};
+use larder_benches::digest::{Digest, Digested};
+use larder_benches::seeds::{self, Ran, Worlds};
 use larder_benches::size::Size;
 use larder_protocol::faults::Weather;
 use larder_protocol::handshake::LeaseTerms;
+use larder_protocol::runtime::Clocks;
 use larder_protocol::service::file::Op;
 use larder_server::volume::Durability;
 use rand::rngs::SmallRng;
@@ -65,8 +69,12 @@ const FILES: usize = 8;
 const DIRS: [&str; 3] = ["d0", "d1", "d2"];
 /// The first is by itself; between the other two names are moved.
 const GROUPS: [usize; 3] = [0, 1, 1];
-/// Operations in one world.
-const OPERATIONS: usize = 1000;
+/// What programs do in a short world, each thing a few client operations.
+const SHORT: i64 = 100;
+/// What they do in a long one.
+const LONG: i64 = 1000;
+/// How many worlds are long: enough for half of what is done.
+const OFTEN: f64 = 0.1;
 /// What the ticks of virtual time may add to a wait.
 const SLACK: Duration = Duration::from_millis(20);
 
@@ -79,11 +87,18 @@ struct Rules {
     faults: bool,
     /// Acknowledgements are forged, and breaks never reach a client.
     lies: bool,
+    /// By how many parts in a million the clients' clocks are slow and the server's is fast, in place of what leases allow.
+    apart: Option<i32>,
 }
 
 /// What came of a world.
 #[derive(Clone, Debug, Default)]
 struct Summary {
+    seed: u64,
+    /// Of all that happened.
+    digest: u64,
+    /// Requests that a kernel would have made of the clients.
+    requests: u64,
     /// Virtual seconds.
     seconds: f64,
     server_crashes: u64,
@@ -129,12 +144,17 @@ fn disk(random: &mut SmallRng) -> Disk {
     Disk::Random { slow: random.random_range(0..1000), max }
 }
 
+fn clocks(random: &mut SmallRng, drift: Option<i32>) -> Clocks {
+    let allowed = world::clocks(random);
+    Clocks { drift: drift.unwrap_or(allowed.drift), ..allowed }
+}
+
 /// Runs a world to its end, and checks its history.
 async fn world_of(seed: u64, rules: Rules) -> Summary {
     let mut random = SmallRng::seed_from_u64(seed);
     let random = &mut random;
     let durability = if random.random() { Durability::Power } else { Durability::Process };
-    let world = World::new(random.random(), durability, disk(random));
+    let world = World::with_clocks(random.random(), durability, disk(random), clocks(random, rules.apart));
     let root = world.volume().root();
     let mut objects = vec![root];
     for file in 0..FILES {
@@ -146,7 +166,9 @@ async fn world_of(seed: u64, rules: Rules) -> Summary {
     let plan = Arc::new(Plan {
         world: world.clone(),
         history: History::new(FILES, &GROUPS),
-        left: AtomicI64::new(OPERATIONS as i64),
+        left: AtomicI64::new(if random.random_bool(OFTEN) || rules.apart.is_some() { LONG } else { SHORT }),
+        requests: AtomicU64::new(0),
+        large: random.random_bool(0.05),
         errors: Mutex::default(),
         stale: AtomicU64::new(0),
     });
@@ -158,6 +180,7 @@ async fn world_of(seed: u64, rules: Rules) -> Summary {
             weather: if rules.faults { weather(random) } else { Weather::default() },
             timeo: Duration::from_millis([200, 1000, 3000][random.random_range(0..3)]),
             disk: disk(random),
+            clocks: clocks(random, rules.apart.map(|apart| -apart)),
             strict: rules.strict,
             lies: rules.lies,
         };
@@ -209,7 +232,10 @@ async fn world_of(seed: u64, rules: Rules) -> Summary {
     let strictly = plan.history.check(Duration::ZERO);
     let late = strictly.is_err();
     let verdict = if rules.strict { strictly } else { plan.history.check(kept + SLACK) };
-    Summary {
+    let mut summary = Summary {
+        seed,
+        digest: 0,
+        requests: plan.requests.load(Ordering::Relaxed),
         seconds: began.elapsed().as_secs_f64(),
         server_crashes: world.crashes(),
         partitions: fate.partitions.load(Ordering::Relaxed),
@@ -223,6 +249,19 @@ async fn world_of(seed: u64, rules: Rules) -> Summary {
         counts: plan.history.counts(),
         unexplained: verdict.err(),
         late,
+    };
+    let mut digest = Digest::default();
+    digest.note(&summary);
+    plan.history.note(&mut digest);
+    digest.note(&world.trace());
+    hosts.iter().for_each(|host| digest.note(&host.trace()));
+    summary.digest = digest.value();
+    summary
+}
+
+impl Digested for Summary {
+    fn digest(&self) -> u64 {
+        self.digest
     }
 }
 
@@ -235,7 +274,8 @@ async fn good_world_of(seed: u64, rules: Rules) -> Summary {
     summary
 }
 
-fn report(worlds: &[Summary]) {
+fn report(ran: &Ran<Summary>) {
+    let Ran { worlds, cpu } = ran;
     let total = |of: fn(&Summary) -> u64| worlds.iter().map(of).sum::<u64>();
     let most = worlds.iter().map(|world| world.waits.longest).max().unwrap_or_default();
     println!(
@@ -267,8 +307,14 @@ fn report(worlds: &[Summary]) {
         total(|world| world.server_crashes),
         total(|world| world.totals.restarts),
     );
-    for error in worlds.iter().flat_map(|world| &world.errors) {
-        println!("  an operation failed: {error}");
+    let requests = total(|world| world.requests);
+    println!(
+        "{requests} client operations in {:.1} s of one processor, checks and all: {:.0} a second",
+        cpu.as_secs_f64(),
+        requests as f64 / cpu.as_secs_f64(),
+    );
+    for (seed, error) in worlds.iter().flat_map(|world| world.errors.iter().map(move |error| (world.seed, error))) {
+        println!("  an operation failed in the world of seed {seed}: {error}");
     }
 }
 
@@ -293,8 +339,9 @@ fn assert_eventful(worlds: &[Summary]) {
     }
 }
 
-fn operations() -> usize {
-    Size::get().pick(2_000, 20_000, 100_000)
+/// How many worlds. The full figure comes to 100,000 things done, and twice as many.
+fn worlds() -> u64 {
+    Size::get().pick(20, 500, 1000) as u64
 }
 
 /// Worlds of a test of this target.
@@ -302,22 +349,15 @@ fn in_all(test: &str, count: u64) -> Worlds<'_> {
     Worlds { target: "coherence", test, count, once_failed: &[] }
 }
 
-fn worlds(operations: usize) -> u64 {
-    operations.div_ceil(OPERATIONS) as u64
-}
-
 #[test]
 fn strict_clients_see_one_order_of_everything() {
-    let rules = Rules { strict: true, faults: true, lies: false };
+    let rules = Rules { strict: true, faults: true, lies: false, apart: None };
     let test = "strict_clients_see_one_order_of_everything";
-    let once_failed = &[5010, 2_000_174, 3_000_034, 4_000_016];
-    let worlds = Worlds { once_failed, ..in_all(test, worlds(operations())) };
-    let worlds = seeds::run(worlds, |seed| good_world_of(seed, rules));
-    report(&worlds);
-    if worlds.len() > 1 {
+    let ran = seeds::run(in_all(test, worlds()), |seed| good_world_of(seed, rules));
+    report(&ran);
+    let worlds = ran.worlds;
+    if worlds.len() >= 20 {
         assert_eventful(&worlds);
-    }
-    if worlds.len() >= 10 {
         assert!(worlds.iter().any(|world| world.squatters > 0));
         let longest = worlds.iter().map(|world| world.waits.longest).max().unwrap_or_default();
         assert!(longest > LeaseTerms::default().counted(), "no change had to wait for a lease to end");
@@ -325,11 +365,19 @@ fn strict_clients_see_one_order_of_everything() {
 }
 
 #[test]
+fn one_seed_gives_one_world() {
+    let rules = Rules { strict: true, faults: true, lies: false, apart: None };
+    let worlds = in_all("one_seed_gives_one_world", Size::get().pick(10, 50, 500) as u64);
+    seeds::run_twice(worlds, |seed| good_world_of(seed, rules));
+}
+
+#[test]
 fn prompt_clients_see_nothing_older_than_a_lease() {
-    let rules = Rules { strict: false, faults: true, lies: false };
+    let rules = Rules { strict: false, faults: true, lies: false, apart: None };
     let test = "prompt_clients_see_nothing_older_than_a_lease";
-    let worlds = seeds::run(in_all(test, worlds(operations() / 4)), |seed| good_world_of(seed, rules));
+    let worlds = seeds::run(in_all(test, worlds() / 10), |seed| good_world_of(seed, rules));
     report(&worlds);
+    let worlds = worlds.worlds;
     let late = worlds.iter().filter(|world| world.late).count();
     println!("in {late} of these worlds something was seen that strict clients may not see");
     if worlds.len() >= 5 {
@@ -340,9 +388,10 @@ fn prompt_clients_see_nothing_older_than_a_lease() {
 
 #[test]
 fn without_faults_all_is_in_order() {
-    let rules = Rules { strict: true, faults: false, lies: false };
-    let worlds = seeds::run(in_all("without_faults_all_is_in_order", 1), |seed| good_world_of(seed, rules));
+    let rules = Rules { strict: true, faults: false, lies: false, apart: None };
+    let worlds = seeds::run(in_all("without_faults_all_is_in_order", 10), |seed| good_world_of(seed, rules));
     report(&worlds);
+    let worlds = worlds.worlds;
     assert!(worlds.iter().all(|world| world.errors.is_empty()), "something failed");
     let longest = worlds.iter().map(|world| world.waits.longest).max().unwrap_or_default();
     assert!(longest < Duration::from_secs(1), "a change waited for {longest:?}, and nobody was away");
@@ -350,11 +399,23 @@ fn without_faults_all_is_in_order() {
 
 #[test]
 fn a_break_that_is_skipped_is_found() {
-    let rules = Rules { strict: true, faults: false, lies: true };
-    let worlds = seeds::run(in_all("a_break_that_is_skipped_is_found", 2), |seed| world_of(seed, rules));
+    let rules = Rules { strict: true, faults: false, lies: true, apart: None };
+    let worlds = seeds::run(in_all("a_break_that_is_skipped_is_found", 20), |seed| world_of(seed, rules));
     report(&worlds);
+    let worlds = worlds.worlds;
     let forged = worlds.iter().map(|world| world.forged).sum::<u64>();
     let found = worlds.iter().filter(|world| world.unexplained.is_some()).count();
     println!("{forged} acknowledgements forged, found in {found} of {} worlds", worlds.len());
     assert!(forged > 0 && found > 0, "breaks that are skipped go unnoticed");
+}
+
+#[test]
+fn clocks_that_are_further_apart_than_leases_allow_are_found() {
+    let rules = Rules { strict: true, faults: true, lies: false, apart: Some(300_000) };
+    let test = "clocks_that_are_further_apart_than_leases_allow_are_found";
+    let ran = seeds::run(in_all(test, 20), |seed| world_of(seed, rules));
+    report(&ran);
+    let found = ran.worlds.iter().filter(|world| world.unexplained.is_some()).count();
+    println!("found in {found} of {} worlds", ran.worlds.len());
+    assert!(found > 0, "leases that end late go unnoticed");
 }

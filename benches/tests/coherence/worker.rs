@@ -67,7 +67,7 @@ impl Program {
 
     async fn find_dirs(&mut self) {
         for dir in DIRS {
-            let dir = self.vfs.lookup(&root(), ROOT, dir.as_bytes()).await;
+            let dir = self.ask().lookup(&root(), ROOT, dir.as_bytes()).await;
             let Ok(LookupResult::Found(entry)) = dir else { panic!("a directory: {dir:?}") };
             self.dirs.push(entry.node);
         }
@@ -104,6 +104,12 @@ impl Program {
         }
     }
 
+    /// For a request that the kernel would make. (It makes others that nobody waits for, to forget nodes.)
+    fn ask(&self) -> &Vfs {
+        self.host.plan.requests.fetch_add(1, Ordering::Relaxed);
+        &self.vfs
+    }
+
     fn chance(&mut self, percent: u32) -> bool {
         self.random.random_range(0..100) < percent
     }
@@ -130,7 +136,7 @@ impl Program {
     }
 
     async fn look(&mut self, parent: u64, name: &str) -> Option<Entry> {
-        match self.vfs.lookup(&root(), parent, name.as_bytes()).await {
+        match self.ask().lookup(&root(), parent, name.as_bytes()).await {
             Ok(LookupResult::Found(entry)) => Some(written(entry)),
             Ok(LookupResult::Missing { .. }) => panic!("{name} is gone"),
             Err(error) => {
@@ -153,7 +159,7 @@ impl Program {
     async fn open(&mut self, file: usize, how: OFlags) -> Option<(u64, u64)> {
         for _ in 0..LOOKUPS {
             let entry = self.look(ROOT, &file_name(file)).await?;
-            match self.vfs.open(&root(), entry.node, flags(how)).await {
+            match self.ask().open(&root(), entry.node, flags(how)).await {
                 Ok(opened) => return Some((entry.node, opened.handle)),
                 Err(Error::Refused(ErrorCode::Stale)) => {
                     self.host.plan.stale.fetch_add(1, Ordering::Relaxed);
@@ -171,7 +177,7 @@ impl Program {
     }
 
     async fn close(&mut self, node: u64, handle: u64) {
-        self.vfs.release(handle).await;
+        self.ask().release(handle).await;
         self.let_go(node);
     }
 
@@ -180,7 +186,7 @@ impl Program {
         let mut data = Vec::new();
         let piece = if self.chance(80) { READ } else { self.random.random_range(1000..300_000) };
         loop {
-            match self.vfs.read(handle, data.len() as u64, piece).await {
+            match self.ask().read(handle, data.len() as u64, piece).await {
                 Ok(more) if more.is_empty() => return Some(Value::of(&data, &file_name(file))),
                 Ok(more) => data.extend_from_slice(&more),
                 Err(error) => {
@@ -223,11 +229,11 @@ impl Program {
     async fn read_again(&mut self, node: u64, handle: u64, value: Value) {
         let from = self.random.random_range(0..=value.len());
         let most = self.random.random_range(0..100_000);
-        match self.vfs.read(handle, from.into(), most).await {
+        match self.ask().read(handle, from.into(), most).await {
             Ok(data) => assert!(data == value.range(from, from + most), "what was opened as {value:?} has changed"),
             Err(error) => self.failed("a read", error),
         }
-        match self.vfs.getattr(&root(), node, Some(handle)).await {
+        match self.ask().getattr(&root(), node, Some(handle)).await {
             Ok(attributes) => {
                 let size = attributes.attr.size;
                 assert_eq!(size, u64::from(value.len()), "the size of what was opened as {value:?}");
@@ -237,10 +243,14 @@ impl Program {
     }
 
     fn a_size(&mut self) -> u32 {
-        match self.random.random_range(0..100) {
-            0..70 => self.random.random_range(100..20_000),
-            70..97 => self.random.random_range(100..200_000),
-            _ => self.random.random_range(1_000_000..2_500_000),
+        // Small ones go through the same code as larger ones. The others are in the server's metadata or not, sent with
+        // the close or before it, fetched at the open or beside it, of one piece or two.
+        let from = if self.host.plan.large { 800 } else { 0 };
+        match self.random.random_range(from..1000) {
+            0..850 => self.random.random_range(100..3000),
+            850..950 => self.random.random_range(100..70_000),
+            950..990 => self.random.random_range(100..200_000),
+            _ => self.random.random_range(900_000..2_500_000),
         }
     }
 
@@ -265,7 +275,7 @@ impl Program {
             let before = conflicts(&self.vfs);
             let flushes = self.chance(90);
             let storing = writing.stores(&host);
-            if flushes && let Err(error) = self.vfs.flush(handle).await {
+            if flushes && let Err(error) = self.ask().flush(handle).await {
                 self.failed("a close", error);
                 self.close(node, handle).await;
                 return;
@@ -300,7 +310,7 @@ impl Program {
         history.read(host.number, file, began, ended, value);
         writing.ticket = Some(history.may_write(host.number, file, Value::EMPTY));
         let set = SetAttr { size: Some(0), ..SetAttr::default() };
-        match self.vfs.setattr(&root(), node, Some(handle), set).await {
+        match self.ask().setattr(&root(), node, Some(handle), set).await {
             Ok(_) => true,
             Err(error) => {
                 self.failed("a truncation", error);
@@ -322,7 +332,7 @@ impl Program {
             // Until it is written the one or the other may survive a crash.
             let next = history.may_write(host.number, writing.file, after);
             let data = after.range(before.len(), size);
-            match self.vfs.write(handle, before.len().into(), data).await {
+            match self.ask().write(handle, before.len().into(), data).await {
                 Ok(written) => assert_eq!(written, size - before.len()),
                 Err(error) => {
                     self.failed("a write", error);
@@ -335,7 +345,7 @@ impl Program {
             }
             if self.chance(10) {
                 let storing = writing.stores(&host);
-                match self.vfs.fsync(handle, false).await {
+                match self.ask().fsync(handle, false).await {
                     Ok(()) => writing.stored(&host, storing),
                     Err(error) => self.failed("a sync", error),
                 }
@@ -369,7 +379,7 @@ impl Program {
     }
 
     async fn stat(&mut self, file: usize, began: Moment, node: u64) {
-        match self.vfs.getattr(&root(), node, None).await {
+        match self.ask().getattr(&root(), node, None).await {
             Ok(attributes) => {
                 let host = &self.host;
                 host.plan.history.size(host.number, file, began, attributes.attr.size as u32);
@@ -411,17 +421,22 @@ impl Program {
         let (dir, called) = (self.dirs[at.0], name(at.1));
         let made = if self.chance(50) {
             let how = flags(OFlags::CREATE | OFlags::EXCL | OFlags::RDWR);
-            match self.vfs.create(&cred, dir, called.as_bytes(), 0o644, 0, how).await {
+            match self.ask().create(&cred, dir, called.as_bytes(), 0o644, 0, how).await {
                 Ok((entry, opened)) => {
                     let entry = written(entry);
-                    self.vfs.release(opened.handle).await;
+                    self.ask().release(opened.handle).await;
                     Ok(entry)
                 }
                 Err(error) => Err(error),
             }
         } else {
-            self.vfs.mknod(&cred, dir, called.as_bytes(), 0o644, 0, 0).await
+            self.ask().mknod(&cred, dir, called.as_bytes(), 0o644, 0, 0).await
         };
+        if made.as_ref().is_err_and(|error| *error == ErrorCode::Stale.into()) {
+            // It was made, and removed by another client before it was opened.
+            host.plan.stale.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
         let done = self.done(&made, &[ErrorCode::Exists]);
         if done != Done::Unknown {
             history.changed(ticket, NameOp::Create { at, object, done });
@@ -436,7 +451,7 @@ impl Program {
     async fn unlink(&mut self, at: Place) {
         let host = self.host.clone();
         let ticket = host.plan.history.may_change(host.number, at.0, NameOp::Unlink { at, done: Done::Unknown });
-        let result = self.vfs.unlink(&root(), self.dirs[at.0], name(at.1).as_bytes()).await;
+        let result = self.ask().unlink(&root(), self.dirs[at.0], name(at.1).as_bytes()).await;
         let done = self.done(&result, &[ErrorCode::NotFound]);
         if done != Done::Unknown {
             host.plan.history.changed(ticket, NameOp::Unlink { at, done });
@@ -456,7 +471,7 @@ impl Program {
         let ticket = host.plan.history.may_change(host.number, from.0, op(Done::Unknown));
         let (from_name, to_name) = (name(from.1), name(to.1));
         let (from_dir, to_dir) = (self.dirs[from.0], self.dirs[to.0]);
-        let result = self.vfs.rename(&root(), from_dir, from_name.as_bytes(), to_dir, to_name.as_bytes(), how).await;
+        let result = self.ask().rename(&root(), from_dir, from_name.as_bytes(), to_dir, to_name.as_bytes(), how).await;
         let done = self.done(&result, &[ErrorCode::NotFound, ErrorCode::Exists]);
         if done != Done::Unknown {
             host.plan.history.changed(ticket, op(done));
@@ -467,7 +482,7 @@ impl Program {
         let host = self.host.clone();
         let history = &host.plan.history;
         let began = history.now();
-        match self.vfs.lookup(&root(), self.dirs[at.0], name(at.1).as_bytes()).await {
+        match self.ask().lookup(&root(), self.dirs[at.0], name(at.1).as_bytes()).await {
             Ok(LookupResult::Found(entry)) => {
                 history.looked_up(host.number, at, began, Some(entry.attr.uid));
                 history.is(entry.attr.fid.inode_number(), entry.attr.uid);
@@ -482,7 +497,7 @@ impl Program {
         let host = self.host.clone();
         let began = host.plan.history.now();
         let plus = self.chance(50);
-        let handle = self.vfs.opendir(&root(), self.dirs[dir]).await.unwrap();
+        let handle = self.ask().opendir(&root(), self.dirs[dir]).await.unwrap();
         let (mut found, mut offset, mut nodes) = (BTreeMap::new(), 0, Vec::new());
         loop {
             let before = offset;
@@ -497,16 +512,16 @@ impl Program {
                 }
                 true
             };
-            if let Err(error) = self.vfs.readdir(handle, before, plus, &mut sink).await {
+            if let Err(error) = self.ask().readdir(handle, before, plus, &mut sink).await {
                 self.failed("a listing", error);
-                self.vfs.releasedir(handle);
+                self.ask().releasedir(handle);
                 return;
             }
             if offset == before {
                 break;
             }
         }
-        self.vfs.releasedir(handle);
+        self.ask().releasedir(handle);
         nodes.into_iter().for_each(|node| self.let_go(node));
         host.plan.history.listed(host.number, dir, began, found);
     }

@@ -39,7 +39,7 @@ struct Event {
 }
 
 /// What all clients did.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(crate) struct History {
     events: Vec<Event>,
     highest: u64,

@@ -4,6 +4,7 @@
 //! `LARDER_SEEDS` says how many worlds to run and `LARDER_SEED` which one is the first; a failure names its seed.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed call fails the test")]
 
+mod clock;
 mod fencing;
 mod handles;
 mod history;
@@ -21,7 +22,9 @@ mod tree;
 mod worker;
 mod world;
 
+use larder_benches::digest::{Digest, Digested};
 use larder_benches::seeds::{self, Worlds};
+use larder_benches::size::Size;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,8 +46,10 @@ use worker::Worker;
 use world::World;
 
 /// What befell a world, so that a run in which nothing happened does not pass for a test.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Summary {
+    /// Of all that happened.
+    digest: u64,
     crashes: u64,
     replayed: u64,
     retries: u64,
@@ -90,7 +95,9 @@ async fn all<T: 'static>(mut tasks: JoinSet<T>) -> Vec<T> {
 #[test]
 fn each_operation_happens_exactly_once_in_any_weather() {
     let test = "each_operation_happens_exactly_once_in_any_weather";
-    let worlds = seeds::run(Worlds { target: "replay", test, count: 300, once_failed: &[262_114_806] }, world_of);
+    let count = Size::get().pick(50, 500, 2000) as u64;
+    let ran = seeds::run(Worlds { target: "replay", test, count, once_failed: &[] }, world_of);
+    let worlds = ran.worlds;
     let total = |of: fn(&Summary) -> u64| worlds.iter().map(of).sum::<u64>();
     println!(
         "{} worlds: {} crashes, {} reconnects, {} requests repeated, {} mutations answered from slots, \
@@ -108,6 +115,18 @@ fn each_operation_happens_exactly_once_in_any_weather() {
     if worlds.len() >= 50 {
         assert!(total(|world| world.crashes) > 0 && total(|world| world.replayed) > 0);
         assert!(total(|world| world.retries) > 0 && total(|world| world.unknown as u64) > 0);
+    }
+}
+
+#[test]
+fn one_seed_gives_one_world() {
+    let count = Size::get().pick(10, 50, 500) as u64;
+    seeds::run_twice(Worlds { target: "replay", test: "one_seed_gives_one_world", count, once_failed: &[] }, world_of);
+}
+
+impl Digested for Summary {
+    fn digest(&self) -> u64 {
+        self.digest
     }
 }
 
@@ -132,7 +151,7 @@ async fn world_of(seed: u64) -> Summary {
             max: Duration::from_micros(1 << random.random_range(4..16)),
         },
     };
-    let world = World::new(random.random(), durability, disk);
+    let world = World::with_clocks(random.random(), durability, disk, world::clocks(random));
     let root = world.volume().root();
     let shared = world.mkdir(root, "shared").await;
     let log = world.file(root, "log").await;
@@ -151,8 +170,7 @@ async fn world_of(seed: u64) -> Summary {
     let mut actors = JoinSet::new();
     actors.spawn(fate(world.clone(), branch(random)));
     for _ in 0..2 {
-        let client =
-            world::connect(&world, weather(random, true), random.random(), timeo(random), Patience::Hard).await;
+        let client = world::connect(&world, weather(random, true), timeo(random), Patience::Hard, random).await;
         for _ in 0..2 {
             actors.spawn(history::act(client.clone(), history.clone(), branch(random), 12));
         }
@@ -160,11 +178,11 @@ async fn world_of(seed: u64) -> Summary {
     }
     // A client that counts up, and one that appends and gives up. A write in place that comes twice on one connection
     // may undo a later one; no transport may do that, so nothing is repeated here.
-    let counter = world::connect(&world, weather(random, false), random.random(), timeo(random), Patience::Hard).await;
+    let counter = world::connect(&world, weather(random, false), timeo(random), Patience::Hard, random).await;
     let mut counting = JoinSet::new();
     counting.spawn(registers::count_up(counter.clone(), register, branch(random), 10));
     let patience = Patience::Soft(Duration::from_millis(1 << random.random_range(4..11)));
-    let impatient = world::connect(&world, weather(random, true), random.random(), timeo(random), patience).await;
+    let impatient = world::connect(&world, weather(random, true), timeo(random), patience, random).await;
     clients.extend([counter, impatient.clone()]);
     let mut appending = JoinSet::new();
     let impatience = registers::append_impatiently(impatient, log, 9, branch(random), 8);
@@ -175,7 +193,7 @@ async fn world_of(seed: u64) -> Summary {
     let mut workers = JoinSet::new();
     for (number, dir) in OWN.into_iter().enumerate() {
         let mode = if random.random() { Mode::Nfs } else { Mode::Direct };
-        let vfs = mounts::mount(&world, weather(random, false), random.random(), mode, timeo(random)).await;
+        let vfs = mounts::mount(&world, weather(random, false), mode, timeo(random), random).await;
         let (append, work) = (branch(random), branch(random));
         appending.spawn({
             let vfs = vfs.clone();
@@ -236,5 +254,12 @@ async fn world_of(seed: u64) -> Summary {
     tree::assert_same(&before, &tree::read(&world.volume(), root).await, "after a clean end");
     summary.crashes = world.crashes() - 1;
     summary.replayed = world.replayed();
+    let mut digest = Digest::default();
+    digest.note(&summary);
+    digest.note(&fates);
+    digest.note(&before);
+    digest.note(&*history.lock().unwrap());
+    digest.note(&world.trace());
+    summary.digest = digest.value();
     summary
 }

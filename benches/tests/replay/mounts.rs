@@ -8,18 +8,26 @@ use larder_client::vfs::{Entry, LookupResult, Mode, MountOptions, ROOT, Vfs};
 use larder_protocol::attr::Credential;
 use larder_protocol::faults::Weather;
 use larder_protocol::runtime::{SharedRuntime, SimRuntime};
+use rand::Rng;
 use rand::rngs::SmallRng;
 use rustix::fs::OFlags;
 
 use crate::registers::{Fate, record};
-use crate::world::{Road, World};
+use crate::world::{Road, World, clocks};
 
 /// Mounts the volume.
-pub(crate) async fn mount(world: &Arc<World>, weather: Weather, seed: u64, mode: Mode, timeo: Duration) -> Arc<Vfs> {
-    for attempt in 0..1000 {
+pub(crate) async fn mount(
+    world: &Arc<World>,
+    weather: Weather,
+    mode: Mode,
+    timeo: Duration,
+    random: &mut SmallRng,
+) -> Arc<Vfs> {
+    let clocks = clocks(random);
+    for _ in 0..1000 {
         // A mount is tried once; who wants more tries again.
-        let runtime: SharedRuntime = Arc::new(SimRuntime::new(seed.wrapping_add(attempt)));
-        let road = Road::new(world, weather, seed ^ attempt);
+        let runtime: SharedRuntime = Arc::new(SimRuntime::with_clocks(random.random(), clocks));
+        let road = Road::new(world, weather, random.random());
         let options = MountOptions { mode, timeo, ..MountOptions::default() };
         if let Ok(vfs) = Vfs::attach(runtime, road, "root", options).await {
             return vfs;

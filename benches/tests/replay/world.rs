@@ -9,9 +9,10 @@ use larder_client::rpc::channel::Shared;
 use larder_client::rpc::{BoxTransport, Client, Connector, Patience};
 use larder_protocol::attr::Credential;
 use larder_protocol::faults::{Faulty, Weather};
+use larder_protocol::handshake::LeaseTerms;
 use larder_protocol::ids::{ClientId, Epoch, Fid, OpId, VolumeId};
 use larder_protocol::name::Name;
-use larder_protocol::runtime::{BoxFuture, Runtime, SharedRuntime, SimRuntime};
+use larder_protocol::runtime::{BoxFuture, Clocks, Runtime, SharedRuntime, SimRuntime};
 use larder_protocol::service::file::{CreateHow, Op, OpReply};
 use larder_protocol::service::{LarderRequest, LarderResponse};
 use larder_protocol::transport::{ClientTransport, ServerTransport};
@@ -21,6 +22,8 @@ use larder_server::service::{Server, Settings};
 use larder_server::volume::content::memory::MemoryContent;
 use larder_server::volume::meta::memory::MemoryMetadata;
 use larder_server::volume::{Durability, Volume, open_on, prepare};
+use rand::Rng;
+use rand::rngs::SmallRng;
 use tokio::io::DuplexStream;
 
 use crate::machine::{Disk, Machine};
@@ -60,7 +63,12 @@ pub(crate) struct World {
 impl World {
     /// A running server with an empty volume `root`.
     pub(crate) fn new(seed: u64, durability: Durability, disk: Disk) -> Arc<World> {
-        let sim = Arc::new(SimRuntime::new(seed));
+        World::with_clocks(seed, durability, disk, Clocks::default())
+    }
+
+    /// The same on a machine with such clocks.
+    pub(crate) fn with_clocks(seed: u64, durability: Durability, disk: Disk, clocks: Clocks) -> Arc<World> {
+        let sim = Arc::new(SimRuntime::with_clocks(seed, clocks));
         let engines = Engines { meta: Arc::new(MemoryMetadata::new()), content: Arc::new(MemoryContent::new()) };
         prepare(&*engines.meta, VolumeId::ROOT, "root", sim.wall()).unwrap();
         let world = World {
@@ -144,6 +152,11 @@ impl World {
         self.replayed.load(Ordering::Relaxed)
     }
 
+    /// A number that depends on how many random numbers were drawn here, and so on all that happened.
+    pub(crate) fn trace(&self) -> u64 {
+        self.sim.random()
+    }
+
     pub(crate) fn crashes(&self) -> u64 {
         self.crashes.load(Ordering::Relaxed)
     }
@@ -177,6 +190,16 @@ impl World {
     pub(crate) async fn file(&self, dir: Fid, at: &str) -> Fid {
         self.make(Op::Create { dir, name: name(at), mode: 0o644, umask: 0, how: CreateHow::Exclusive }).await
     }
+}
+
+/// Clocks as wrong as leases allow. The server counts `term + margin` by its clock from when it heard of a renewal, the
+/// client `term - margin` by its own from before it asked: so no client counts on a lease that the server takes for ended
+/// while neither clock is off true time by more than `margin / term`, which is 5 %. Most are off by just that.
+pub(crate) fn clocks(random: &mut SmallRng) -> Clocks {
+    let LeaseTerms { term, margin } = LeaseTerms::default();
+    let most = (margin.as_micros() * 1_000_000 / term.as_micros()) as i32;
+    let drift = [-most, most, 0, random.random_range(-most..=most)][random.random_range(0..4)];
+    Clocks { drift, jumps: random.random() }
 }
 
 pub(crate) fn name(text: &str) -> Name {
@@ -221,12 +244,12 @@ impl Connector for Road {
 pub(crate) async fn connect(
     world: &Arc<World>,
     weather: Weather,
-    seed: u64,
     timeo: Duration,
     patience: Patience,
+    random: &mut SmallRng,
 ) -> Arc<Client> {
-    let runtime: SharedRuntime = Arc::new(SimRuntime::new(seed));
-    let shared = Shared::new(runtime, Road::new(world, weather, seed ^ 1), timeo);
+    let runtime: SharedRuntime = Arc::new(SimRuntime::with_clocks(random.random(), clocks(random)));
+    let shared = Shared::new(runtime, Road::new(world, weather, random.random()), timeo);
     let client = Client::new(shared, patience);
     for _ in 0..1000 {
         if client.connect().await.is_ok() {

@@ -283,6 +283,7 @@ impl Channel {
                 }
             }
             tokio::select! {
+                biased;
                 () = changed => {}
                 () = self.shared.aborted.cancelled() => return Err(Cause::Aborted),
             }
@@ -327,8 +328,9 @@ impl Channel {
         let mut backoff = BACKOFF_MIN;
         loop {
             let attempt = tokio::select! {
-                attempt = self.connect_once() => attempt,
+                biased;
                 () = self.shared.aborted.cancelled() => break,
+                attempt = self.connect_once() => attempt,
             };
             match attempt {
                 Ok((connection, _)) => {
@@ -343,8 +345,9 @@ impl Channel {
             let jitter = 500 + self.shared.runtime.random() % 501;
             let wait = backoff.mul_f64(jitter as f64 / 1000.0);
             tokio::select! {
-                () = self.shared.runtime.sleep(wait) => {}
+                biased;
                 () = self.shared.aborted.cancelled() => break,
+                () = self.shared.runtime.sleep(wait) => {}
             }
             backoff = (backoff * 2).min(BACKOFF_MAX);
         }
@@ -356,6 +359,7 @@ impl Channel {
         let shared = &self.shared;
         let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
         let transport = tokio::select! {
+            biased;
             transport = shared.connector.connect(self.number) => {
                 transport.map_err(|error| ConnectError::Network(error.to_string()))?
             }
@@ -414,6 +418,8 @@ impl Channel {
         let aborted = self.shared.aborted.clone();
         self.shared.runtime.spawn(Box::pin(async move {
             let why = tokio::select! {
+                // The first that is true of a connection that ended for several reasons.
+                biased;
                 why = driver.run() => why,
                 () = dead.cancelled() => "no answer in time".to_owned(),
                 () = aborted.cancelled() => "the mount is shutting down".to_owned(),

@@ -182,6 +182,7 @@ impl Client {
         let started = self.shared.runtime.boottime();
         let connection = self.promise_connection(timeout).await?;
         let answer = tokio::select! {
+            biased;
             answer = connection.call(LarderRequest::Breaks { lease, acked }, MAX_DEADLINE) => answer,
             () = self.shared.aborted.cancelled() => return Err(Failure::MaybeExecuted(Cause::Aborted)),
         };

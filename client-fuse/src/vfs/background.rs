@@ -25,6 +25,8 @@ pub(super) fn start(vfs: &Arc<Vfs>) {
             let idle = !vfs.unsent.any() && !vfs.removals.has_forgets();
             drop(vfs);
             let restarted = tokio::select! {
+                // The rare ones first; none of them is ready again at once.
+                biased;
                 () = shared.aborted.cancelled() => return,
                 () = shared.new_epoch.notified() => true,
                 () = wake.notified(), if idle => false,

@@ -147,6 +147,7 @@ impl Vfs {
         let root_cred = Credential::root();
         // The mount's own patience may be endless, but whoever types `mount` is waiting.
         let VolumeReply::Attached { root, .. } = tokio::select! {
+            biased;
             reply = client.volume(&root_cred, request) => reply.map_err(|failure| match Error::from(failure) {
                 Error::Refused(ErrorCode::NoSuchVolume | ErrorCode::NotFound) => {
                     AttachError::NoSuchVolume { server: server.to_owned(), volume: volume.to_owned() }
@@ -183,6 +184,7 @@ impl Vfs {
         if let Some(afs) = &afs {
             // Whoever mounts is waiting; without a lease everything works, and nothing is cached.
             tokio::select! {
+                biased;
                 _ = vfs.renew_lease(afs) => {}
                 () = runtime.sleep(vfs.options.timeo) => {}
             }
@@ -241,6 +243,7 @@ impl Vfs {
     /// Ends the mount: sends what is unsent, for a bounded time, says goodbye, and ends every wait.
     pub async fn shutdown(&self) {
         tokio::select! {
+            biased;
             () = self.sync_all() => {}
             () = self.runtime.sleep(SHUTDOWN_FLUSH) => {}
         }

@@ -42,15 +42,17 @@ async fn keep_lease(weak: Weak<Vfs>, afs: Arc<Afs>) {
         let Some(vfs) = weak.upgrade() else { return };
         let aborted = vfs.client.shared().aborted.clone();
         let wait = tokio::select! {
+            biased;
             wait = vfs.renew_lease(&afs) => wait,
             () = aborted.cancelled() => return,
         };
         let runtime = vfs.runtime.clone();
         drop(vfs);
         tokio::select! {
-            () = runtime.sleep(wait) => {}
-            () = afs.lease_lost.notified() => {}
+            biased;
             () = aborted.cancelled() => return,
+            () = afs.lease_lost.notified() => {}
+            () = runtime.sleep(wait) => {}
         }
     }
 }
@@ -66,12 +68,14 @@ async fn take_breaks(weak: Weak<Vfs>, afs: Arc<Afs>) {
         let term = afs.promises.lock().terms().term;
         let Some((lease, acked)) = place else {
             tokio::select! {
-                () = afs.leased.notified() => {}
+                biased;
                 () = aborted.cancelled() => return,
+                () = afs.leased.notified() => {}
             }
             continue;
         };
         let answer = tokio::select! {
+            biased;
             answer = client.breaks(term, lease, acked) => answer,
             () = aborted.cancelled() => return,
         };
@@ -103,8 +107,9 @@ async fn flush_index(weak: Weak<Vfs>, afs: Arc<Afs>) {
         let (runtime, aborted) = (vfs.runtime.clone(), vfs.client.shared().aborted.clone());
         drop(vfs);
         tokio::select! {
-            () = runtime.sleep(INDEX_FLUSH) => {}
+            biased;
             () = aborted.cancelled() => return,
+            () = runtime.sleep(INDEX_FLUSH) => {}
         }
         let disk = afs.disk.clone();
         if let Some(Err(error)) = runtime.blocking(move || disk.flush()).await {

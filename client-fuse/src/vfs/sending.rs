@@ -136,6 +136,8 @@ impl Vfs {
                 break;
             }
             tokio::select! {
+                // Either way all work that there is gets looked for before the next answer is.
+                biased;
                 Some(result) = under_way.next() => {
                     if let Err(error) = result {
                         tracing::warn!("data written to {} was lost: {error}", node.fid);

@@ -19,7 +19,7 @@ use futures::FutureExt;
 use tokio::sync::oneshot;
 
 pub use self::busy_poll::{BusyPoll, request_came};
-pub use self::sim::SimRuntime;
+pub use self::sim::{Clocks, SimRuntime};
 pub use self::start::serving;
 pub use self::system::{Executors, SystemRuntime};
 use crate::attr::Timestamp;

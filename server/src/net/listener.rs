@@ -50,6 +50,7 @@ pub async fn bind(addresses: &[SocketAddr], insecure: bool) -> anyhow::Result<Ve
 pub async fn accept(server: Arc<Server>, listener: TcpListener) {
     for place in 0.. {
         let accepted = tokio::select! {
+            biased;
             () = server.ending() => return,
             accepted = listener.accept() => accepted,
         };

@@ -191,6 +191,8 @@ impl PromiseKeeper {
                 return answer;
             }
             tokio::select! {
+                // Whoever is told looks again, and is answered if there is anything to say: the time is not kept waiting.
+                biased;
                 () = told => {}
                 () = &mut time_over => return Breaks::Outstanding(Vec::new()),
             }
@@ -323,6 +325,7 @@ impl Held {
                 (Settled::NotBefore(moment), now) => {
                     waited = true;
                     tokio::select! {
+                        biased;
                         () = told => {}
                         () = keeper.runtime.sleep(moment.saturating_sub(now)) => {}
                     }

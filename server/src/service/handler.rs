@@ -185,9 +185,10 @@ impl Server {
         let client = self.admit(session)?.client;
         drop(permit);
         tokio::select! {
-            breaks = self.promises.breaks(client, lease, acked) => Ok(breaks),
+            biased;
             () = session.fenced() => Err(ErrorCode::Fenced),
             () = self.shared.ending.cancelled() => Err(ErrorCode::Unavailable),
+            breaks = self.promises.breaks(client, lease, acked) => Ok(breaks),
         }
     }
 

@@ -210,6 +210,7 @@ impl Server {
         self.shared.ending.cancel();
         self.tasks.close();
         tokio::select! {
+            biased;
             () = self.tasks.wait() => {}
             () = self.shared.runtime.sleep(patience) => {
                 warn!("{} connections are not done after {patience:?}; cutting them", self.connections());
@@ -222,6 +223,7 @@ impl Server {
     async fn sweep_promises(self: Arc<Self>) {
         loop {
             tokio::select! {
+                biased;
                 () = self.shared.ending.cancelled() => return,
                 () = self.shared.runtime.sleep(SWEEP_INTERVAL) => {}
             }
@@ -232,6 +234,7 @@ impl Server {
     async fn expire_clients(self: Arc<Self>) {
         loop {
             tokio::select! {
+                biased;
                 () = self.shared.ending.cancelled() => return,
                 () = self.shared.runtime.sleep(EXPIRY_INTERVAL) => {}
             }

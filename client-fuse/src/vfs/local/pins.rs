@@ -28,8 +28,9 @@ pub(in crate::vfs) async fn keep_pinned(weak: Weak<Vfs>, afs: Arc<Afs>) {
         let aborted = vfs.client.shared().aborted.clone();
         drop(vfs);
         tokio::select! {
-            () = afs.pins_touched.notified() => {}
+            biased;
             () = aborted.cancelled() => return,
+            () = afs.pins_touched.notified() => {}
         }
         let (mut wait, mut looks) = (FIRST_WAIT, 0);
         while looks < LOOKS {
@@ -48,10 +49,11 @@ pub(in crate::vfs) async fn keep_pinned(weak: Weak<Vfs>, afs: Arc<Afs>) {
             let runtime = vfs.runtime.clone();
             drop(vfs);
             tokio::select! {
-                () = runtime.sleep(wait) => (wait, looks) = (wait * 2, looks + 1),
+                biased;
+                () = aborted.cancelled() => return,
                 // Perhaps another one, which is not to wait for those that cannot be had.
                 () = afs.pins_touched.notified() => (wait, looks) = (FIRST_WAIT, 0),
-                () = aborted.cancelled() => return,
+                () = runtime.sleep(wait) => (wait, looks) = (wait * 2, looks + 1),
             }
         }
     }

@@ -36,6 +36,7 @@ impl Vfs {
         let afs = afs.clone();
         let recovering = self.runtime.detached(async move { vfs.recover(&afs).await });
         tokio::select! {
+            biased;
             _ = recovering => {}
             () = self.runtime.sleep(RECOVERY) => tracing::info!("still storing what was being written when the mount ended"),
         }
