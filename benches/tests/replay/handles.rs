@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use larder_benches::digest::{Digest, Digested};
 use larder_benches::seeds::{self, Worlds};
 use larder_protocol::attr::Credential;
 use larder_protocol::error::ErrorCode;
@@ -21,10 +22,18 @@ use crate::world::{World, name};
 const LIVES: u64 = 12;
 
 /// Files that were lost, and files that are there.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Summary {
     lost: usize,
     there: usize,
+}
+
+impl Digested for Summary {
+    fn digest(&self) -> u64 {
+        let mut digest = Digest::default();
+        digest.note(self);
+        digest.value()
+    }
 }
 
 /// Makes files, each of an owner of its own, and cuts the power again and again.
@@ -82,7 +91,7 @@ pub(crate) async fn world_of(seed: u64) -> Summary {
 #[test]
 fn a_handle_names_one_file_though_power_cuts_take_files_away() {
     let test = "a_handle_names_one_file_though_power_cuts_take_files_away";
-    let worlds = seeds::run(Worlds { target: "replay", test, count: 50, once_failed: &[] }, world_of);
+    let worlds = seeds::run(Worlds { target: "replay", test, count: 50, once_failed: &[] }, world_of).worlds;
     let (lost, there) = worlds.iter().fold((0, 0), |(lost, there), world| (lost + world.lost, there + world.there));
     println!("{lost} files were lost, {there} are there");
     if worlds.len() >= 10 {

@@ -6,7 +6,7 @@ use larder_protocol::failpoint::Planted;
 use crate::{handles, refusals, world_of};
 
 /// Worlds in which a bug may hide before it is found.
-const WORLDS: u64 = 500;
+const WORLDS: u64 = 5_000;
 
 #[test]
 fn planted_forgetting_a_slot_is_found() {

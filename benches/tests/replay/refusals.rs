@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
+use larder_benches::digest::{Digest, Digested};
 use larder_benches::seeds::{self, Worlds};
 use larder_client::vfs::{Mode, ROOT};
 use larder_protocol::faults::Weather;
@@ -29,10 +30,18 @@ const FULL: Space = Space { total: 1 << 40, free: 0, available: 0, files_free: u
 const ROOM: Space = Space { free: 1 << 40, available: 1 << 40, ..FULL };
 
 /// Closes that went well, and those that did not.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Summary {
     kept: usize,
     refused: usize,
+}
+
+impl Digested for Summary {
+    fn digest(&self) -> u64 {
+        let mut digest = Digest::default();
+        digest.note(self);
+        digest.value()
+    }
 }
 
 /// Writes files whole, on a disk that is broken now and then.
@@ -45,7 +54,7 @@ pub(crate) async fn world_of(seed: u64) -> Summary {
         fids.push(world.file(root, &format!("file-{file}")).await);
     }
     let mode = if random.random() { Mode::Nfs } else { Mode::Direct };
-    let vfs = mount(&world, Weather::default(), random.random(), mode, Duration::from_secs(1)).await;
+    let vfs = mount(&world, Weather::default(), mode, Duration::from_secs(1), &mut random).await;
     let (mut summary, mut kept) = (Summary::default(), BTreeMap::new());
     for round in 0..ROUNDS {
         let file = random.random_range(0..FILES);
@@ -104,7 +113,7 @@ pub(crate) async fn world_of(seed: u64) -> Summary {
 #[test]
 fn a_close_that_returned_has_kept_what_was_written() {
     let test = "a_close_that_returned_has_kept_what_was_written";
-    let worlds = seeds::run(Worlds { target: "replay", test, count: 50, once_failed: &[] }, world_of);
+    let worlds = seeds::run(Worlds { target: "replay", test, count: 50, once_failed: &[] }, world_of).worlds;
     let (kept, refused) = worlds.iter().fold((0, 0), |(k, r), world| (k + world.kept, r + world.refused));
     println!("{kept} closes went well, {refused} did not");
     if worlds.len() >= 10 {
