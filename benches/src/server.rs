@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use larder_protocol::stats::ServerStats;
 use rustix::process::Signal;
 
@@ -134,6 +134,27 @@ impl Server {
             ensure!(status.success(), "larderd ended with {status} on SIGTERM:\n{}", process.log());
         }
         Ok(())
+    }
+
+    /// Ends it as [`stop`](Server::stop) does, where it may have nothing to keep its work on: whether it succeeds is not
+    /// asked, but it must end, and not by a defect.
+    ///
+    /// # Errors
+    /// If it has ended before, does not end now, or was ended by a signal or a panic.
+    pub fn abandon(&mut self) -> Result<()> {
+        let mut process = self.process.take().context("the server does not run")?;
+        if let Some(status) = process.ended()? {
+            bail!("larderd ended by itself with {status}:\n{}", process.log());
+        }
+        process.signal(Signal::TERM)?;
+        let status = process.wait(PATIENCE)?;
+        ensure!(matches!(status.code(), Some(0 | 1)), "larderd ended with {status} on SIGTERM:\n{}", process.log());
+        Ok(())
+    }
+
+    /// What it has logged, in all its lives.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.join("larderd.log")).unwrap_or_default()
     }
 
     /// `HOST:PORT`.
