@@ -13,6 +13,7 @@ use crate::process::run;
 #[derive(Debug)]
 pub struct Disk {
     path: PathBuf,
+    is_mounted: bool,
 }
 
 impl Disk {
@@ -45,7 +46,7 @@ impl Disk {
         fs::create_dir(&path)?;
         let size = format!("size={mib}m");
         run(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "larder-test"]).arg(&path))?;
-        Ok(Disk { path })
+        Ok(Disk { path, is_mounted: true })
     }
 
     /// Puts a file system into a file.
@@ -59,7 +60,7 @@ impl Disk {
     pub(crate) fn of_image(image: &Path, path: &Path) -> Result<Disk> {
         fs::create_dir_all(path)?;
         run(Command::new("mount").args(["-o", "loop"]).arg(image).arg(path))?;
-        Ok(Disk { path: path.to_owned() })
+        Ok(Disk { path: path.to_owned(), is_mounted: true })
     }
 
     /// Mounts it again with other options, such as `ro`.
@@ -71,6 +72,16 @@ impl Disk {
         Ok(())
     }
 
+    /// Unmounts it, with what that says.
+    ///
+    /// # Errors
+    /// If it is in use. It is then detached: nobody finds it any more, and whoever has it open keeps it.
+    pub fn unmount(mut self) -> Result<()> {
+        unmount(&self.path, UnmountFlags::empty()).with_context(|| format!("unmounting {}", self.path.display()))?;
+        self.is_mounted = false;
+        Ok(())
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
@@ -79,6 +90,9 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
+        if !self.is_mounted {
+            return;
+        }
         if let Err(error) = unmount(&self.path, UnmountFlags::empty()) {
             eprintln!("unmounting {}: {error}", self.path.display());
             let _ = unmount(&self.path, UnmountFlags::DETACH);

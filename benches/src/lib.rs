@@ -2,7 +2,8 @@
 //!
 //! [`server`] and [`mount`] run the two binaries and take them down again, [`raw`] speaks the protocol without a
 //! mount, [`proxy`] is a network with faults, [`disk`] and [`medium`] are disks, the second one with power cuts, [`size`]
-//! says how much to do, [`race`] lets two threads race, [`seeds`] runs worlds in virtual time. The tests under `tests/` state one promise each;
+//! says how much to do, [`wal`] tears a database's log, [`race`] lets two threads race, [`seeds`] runs worlds in virtual
+//! time. The tests under `tests/` state one promise each;
 //! `docs/semantics.md` cites them by name. [`crash`] breaks things at random and checks all promises at once.
 
 pub mod crash;
@@ -22,6 +23,7 @@ pub mod server;
 pub mod size;
 pub mod source;
 pub mod virtual_clock;
+pub mod wal;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -96,6 +96,8 @@ pub struct Setup<'a> {
     pub namespace: Option<&'a str>,
     /// Where the client is to die, as `FAILPOINTS` says it.
     pub failpoint: Option<&'a str>,
+    /// The file that says by how many seconds the client's calendar is wrong.
+    pub clock: Option<&'a Path>,
 }
 
 /// A mounted client.
@@ -131,14 +133,13 @@ impl Mount {
         let path = dir.join(name);
         fs::create_dir_all(&path)?;
         ensure!(Path::new("/dev/fuse").exists(), "/dev/fuse is missing: load the fuse module; mounts cannot be tested");
-        let mut command = match setup.failpoint {
-            None => command("larder", setup.namespace)?,
-            Some(failpoint) => {
-                let mut command = Command::new(binary("larder-failpoints")?);
-                command.env("FAILPOINTS", failpoint);
-                command
-            }
+        let mut command = if setup.failpoint.is_some() || setup.clock.is_some() {
+            Command::new(binary("larder-failpoints")?)
+        } else {
+            command("larder", setup.namespace)?
         };
+        command.envs(setup.failpoint.map(|failpoint| ("FAILPOINTS", failpoint)));
+        command.envs(setup.clock.map(|clock| ("LARDER_WALL_CLOCK", clock)));
         command.args(["mount", "--foreground", "--mode", mode.name()]);
         if mode == Mode::Afs {
             let cache = setup.cache.map_or_else(|| dir.join(format!("{name}.cache")), Path::to_owned);
@@ -202,6 +203,14 @@ impl Mount {
     /// If that fails.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         self.client.as_ref().map_or(Ok(()), |client| client.signal(signal))
+    }
+
+    /// Whether the client has died.
+    ///
+    /// # Errors
+    /// If the system does not say.
+    pub fn is_dead(&mut self) -> Result<bool> {
+        self.client.as_mut().map_or(Ok(true), |client| Ok(client.ended()?.is_some()))
     }
 
     /// Waits until the client has died, and removes what is left of the mount. Its cache stays.

@@ -130,6 +130,14 @@ impl Process {
         kill_process(pid, signal).with_context(|| format!("signalling {}", self.what))
     }
 
+    /// How it ended, if it has.
+    ///
+    /// # Errors
+    /// If the system does not say.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
     /// Waits for its end.
     ///
     /// # Errors

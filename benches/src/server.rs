@@ -1,11 +1,12 @@
 //! A server with a store of its own, as a child process.
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use larder_protocol::stats::ServerStats;
 use rustix::process::Signal;
 
@@ -25,6 +26,8 @@ pub struct Server {
     address: String,
     arguments: Vec<String>,
     namespace: Option<String>,
+    /// Says by how many seconds its calendar is wrong.
+    clock: Option<PathBuf>,
 }
 
 impl Server {
@@ -50,7 +53,22 @@ impl Server {
     /// # Errors
     /// If it does not start.
     pub fn start_of(dir: &Path, store: PathBuf, durability: &'static str, arguments: &[&str]) -> Result<Server> {
-        Server::begin(dir, store, durability, "127.0.0.1:0", arguments, None)
+        Server::begin(dir, store, durability, "127.0.0.1:0", arguments, None, None)
+    }
+
+    /// As [`start_of`](Server::start_of), with a calendar that is wrong by as many seconds as the file `clock` says at any
+    /// time.
+    ///
+    /// # Errors
+    /// If it does not start.
+    pub fn start_with_clock(
+        dir: &Path,
+        store: PathBuf,
+        durability: &'static str,
+        arguments: &[&str],
+        clock: &Path,
+    ) -> Result<Server> {
+        Server::begin(dir, store, durability, "127.0.0.1:0", arguments, None, Some(clock))
     }
 
     /// As [`start`](Server::start), in `process` durability, with more arguments.
@@ -66,7 +84,7 @@ impl Server {
     /// # Errors
     /// If it does not start.
     pub fn start_in(dir: &Path, address: &str, arguments: &[&str], namespace: Option<&str>) -> Result<Server> {
-        Server::begin(dir, dir.join("store"), "process", address, arguments, namespace)
+        Server::begin(dir, dir.join("store"), "process", address, arguments, namespace, None)
     }
 
     fn begin(
@@ -76,6 +94,7 @@ impl Server {
         address: &str,
         arguments: &[&str],
         namespace: Option<&str>,
+        clock: Option<&Path>,
     ) -> Result<Server> {
         let mut server = Server {
             process: None,
@@ -85,6 +104,7 @@ impl Server {
             address: address.to_owned(),
             arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
             namespace: namespace.map(ToOwned::to_owned),
+            clock: clock.map(Path::to_owned),
         };
         server.restart()?;
         Ok(server)
@@ -95,20 +115,54 @@ impl Server {
     /// # Errors
     /// If it does not start.
     pub fn restart(&mut self) -> Result<()> {
-        let port_file = self.dir.join("address");
-        if let Err(error) = fs::remove_file(&port_file) {
-            ensure!(error.kind() == std::io::ErrorKind::NotFound, "removing {}: {error}", port_file.display());
-        }
-        let mut command = command("larderd", self.namespace.as_deref())?;
-        command.arg("serve").arg("--store").arg(&self.store).args(&self.arguments);
-        command.arg("--listen").arg(&self.address);
-        command.arg("--durability").arg(self.durability).arg("--port-file").arg(&port_file);
-        let mut process = Process::spawn(&mut command, &self.dir, "larderd")?;
+        let command = match &self.clock {
+            None => command("larderd", self.namespace.as_deref())?,
+            Some(clock) => {
+                let mut command = Command::new(binary("larderd-failpoints")?);
+                command.env("LARDER_WALL_CLOCK", clock);
+                command
+            }
+        };
+        let (mut process, port_file) = self.spawn(command)?;
         // One address in each line; without its end, the line is still being written.
         let address = || Some(fs::read_to_string(&port_file).ok()?.split_once('\n')?.0.to_owned());
         self.address = process.wait_ready(PATIENCE, address)?;
         self.process = Some(process);
         Ok(())
+    }
+
+    /// Starts it again where it was, to die as `FAILPOINTS` says; after `within` it is killed. Says whether it died by
+    /// itself.
+    ///
+    /// # Errors
+    /// If it cannot be started, or ends in another way.
+    pub fn restart_to_die(&mut self, failpoints: &str, within: Duration) -> Result<bool> {
+        let mut command = Command::new(binary("larderd-failpoints")?);
+        command.env("FAILPOINTS", failpoints);
+        command.envs(self.clock.as_ref().map(|clock| ("LARDER_WALL_CLOCK", clock)));
+        let (mut process, _) = self.spawn(command)?;
+        let began = Instant::now();
+        while process.ended()?.is_none() && began.elapsed() < within {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let Some(status) = process.ended()? else {
+            process.signal(Signal::KILL)?;
+            process.wait(PATIENCE)?;
+            return Ok(false);
+        };
+        ensure!(status.signal() == Some(Signal::KILL.as_raw()), "larderd ended with {status}:\n{}", process.log());
+        Ok(true)
+    }
+
+    fn spawn(&self, mut command: Command) -> Result<(Process, PathBuf)> {
+        let port_file = self.dir.join("address");
+        if let Err(error) = fs::remove_file(&port_file) {
+            ensure!(error.kind() == std::io::ErrorKind::NotFound, "removing {}: {error}", port_file.display());
+        }
+        command.arg("serve").arg("--store").arg(&self.store).args(&self.arguments);
+        command.arg("--listen").arg(&self.address);
+        command.arg("--durability").arg(self.durability).arg("--port-file").arg(&port_file);
+        Ok((Process::spawn(&mut command, &self.dir, "larderd")?, port_file))
     }
 
     /// Kills it at once, as a crash does. Does nothing if it is not running.
@@ -134,6 +188,27 @@ impl Server {
             ensure!(status.success(), "larderd ended with {status} on SIGTERM:\n{}", process.log());
         }
         Ok(())
+    }
+
+    /// Ends it as [`stop`](Server::stop) does, where it may have nothing to keep its work on: whether it succeeds is not
+    /// asked, but it must end, and not by a defect.
+    ///
+    /// # Errors
+    /// If it has ended before, does not end now, or was ended by a signal or a panic.
+    pub fn abandon(&mut self) -> Result<()> {
+        let mut process = self.process.take().context("the server does not run")?;
+        if let Some(status) = process.ended()? {
+            bail!("larderd ended by itself with {status}:\n{}", process.log());
+        }
+        process.signal(Signal::TERM)?;
+        let status = process.wait(PATIENCE)?;
+        ensure!(matches!(status.code(), Some(0 | 1)), "larderd ended with {status} on SIGTERM:\n{}", process.log());
+        Ok(())
+    }
+
+    /// What it has logged, in all its lives.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.join("larderd.log")).unwrap_or_default()
     }
 
     /// `HOST:PORT`.

@@ -383,3 +383,32 @@ fn its_owner_pins_evicts_and_lists() {
     direct.close(false).unwrap();
     server.check().unwrap();
 }
+
+#[test]
+fn what_is_removed_leaves_the_cache_and_its_descriptor_is_closed() {
+    let dir = scratch().unwrap();
+    let mut server = Server::start(dir.path(), "process").unwrap();
+    let cache = dir.path().join("cache");
+    let mount = mount(dir.path(), "mnt", &server, &cache, &[]).unwrap();
+    let descriptors = || fs::read_dir(format!("/proc/{}/fd", mount.id().unwrap())).unwrap().count();
+    let before = descriptors();
+    for file in 0..100 {
+        store(mount.at(format!("file-{file}")), &contents(file, 10_000)).unwrap();
+    }
+    assert!(stat(&mount, "bytes") >= 100 * 10_000, "they are cached");
+    // One that is open stays until it is closed.
+    let mut open = File::open(mount.at("file-0")).unwrap();
+    for file in 0..100 {
+        fs::remove_file(mount.at(format!("file-{file}"))).unwrap();
+    }
+    wait_until("only the one that is open is left", || stat(&mount, "bytes") <= 10_000);
+    let mut bytes = Vec::new();
+    open.read_to_end(&mut bytes).unwrap();
+    assert_eq!(bytes, contents(0, 10_000));
+    close(open).unwrap();
+    wait_until("nothing is left", || stat(&mount, "bytes") == 0);
+    // Connections come as they are needed.
+    wait_until("descriptors are closed", || descriptors() < before + 20);
+    mount.close(false).unwrap();
+    server.check().unwrap();
+}

@@ -13,16 +13,16 @@ fn rounds(fault: Fault, modes: &[Mode], rounds: usize) {
     let base: u64 = std::env::var("LARDER_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random);
     for seed in (0..rounds as u64).map(|round| base.wrapping_add(round)) {
         let length = Duration::from_millis(Size::get().pick(500, 1000, 5000) as u64);
-        let plan = Plan { modes: modes.to_vec(), fault, seed, length, durability: None };
-        let outcome = run(&plan).unwrap_or_else(|error| panic!("{}: {error:#}", fault.name()));
-        let acknowledged: u64 = outcome.work.iter().map(|work| work.acknowledged).sum();
+        let plan = Plan { modes: modes.to_vec(), faults: vec![fault], seed, length, durability: None };
+        let outcome = run(&plan, &mut |_| ()).unwrap_or_else(|error| panic!("{}: {error:#}", fault.name()));
+        let acknowledged = outcome.acknowledged();
         println!(
             "{} {}: {} times, {acknowledged} operations, {} checks, longest wait {:.1?}",
             report::modes(&outcome),
             fault.name(),
             outcome.strikes.len(),
             outcome.checks,
-            report::longest_pause(&outcome),
+            outcome.longest_wait(),
         );
         assert!(
             outcome.findings.is_empty(),
@@ -53,8 +53,8 @@ fn a_server_that_acknowledges_what_a_power_cut_takes_is_found() {
     for mode in Mode::ALL {
         let found = (0..20).any(|seed| {
             let (modes, length) = (vec![mode; 2], Duration::from_secs(2));
-            let plan = Plan { modes, fault: Fault::ServerPower, seed, length, durability: Some("process") };
-            let outcome = run(&plan).unwrap_or_else(|error| panic!("{error:#}"));
+            let plan = Plan { modes, faults: vec![Fault::ServerPower], seed, length, durability: Some("process") };
+            let outcome = run(&plan, &mut |_| ()).unwrap_or_else(|error| panic!("{error:#}"));
             let findings = outcome.findings;
             findings.iter().take(1).for_each(|finding| println!("{}: {}: {}", mode.name(), finding.who, finding.what));
             !findings.is_empty()

@@ -59,6 +59,18 @@ need_cargo() {
 and try again."
 }
 
+# need_tools PROGRAM...: installs programs that are crates of the same name, where they are missing.
+need_tools() {
+    local tool
+    for tool in "$@"; do
+        command -v "$tool" >/dev/null && continue
+        say "Installing $tool"
+        cargo install --quiet --locked "$tool" || die "cargo could not install $tool."
+        command -v "$tool" >/dev/null ||
+            die "cargo installed $tool where this shell does not find it: add ${CARGO_HOME:-$HOME/.cargo}/bin to PATH."
+    done
+}
+
 need_fuse() {
     [ -e /dev/fuse ] || as_root modprobe fuse 2>/dev/null || true
     [ -e /dev/fuse ] || die "/dev/fuse is missing: this kernel, or this container, has no FUSE, so nothing can be

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use clap::{Parser, ValueEnum};
 use larder_benches::crash::round::run;
-use larder_benches::crash::{Fault, Plan, report};
+use larder_benches::crash::{Fault, Outcome, Plan, report};
 use larder_benches::mount::Mode;
 
 /// How the mounts of a round cache.
@@ -30,22 +30,30 @@ enum Modes {
 #[command(
     name = "scripts/crash",
     after_help = "\
-Each round prints its seed; `--mode MODE --fault FAULT --seed SEED --rounds 1` runs it again. What the seed decides is
+Each round prints its seed; `--mode MODE --fault FAULT --seed SEED --rounds 1` runs it again (with --combine, if it was). What the seed decides is
 what is done and broken, and when; what that meets is up to the machine.
 
 Exit status: 0 if every promise was kept, 1 if one was broken, 2 if it could not run.
 
 Examples:
   scripts/crash
-  scripts/crash --mode afs --fault server-power,client-power --rounds 10"
+  scripts/crash --mode afs --fault server-power,client-power --rounds 10
+  scripts/crash --mode mixed --combine
+  scripts/crash --mode mixed --soak 2h --report soak"
 )]
 struct Cli {
     /// How the mounts cache
     #[arg(long, value_enum, default_value = "all")]
     mode: Modes,
-    /// What is broken, one after the other [default: everything]
+    /// What is broken, one after the other in rounds of their own [default: everything]
     #[arg(long, value_enum, value_delimiter = ',', value_name = "LIST")]
     fault: Vec<Fault>,
+    /// All of them in each round, at random, each at least once
+    #[arg(long)]
+    combine: bool,
+    /// One round for this long, such as 90s, 30m or 2h, as with --combine; the report is written every few minutes
+    #[arg(long, value_name = "DURATION", value_parser = duration, conflicts_with_all = ["rounds", "length"])]
+    soak: Option<Duration>,
     /// Rounds of each fault in each mode
     #[arg(long, value_name = "N", default_value_t = 1)]
     rounds: u64,
@@ -63,6 +71,19 @@ struct Cli {
     report: Option<PathBuf>,
 }
 
+/// A number and its unit.
+fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text} is not a number with s, m or h behind it");
+    let unit = match text.as_bytes().last() {
+        Some(b's') => 1,
+        Some(b'm') => 60,
+        Some(b'h') => 3600,
+        _ => return Err(wrong()),
+    };
+    let seconds = text[..text.len() - 1].parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
+    seconds.map(Duration::from_secs).ok_or_else(wrong)
+}
+
 fn main() -> ExitCode {
     match rounds(&Cli::parse()) {
         Ok(true) => ExitCode::SUCCESS,
@@ -74,59 +95,88 @@ fn main() -> ExitCode {
     }
 }
 
+/// The modes of a round's mounts.
+fn seats(mode: Modes, mounts: u8) -> Vec<Mode> {
+    let of_seat = |seat: usize| match mode {
+        Modes::Nfs => Mode::Nfs,
+        Modes::Afs => Mode::Afs,
+        Modes::Direct => Mode::Direct,
+        Modes::Mixed | Modes::All => Mode::ALL[seat % Mode::ALL.len()],
+    };
+    (0..usize::from(mounts)).map(of_seat).collect()
+}
+
 fn rounds(cli: &Cli) -> Result<bool> {
     let modes = match cli.mode {
         Modes::All => vec![Modes::Nfs, Modes::Afs, Modes::Direct, Modes::Mixed],
         one => vec![one],
     };
-    let faults = if cli.fault.is_empty() { Fault::value_variants().to_vec() } else { cli.fault.clone() };
+    let wanted = if cli.fault.is_empty() { Fault::value_variants().to_vec() } else { cli.fault.clone() };
     let mut seed = cli.seed.unwrap_or_else(rand::random);
-    let mut outcomes = Vec::new();
+    let mut outcomes: Vec<Outcome> = Vec::new();
     for mode in modes {
-        for fault in &faults {
-            let seats: Vec<Mode> = (0..usize::from(cli.mounts))
-                .map(|seat| match mode {
-                    Modes::Nfs => Mode::Nfs,
-                    Modes::Afs => Mode::Afs,
-                    Modes::Direct => Mode::Direct,
-                    Modes::Mixed | Modes::All => Mode::ALL[seat % Mode::ALL.len()],
-                })
-                .collect();
-            if !seats.iter().any(|mode| fault.is_of(*mode)) {
-                continue;
-            }
+        let seats = seats(mode, cli.mounts);
+        let mut faults = wanted.clone();
+        faults.retain(|fault| seats.iter().any(|mode| fault.is_of(*mode)));
+        let sets = match cli.combine || cli.soak.is_some() {
+            true => Vec::from_iter((!faults.is_empty()).then_some(faults)),
+            false => faults.into_iter().map(|fault| vec![fault]).collect(),
+        };
+        for faults in sets {
             for _ in 0..cli.rounds {
-                let plan = Plan {
-                    modes: seats.clone(),
-                    fault: *fault,
-                    seed,
-                    length: Duration::from_secs(cli.length),
-                    durability: None,
+                let length = cli.soak.unwrap_or(Duration::from_secs(cli.length));
+                let plan = Plan { modes: seats.clone(), faults: faults.clone(), seed, length, durability: None };
+                let write = |last: &Outcome, before: &[Outcome]| match &cli.report {
+                    Some(dir) => report::write(dir, &[before, std::slice::from_ref(last)].concat()),
+                    None => Ok(()),
                 };
-                let outcome = run(&plan)?;
-                let acknowledged: u64 = outcome.work.iter().map(|work| work.acknowledged).sum();
-                println!(
-                    "{} - {} {} --seed {seed}: {} times, {acknowledged} operations, {} checks, longest wait {:.1?}, {:.1?}",
-                    if outcome.findings.is_empty() { "ok" } else { "not ok" },
-                    report::modes(&outcome),
-                    fault.name(),
-                    outcome.strikes.len(),
-                    outcome.checks,
-                    report::longest_pause(&outcome),
-                    outcome.took,
-                );
+                let outcome = run(&plan, &mut |so_far| {
+                    println!("{}", summary("so far", so_far));
+                    if let Err(error) = write(so_far, &outcomes) {
+                        eprintln!("crash: {error:#}");
+                    }
+                })?;
+                let verdict = if outcome.findings.is_empty() { "ok" } else { "not ok" };
+                println!("{}", summary(verdict, &outcome));
                 for finding in &outcome.findings {
                     println!("    {:.2?} {}: {}", finding.at, finding.who, finding.what);
                 }
+                // After each round, so that a run which is cut off leaves what it has.
+                write(&outcome, &outcomes)?;
                 outcomes.push(outcome);
                 seed = seed.wrapping_add(1);
-                // After each round, so that a run which is cut off leaves what it has.
-                if let Some(dir) = &cli.report {
-                    report::write(dir, &outcomes)?;
-                }
             }
         }
     }
     ensure!(!outcomes.is_empty(), "none of these faults can happen in this mode");
     Ok(outcomes.iter().all(|outcome| outcome.findings.is_empty()))
+}
+
+/// A round in a line.
+fn summary(verdict: &str, outcome: &Outcome) -> String {
+    format!(
+        "{verdict} - {} {} --seed {}: {} times, {} operations, {} checks, longest wait {:.1?}, {:.1?}",
+        report::modes(outcome),
+        report::faults(outcome),
+        outcome.plan.seed,
+        outcome.strikes.len(),
+        outcome.acknowledged(),
+        outcome.checks,
+        outcome.longest_wait(),
+        outcome.took,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duration_has_a_number_and_a_unit() {
+        let seconds = |text| duration(text).map(|duration| duration.as_secs());
+        assert_eq!((seconds("90s"), seconds("30m"), seconds("2h")), (Ok(90), Ok(1800), Ok(7200)));
+        for text in ["", "h", "2", "2d", "-1s", "99999999999999999999h", "9999999999999999999h", "2\u{e9}"] {
+            assert!(seconds(text).is_err(), "{text}");
+        }
+    }
 }

@@ -12,10 +12,13 @@
 //! - **C4** The workers go on after each fault; the store is sound (`larderd check`) after each round.
 
 pub mod fault;
+pub mod outcome;
 pub mod report;
+pub mod resources;
 pub mod round;
+mod worker;
 pub mod workload;
 pub mod world;
 
 pub use fault::Fault;
-pub use round::{Finding, Outcome, Plan};
+pub use outcome::{Finding, Outcome, Plan};

@@ -10,7 +10,14 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use super::round::{Outcome, Span};
+use super::fault::Fault;
+use super::outcome::{Finding, Outcome, Span, coarsen};
+use super::resources::{Curve, Sample};
+
+/// Spans of a kind that are written out of a round; of more, those that are close become one.
+const SPANS: usize = 1000;
+/// Samples of a process that are written.
+const SAMPLES: usize = 256;
 
 /// The round's modes in one word.
 pub fn modes(outcome: &Outcome) -> String {
@@ -19,49 +26,85 @@ pub fn modes(outcome: &Outcome) -> String {
     names.join("+")
 }
 
-/// The longest time for which a worker waited.
-pub fn longest_pause(outcome: &Outcome) -> Duration {
-    let pauses = outcome.work.iter().flat_map(|work| &work.pauses);
-    pauses.map(|pause| pause.to - pause.from).max().unwrap_or_default()
+/// What was broken in a round, in a few words.
+pub fn faults(outcome: &Outcome) -> String {
+    match &outcome.plan.faults[..] {
+        [fault] => fault.name(),
+        many => format!("{} faults combined", many.len()),
+    }
 }
 
 fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
-fn spans(spans: &[Span]) -> Value {
+/// Those of a round that took so long, or fewer.
+fn few(spans: &[Span], took: Duration) -> Vec<Span> {
+    let grain = if spans.len() > SPANS { took / SPANS as u32 } else { return spans.to_vec() };
+    coarsen(spans, grain)
+}
+
+/// Each sample, or fewer.
+fn few_samples(curve: &Curve) -> impl Iterator<Item = &Sample> {
+    curve.samples.iter().step_by(curve.samples.len().div_ceil(SAMPLES).max(1))
+}
+
+fn spans(spans: &[Span], took: Duration) -> Value {
     let one = |span: &Span| json!({"from_us": micros(span.from), "to_us": micros(span.to), "what": span.what});
-    spans.iter().map(one).collect()
+    few(spans, took).iter().map(one).collect()
+}
+
+/// When what was broken.
+fn strikes(outcome: &Outcome) -> Vec<Span> {
+    let is_one = outcome.plan.faults.len() == 1;
+    let strikes = outcome.strikes.iter();
+    let name = |fault: Fault, what: &str| if is_one { what.to_owned() } else { format!("{}: {what}", fault.name()) };
+    strikes.map(|strike| Span { what: name(strike.fault, &strike.span.what), ..strike.span.clone() }).collect()
 }
 
 /// All of it.
 pub fn json(outcomes: &[Outcome]) -> Value {
+    let sample = |sample: &Sample| json!({"memory": sample.memory, "files": sample.files, "at_us": micros(sample.at)});
     let round = |outcome: &Outcome| {
-        let work: Vec<Value> = outcome
-            .work
-            .iter()
-            .map(|work| {
-                json!({
-                    "who": work.who, "steps": work.steps, "acknowledged": work.acknowledged, "failed": work.failed,
-                    "pauses": spans(&work.pauses),
-                })
+        let of_work = outcome.work.iter().map(|work| {
+            json!({
+                "who": work.who, "steps": work.steps, "acknowledged": work.acknowledged, "failed": work.failed,
+                "pauses": spans(&work.pauses, outcome.took),
             })
-            .collect();
-        let findings: Vec<Value> = outcome
-            .findings
-            .iter()
-            .map(|finding| json!({"at_us": micros(finding.at), "who": finding.who, "what": finding.what}))
-            .collect();
+        });
+        let findings = outcome.findings.iter().map(|finding| {
+            let fault = finding.fault.map(Fault::name);
+            json!({"at_us": micros(finding.at), "who": finding.who, "what": finding.what, "fault": fault})
+        });
+        let resources = outcome.resources.iter().map(|curve| {
+            json!({
+                "who": curve.who, "most_memory": curve.most.memory, "most_files": curve.most.files,
+                "first": sample(&curve.first()), "last": sample(&curve.last()),
+                "samples": few_samples(curve).map(sample).collect::<Vec<_>>(),
+            })
+        });
+        let depots = outcome.depots.iter();
+        let depots = depots.map(|depot| json!({"who": depot.who, "full": depot.full, "empty": depot.empty}));
         json!({
-            "mode": modes(outcome), "fault": outcome.plan.fault.name(), "seed": outcome.plan.seed,
-            "took_us": micros(outcome.took), "longest_pause_us": micros(longest_pause(outcome)),
-            "checks": outcome.checks, "faults": spans(&outcome.strikes), "work": work, "findings": findings,
+            "mode": modes(outcome), "seed": outcome.plan.seed,
+            "plan": outcome.plan.faults.iter().map(|fault| fault.name()).collect::<Vec<_>>(),
+            "took_us": micros(outcome.took), "longest_wait_us": micros(outcome.longest_wait()),
+            "checks": outcome.checks, "faults": spans(&strikes(outcome), outcome.took),
+            "work": of_work.collect::<Vec<_>>(), "findings": findings.collect::<Vec<_>>(),
+            "resources": resources.collect::<Vec<_>>(), "room": depots.collect::<Vec<_>>(),
         })
     };
+    let rows = table(outcomes).into_iter().map(|((mode, fault), row)| {
+        json!({
+            "mode": mode, "fault": fault, "rounds": row.rounds, "times": row.strikes, "findings": row.findings,
+            "longest_wait_us": micros(row.wait),
+        })
+    });
     let findings: usize = outcomes.iter().map(|outcome| outcome.findings.len()).sum();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "verdict": if findings == 0 { "every promise was kept" } else { "promises were broken" },
+        "table": rows.collect::<Vec<_>>(),
         "rounds": outcomes.iter().map(round).collect::<Vec<_>>(),
     })
 }
@@ -69,31 +112,32 @@ pub fn json(outcomes: &[Outcome]) -> Value {
 /// A line of the table: a fault in a mode, over all rounds.
 #[derive(Clone, Debug, Default)]
 pub struct Row {
-    /// Rounds.
+    /// Rounds in which it was among the faults.
     pub rounds: usize,
     /// How often it struck.
     pub strikes: usize,
-    /// Operations that were acknowledged.
-    pub acknowledged: u64,
-    /// How often something was held against what was acknowledged.
-    pub checks: u64,
-    /// What was wrong.
+    /// What was wrong after it, and at the end of a round with it.
     pub findings: usize,
-    /// The longest that a program waited.
-    pub pause: Duration,
+    /// The longest that a program waited for it.
+    pub wait: Duration,
 }
 
 /// The table: by mode and fault.
 pub fn table(outcomes: &[Outcome]) -> BTreeMap<(String, String), Row> {
     let mut table: BTreeMap<(String, String), Row> = BTreeMap::new();
     for outcome in outcomes {
-        let row = table.entry((modes(outcome), outcome.plan.fault.name())).or_default();
-        row.rounds += 1;
-        row.strikes += outcome.strikes.len();
-        row.acknowledged += outcome.work.iter().map(|work| work.acknowledged).sum::<u64>();
-        row.checks += outcome.checks;
-        row.findings += outcome.findings.len();
-        row.pause = row.pause.max(longest_pause(outcome));
+        for fault in &outcome.plan.faults {
+            let strikes: Vec<_> = outcome.strikes.iter().filter(|strike| strike.fault == *fault).collect();
+            if strikes.is_empty() && outcome.findings.is_empty() {
+                continue;
+            }
+            let row = table.entry((modes(outcome), fault.name())).or_default();
+            row.rounds += 1;
+            row.strikes += strikes.len();
+            row.wait = strikes.iter().map(|strike| strike.longest_wait).max().unwrap_or_default().max(row.wait);
+            let of_it = |finding: &&Finding| finding.fault.is_none_or(|of| of == *fault);
+            row.findings += outcome.findings.iter().filter(of_it).count();
+        }
     }
     table
 }

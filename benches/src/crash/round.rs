@@ -1,8 +1,7 @@
-//! One round: workers, a fault again and again, and the checks.
+//! One round: workers, faults again and again, and the checks.
 
 use std::fs;
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,13 +10,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use rand::rngs::SmallRng;
+use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{Rng, SeedableRng};
 
-use super::fault::Fault;
-use super::workload::{Register, Workload, of_seat};
+use super::outcome::{Depot, Finding, Outcome, Plan, Span, Strike, Work, credit};
+use super::resources::{Curve, Sample, size};
+use super::worker::{Worker, last_lines};
+use super::workload::{Register, of_seat};
 use super::world::World;
 use crate::lock;
-use crate::mount::Mode;
 use crate::source::Source;
 
 /// Files that are unpacked at a time.
@@ -26,99 +27,69 @@ const FILES: usize = 60;
 const REST_MS: (u64, u64) = (200, 900);
 /// How long a worker may take to end its step once nothing is broken any more.
 const PATIENCE: Duration = Duration::from_secs(90);
-/// A step that took longer is a pause.
-const PAUSE: Duration = Duration::from_millis(100);
-
-/// What a round does. The seed decides when what is done; the machine decides what meets it.
-#[derive(Clone, Debug)]
-pub struct Plan {
-    /// How the mounts cache.
-    pub modes: Vec<Mode>,
-    /// What is broken.
-    pub fault: Fault,
-    /// Decides all that is random.
-    pub seed: u64,
-    /// How long things are broken.
-    pub length: Duration,
-    /// What an acknowledgement is to survive, if it is not what the fault asks for: to show that the difference is found.
-    pub durability: Option<&'static str>,
-}
-
-/// A promise that was broken, or something that does not work.
-#[derive(Clone, Debug)]
-pub struct Finding {
-    /// Since the round's beginning.
-    pub at: Duration,
-    /// Who met it.
-    pub who: String,
-    /// What it is.
-    pub what: String,
-}
-
-/// A span of the round's time.
-#[derive(Clone, Debug)]
-pub struct Span {
-    /// Since the round's beginning.
-    pub from: Duration,
-    /// Its end.
-    pub to: Duration,
-    /// What it is.
-    pub what: String,
-}
-
-/// What a worker did.
-#[derive(Clone, Debug)]
-pub struct Work {
-    /// The seat's number, its mode, and the workload.
-    pub who: String,
-    /// Steps.
-    pub steps: u64,
-    /// Operations that were acknowledged.
-    pub acknowledged: u64,
-    /// Steps whose mount died, or whose disk was full.
-    pub failed: u64,
-    /// Steps that took long.
-    pub pauses: Vec<Span>,
-}
-
-/// What came of a round.
-#[derive(Clone, Debug)]
-pub struct Outcome {
-    /// What was to be done.
-    pub plan: Plan,
-    /// What was broken, and when.
-    pub strikes: Vec<Span>,
-    /// What went on.
-    pub work: Vec<Work>,
-    /// How often something was held against what was acknowledged.
-    pub checks: u64,
-    /// What was wrong.
-    pub findings: Vec<Finding>,
-    /// How long the round took.
-    pub took: Duration,
-}
+/// How often the outcome so far is told.
+const PROGRESS: Duration = Duration::from_secs(120);
+/// How often it is looked at what processes use.
+const SAMPLED: Duration = Duration::from_millis(500);
+/// How long it may take until what is not needed any more is let go of.
+const QUIET: Duration = Duration::from_secs(15);
+/// Bytes that a store or a cache may occupy when all files are removed: the free pages of its database, and its journal.
+const EMPTY: u64 = 48 << 20;
 
 /// What the threads of a round share.
-struct Round {
-    world: World,
-    begin: Instant,
-    is_over: AtomicBool,
+pub(super) struct Round {
+    pub(super) world: World,
+    pub(super) begin: Instant,
+    pub(super) is_over: AtomicBool,
+    /// In the order of the workers.
+    pub(super) work: Vec<Mutex<Work>>,
+    plan: Plan,
     findings: Mutex<Vec<Finding>>,
-}
-
-struct Worker {
-    who: String,
-    seat: usize,
-    dir: String,
-    workload: Box<dyn Workload>,
-    random: SmallRng,
-    work: Work,
-    checks: u64,
+    strikes: Mutex<Vec<Strike>>,
+    resources: Mutex<Vec<Curve>>,
+    depots: Mutex<Vec<Depot>>,
 }
 
 impl Round {
-    fn found(&self, who: &str, what: impl Into<String>) {
-        lock(&self.findings).push(Finding { at: self.begin.elapsed(), who: who.to_owned(), what: what.into() });
+    pub(super) fn found(&self, who: &str, what: impl Into<String>) {
+        let is_over = self.is_over.load(Ordering::SeqCst);
+        let fault = lock(&self.strikes).last().map(|strike| strike.fault).filter(|_| !is_over);
+        lock(&self.findings).push(Finding { at: self.begin.elapsed(), who: who.to_owned(), what: what.into(), fault });
+    }
+
+    /// A step took from then until then.
+    pub(super) fn credit(&self, from: Duration, to: Duration) {
+        credit(&mut lock(&self.strikes), from, to);
+    }
+
+    fn is_sound(&self) -> bool {
+        lock(&self.findings).is_empty()
+    }
+
+    fn sample(&self) {
+        for (who, process) in self.world.processes() {
+            let Some(sample) = Sample::of(process, self.begin.elapsed()) else { continue };
+            let mut curves = lock(&self.resources);
+            match curves.iter_mut().find(|curve| curve.who == who) {
+                Some(curve) => curve.add(sample),
+                None => curves.push(Curve::new(who, sample)),
+            }
+        }
+    }
+
+    /// What has come of it so far.
+    fn outcome(&self) -> Outcome {
+        let work: Vec<Work> = self.work.iter().map(|work| lock(work).clone()).collect();
+        Outcome {
+            plan: self.plan.clone(),
+            strikes: lock(&self.strikes).clone(),
+            checks: work.iter().map(|work| work.checks).sum(),
+            work,
+            findings: lock(&self.findings).clone(),
+            resources: lock(&self.resources).clone(),
+            depots: lock(&self.depots).clone(),
+            took: self.begin.elapsed(),
+        }
     }
 }
 
@@ -132,98 +103,38 @@ fn have_own_files() -> io::Result<()> {
     Ok(())
 }
 
-/// Whether a promise was broken, rather than a mount.
-fn is_broken(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::InvalidData && error.raw_os_error().is_none()
-}
-
-impl Worker {
-    /// Works until the round is over, or something is wrong.
-    fn run(&mut self, round: &Round) {
-        while !round.is_over.load(Ordering::SeqCst) {
-            let seat = &round.world.seats[self.seat];
-            let Some((life, mount)) = seat.wait_mounted() else { return };
-            let fullness = round.world.fullness();
-            let from = round.begin.elapsed();
-            let done = self.workload.step(&mount.join(&self.dir), &mut self.random);
-            let to = round.begin.elapsed();
-            self.work.steps += 1;
-            if to - from > PAUSE {
-                let what = if done.is_ok() { "waited" } else { "failed" };
-                self.work.pauses.push(Span { from, to, what: what.to_owned() });
-            }
-            let Err(error) = done else { continue };
-            self.work.failed += 1;
-            let is_excused = seat.lives() != life || fullness % 2 == 1 || round.world.fullness() != fullness;
-            if is_broken(&error) || !is_excused {
-                round.found(&self.who, format!("{error} {}", last_lines(&seat.log())));
-                return;
-            }
-            if !self.settle(round) {
-                return;
-            }
-        }
-    }
-
-    /// Finds out what became of what was under way. `false` if something is wrong.
-    fn settle(&mut self, round: &Round) -> bool {
-        let seat = &round.world.seats[self.seat];
-        loop {
-            let Some((life, mount)) = seat.wait_mounted() else { return false };
-            let fullness = round.world.fullness();
-            if fullness % 2 == 1 {
-                thread::sleep(Duration::from_millis(10));
-                continue;
-            }
-            self.checks += 1;
-            match self.workload.settle(&mount.join(&self.dir)) {
-                Ok(Ok(())) => return true,
-                Ok(Err(broken)) => round.found(&self.who, broken),
-                Err(_) if seat.lives() != life || round.world.fullness() != fullness => continue,
-                Err(error) => round.found(&self.who, format!("after its mount came back: {error}")),
-            }
-            return false;
-        }
-    }
-
-    fn check(&mut self, round: &Round, mount: PathBuf, whose: &str) {
-        self.checks += 1;
-        let broken = match self.workload.check(&mount.join(&self.dir)) {
-            Ok(Ok(())) => return,
-            Ok(Err(broken)) => broken,
-            Err(error) => error.to_string(),
-        };
-        round.found(&self.who, format!("at the end, by {whose} mount: {broken}"));
-    }
-}
-
-fn last_lines(log: &str) -> String {
-    let lines: Vec<&str> = log.lines().rev().take(3).collect();
-    lines.into_iter().rev().collect::<Vec<_>>().join(" | ")
-}
-
-/// Runs a round.
+/// Runs a round. What has come of it is told to `progress` every few minutes.
 ///
 /// # Errors
 /// If a world cannot be made. What goes wrong in it is a finding.
-pub fn run(plan: &Plan) -> Result<Outcome> {
+pub fn run(plan: &Plan, progress: &mut dyn FnMut(&Outcome)) -> Result<Outcome> {
     let world = World::new(plan)?;
     let source = Arc::new(Source::new(world.dir(), FILES)?);
     let (register, mut random) = (Arc::new(Register::default()), SmallRng::seed_from_u64(plan.seed));
-    let mut workers = Vec::new();
+    let (mut workers, mut work) = (Vec::new(), Vec::new());
     for (number, seat) in world.seats.iter().enumerate() {
-        for (place, workload) in of_seat(number, &register, &source).into_iter().enumerate() {
+        for (place, workload) in of_seat(number, world.dir(), &register, &source).into_iter().enumerate() {
             let who = format!("seat {number} ({}), {}", seat.mode().name(), workload.name());
             let dir = format!("seat{number}-{place}");
             let (_, mount) = seat.wait_mounted().context("the mount is gone before it was used")?;
             fs::create_dir(mount.join(&dir))?;
-            let work = Work { who: who.clone(), steps: 0, acknowledged: 0, failed: 0, pauses: Vec::new() };
+            let mine = Work { who: who.clone(), steps: 0, acknowledged: 0, failed: 0, checks: 0, pauses: Vec::new() };
             let random = SmallRng::seed_from_u64(random.random());
-            workers.push(Worker { who, seat: number, dir, workload, random, work, checks: 0 });
+            workers.push(Worker { number: work.len(), who, seat: number, dir, workload, random });
+            work.push(Mutex::new(mine));
         }
     }
-    let begin = Instant::now();
-    let round = Arc::new(Round { world, begin, is_over: AtomicBool::new(false), findings: Mutex::default() });
+    let round = Arc::new(Round {
+        world,
+        begin: Instant::now(),
+        is_over: AtomicBool::new(false),
+        work,
+        plan: plan.clone(),
+        findings: Mutex::default(),
+        strikes: Mutex::default(),
+        resources: Mutex::default(),
+        depots: Mutex::default(),
+    });
     let threads: Vec<_> = workers
         .into_iter()
         .map(|mut worker| {
@@ -238,7 +149,14 @@ pub fn run(plan: &Plan) -> Result<Outcome> {
             })
         })
         .collect();
-    let strikes = strike(plan, &round, &mut random);
+    let sampling = round.clone();
+    let sampler = thread::spawn(move || {
+        while !sampling.is_over.load(Ordering::SeqCst) {
+            thread::sleep(SAMPLED);
+            sampling.sample();
+        }
+    });
+    strike(&round, &mut random, progress);
     round.is_over.store(true, Ordering::SeqCst);
     let over = Instant::now();
     while threads.iter().any(|thread| !thread.is_finished()) && over.elapsed() < PATIENCE {
@@ -249,67 +167,128 @@ pub fn run(plan: &Plan) -> Result<Outcome> {
         round.found("the round", format!("workers wait, {PATIENCE:?} after all was mended: {logs:?}"));
         round.world.give_up();
     }
+    let all = threads.len();
     let workers: Vec<Worker> = threads.into_iter().filter_map(|thread| thread.join().ok()).collect();
-    Ok(judge(plan, round, workers, strikes))
+    if workers.len() < all || sampler.join().is_err() {
+        round.found("the round", "a worker met a defect");
+    }
+    judge(&round, workers);
+    let outcome = round.outcome();
+    Ok(end(round, outcome))
 }
 
 /// Breaks and mends until the time is over.
-fn strike(plan: &Plan, round: &Round, random: &mut SmallRng) -> Vec<Span> {
-    let mut strikes = Vec::new();
+fn strike(round: &Round, random: &mut SmallRng, progress: &mut dyn FnMut(&Outcome)) {
+    let faults = &round.plan.faults;
+    let mut due = faults.clone();
+    due.shuffle(random);
+    let mut told = Instant::now();
     loop {
         thread::sleep(Duration::from_millis(random.random_range(REST_MS.0..REST_MS.1)));
-        if round.begin.elapsed() > plan.length && !strikes.is_empty() {
-            return strikes;
+        if !round.is_sound() || (round.begin.elapsed() > round.plan.length && due.is_empty()) {
+            return;
         }
+        if told.elapsed() > PROGRESS {
+            progress(&round.outcome());
+            told = Instant::now();
+        }
+        let Some(fault) = due.pop().or_else(|| faults.choose(random).copied()) else { return };
         let from = round.begin.elapsed();
-        match plan.fault.strike(&round.world, random) {
-            Ok(what) => strikes.push(Span { from, to: round.begin.elapsed(), what }),
+        // Already there while it strikes, for those who meet it.
+        let span = Span { from, to: from, what: "under way".to_owned() };
+        lock(&round.strikes).push(Strike { fault, span, longest_wait: Duration::ZERO });
+        let done = fault.strike(&round.world, random);
+        let to = round.begin.elapsed();
+        let what = match done {
+            Ok(what) => what,
             Err(error) => {
-                round.found("the fault", format!("{}: {error:#}", plan.fault.name()));
-                return strikes;
+                round.found("the fault", format!("{}: {error:#}", fault.name()));
+                "failed".to_owned()
             }
-        }
-        if !lock(&round.findings).is_empty() {
-            return strikes;
+        };
+        if let Some(strike) = lock(&round.strikes).last_mut() {
+            strike.span = Span { from, to, what };
         }
     }
 }
 
-/// Holds everything against what was acknowledged: by the mounts themselves, and by one that has seen nothing.
-fn judge(plan: &Plan, round: Arc<Round>, mut workers: Vec<Worker>, strikes: Vec<Span>) -> Outcome {
-    if lock(&round.findings).is_empty() {
-        for worker in &mut workers {
-            if let Some((_, mount)) = round.world.seats[worker.seat].wait_mounted() {
-                worker.check(&round, mount, "its own");
-            }
-        }
-        let judged = round.world.judge().and_then(|judge| {
-            workers.iter_mut().for_each(|worker| worker.check(&round, judge.path().to_owned(), "another"));
-            judge.close(false)
-        });
-        if let Err(error) = judged {
-            round.found("the judge", format!("{error:#}"));
+/// Holds everything against what was acknowledged, by the mounts themselves and by one that has seen nothing; and what is
+/// used against what was used at first.
+fn judge(round: &Round, mut workers: Vec<Worker>) {
+    if !round.is_sound() {
+        return;
+    }
+    for worker in &mut workers {
+        if let Some((_, mount)) = round.world.seats[worker.seat].wait_mounted() {
+            worker.check(round, mount, "its own");
         }
     }
-    let mut checks = workers.iter().map(|worker| worker.checks).sum::<u64>();
-    let work = workers
-        .into_iter()
-        .map(|worker| Work { acknowledged: worker.workload.acknowledged(), ..worker.work })
-        .collect();
+    let judged = round.world.judge().and_then(|judge| {
+        workers.iter_mut().for_each(|worker| worker.check(round, judge.path().to_owned(), "another"));
+        judge.close(false)
+    });
+    if let Err(error) = judged {
+        round.found("the judge", format!("{error:#}"));
+    }
+    if round.is_sound() {
+        empty(round);
+    }
+}
+
+/// Removes everything, and looks whether what it took comes back.
+fn empty(round: &Round) {
+    round.sample();
+    let depots = round.world.depots();
+    let sizes = || depots.iter().map(|(_, path)| size(path));
+    let full: Vec<u64> = sizes().collect();
+    if let Err(error) = round.world.remove_everything() {
+        round.found("the end", format!("{error:#}"));
+        return;
+    }
+    let large = |_: &Round| {
+        let large = depots.iter().zip(sizes()).filter(|(_, size)| *size > EMPTY);
+        large.map(|((who, _), size)| (who.clone(), size)).collect()
+    };
+    for (who, size) in patiently(round, large) {
+        round.found(&who, format!("it holds {} MiB when all files are removed", size >> 20));
+    }
+    let excess = |round: &Round| {
+        round.sample();
+        let of = |curve: &Curve| Some((curve.who.clone(), curve.excess()?));
+        lock(&round.resources).iter().filter_map(of).collect()
+    };
+    for (who, what) in patiently(round, excess) {
+        round.found(&who, format!("it has {what} when all files are removed"));
+    }
+    let names = depots.iter().map(|(who, _)| who.clone());
+    let sizes = full.into_iter().zip(sizes());
+    *lock(&round.depots) = names.zip(sizes).map(|(who, (full, empty))| Depot { who, full, empty }).collect();
+}
+
+/// What is still wrong after a while.
+fn patiently<T>(round: &Round, wrong: impl Fn(&Round) -> Vec<T>) -> Vec<T> {
+    let begin = Instant::now();
+    loop {
+        let found = wrong(round);
+        if found.is_empty() || begin.elapsed() > QUIET {
+            return found;
+        }
+        thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// Takes the world down, and has the store checked.
+fn end(round: Arc<Round>, mut outcome: Outcome) -> Outcome {
     let begin = round.begin;
-    let mut findings = std::mem::take(&mut *lock(&round.findings));
-    match Arc::into_inner(round) {
-        Some(round) => {
-            checks += 1;
-            if let Err(error) = round.world.end() {
-                findings.push(Finding { at: begin.elapsed(), who: "the end".to_owned(), what: format!("{error:#}") });
-            }
-        }
-        None => findings.push(Finding {
-            at: begin.elapsed(),
-            who: "the round".to_owned(),
-            what: "a worker met a defect".to_owned(),
-        }),
+    let ended = match Arc::into_inner(round) {
+        Some(round) => round.world.end(),
+        None => Err(anyhow::anyhow!("a worker lives on")),
+    };
+    outcome.checks += 1;
+    if let Err(error) = ended {
+        let (who, what) = ("the end".to_owned(), format!("{error:#}"));
+        outcome.findings.push(Finding { at: begin.elapsed(), who, what, fault: None });
     }
-    Outcome { plan: plan.clone(), strikes, work, checks, findings, took: begin.elapsed() }
+    outcome.took = begin.elapsed();
+    outcome
 }

@@ -5,6 +5,7 @@
 //! against what was acknowledged.
 
 mod append;
+mod fsx;
 mod git;
 mod names;
 mod register;
@@ -57,12 +58,15 @@ pub trait Workload: Send {
 }
 
 /// The workloads of the seats of a world, of which the first writes the register that the others read.
-pub fn of_seat(seat: usize, register: &Arc<Register>, source: &Arc<Source>) -> Vec<Box<dyn Workload>> {
+///
+/// Workloads keep files of their own in `dir`, outside the mounts.
+pub fn of_seat(seat: usize, dir: &Path, register: &Arc<Register>, source: &Arc<Source>) -> Vec<Box<dyn Workload>> {
     let mut all: Vec<Box<dyn Workload>> = vec![
         Box::new(append::Append::default()),
         Box::new(replace::Replace::default()),
         Box::new(names::Names::default()),
         Box::new(register::RegisterUse::new(register.clone(), seat == 0)),
+        Box::new(fsx::Fsx::new(&dir.join(format!("seat{seat}")))),
     ];
     match seat {
         0 => all.push(Box::new(sqlite::Sqlite::default())),

@@ -327,6 +327,9 @@ impl Vfs {
         if keep && gone && kind != FileType::Directory && !self.nodes.keep(fid) {
             self.forget_orphan(fid);
         }
+        if gone && kind == FileType::Regular {
+            self.drop_copy(fid);
+        }
     }
 
     /// The server need not keep this object any more. It is told a little later, with others.

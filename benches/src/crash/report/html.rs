@@ -3,8 +3,9 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use super::{longest_pause, modes, table};
-use crate::crash::round::{Outcome, Span};
+use super::{faults, few_samples, modes, strikes, table};
+use crate::crash::outcome::{Outcome, Span, coarsen};
+use crate::crash::resources::{Curve, MORE_FILES, MORE_MEMORY};
 
 /// Pixels for the names of lanes, and for their time.
 const NAMES: f64 = 230.0;
@@ -26,7 +27,7 @@ th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: l
 .bad { color: var(--bad) } .good { color: var(--good) } .soft { color: var(--soft) }
 details { border-top: 1px solid var(--line); padding: .4rem 0 } summary { cursor: pointer }
 svg text { font: 11px system-ui, sans-serif; fill: var(--ink) }
-svg .lane { stroke: var(--line) } svg .fault { fill: var(--fault) } svg .wait { fill: var(--wait) }
+svg polyline { fill: none; stroke: var(--wait) } svg .lane { stroke: var(--line) } svg .fault { fill: var(--fault) } svg .wait { fill: var(--wait) }
 svg .finding { stroke: var(--bad); stroke-width: 2 } svg .shade { fill: var(--fault); opacity: .12 }
 @media print { details { break-inside: avoid } }
 ";
@@ -52,26 +53,23 @@ pub(super) fn page(outcomes: &[Outcome]) -> String {
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>\
          <title>Larder: crash report</title><style>{STYLE}</style><h1>Larder: crash report</h1>\
          <p class={class}><strong>{verdict}</strong></p><p>{} rounds, {checks} checks, version {}. In each round programs \
-         work on several mounts while one thing breaks again and again; what they were told is then held against what is \
+         work on several mounts while things break again and again; what they were told is then held against what is \
          there.</p>",
         outcomes.len(),
         env!("CARGO_PKG_VERSION"),
     );
     page.push_str(
-        "<h2>Faults</h2><div class=wide><table><tr><th>mode<th>fault<th>rounds<th>times<th>acknowledged<th>checks\
-         <th>longest wait<th>findings</tr>",
+        "<h2>Faults</h2><div class=wide><table><tr><th>mode<th>fault<th>rounds<th>times<th>longest wait<th>findings</tr>",
     );
     // Writing to a string cannot fail.
     for ((mode, fault), row) in table(outcomes) {
         let class = if row.findings == 0 { "good" } else { "bad" };
         let _ = write!(
             page,
-            "<tr><td>{mode}<td>{fault}<td>{}<td>{}<td>{}<td>{}<td>{}<td class={class}>{}</tr>",
+            "<tr><td>{mode}<td>{fault}<td>{}<td>{}<td>{}<td class={class}>{}</tr>",
             row.rounds,
             row.strikes,
-            row.acknowledged,
-            row.checks,
-            seconds(row.pause),
+            seconds(row.wait),
             row.findings
         );
     }
@@ -88,11 +86,11 @@ fn round(page: &mut String, outcome: &Outcome) {
          </summary>",
         if is_bad { " open" } else { "" },
         modes(outcome),
-        outcome.plan.fault.name(),
+        faults(outcome),
         outcome.plan.seed,
         outcome.strikes.len(),
         seconds(outcome.took),
-        seconds(longest_pause(outcome)),
+        seconds(outcome.longest_wait()),
         if is_bad { "bad" } else { "good" },
         outcome.findings.len(),
     );
@@ -101,6 +99,7 @@ fn round(page: &mut String, outcome: &Outcome) {
         let _ = write!(page, "<p class=bad>{} {who}: {what}</p>", seconds(finding.at));
     }
     timeline(page, outcome);
+    resources(page, outcome);
     page.push_str("</details>");
 }
 
@@ -131,7 +130,9 @@ fn timeline(page: &mut String, outcome: &Outcome) {
         let _ = write!(page, "<text x=0 y='{y:.1}'>{}</text>", escaped(text));
     };
     name(page, 0, "what broke");
-    for strike in &outcome.strikes {
+    // What is closer than the eye can tell is one bar: a page of hours must not grow with them.
+    let grain = outcome.took / TIME as u32;
+    for strike in &coarsen(&strikes(outcome), grain) {
         bar(page, strike, "fault", 3.0, LANE - 6.0);
         bar(page, strike, "shade", LANE, height - 2.0 * LANE);
     }
@@ -139,7 +140,7 @@ fn timeline(page: &mut String, outcome: &Outcome) {
         let (lane, y) = (number + 1, LANE * (number as f64 + 1.5));
         name(page, lane, &format!("{} ({})", work.who, work.acknowledged));
         let _ = write!(page, "<line class=lane x1={NAMES} x2={} y1='{y:.1}' y2='{y:.1}' />", NAMES + TIME);
-        for pause in &work.pauses {
+        for pause in &coarsen(&work.pauses, grain) {
             bar(page, pause, "wait", LANE * lane as f64 + 4.0, LANE - 8.0);
         }
     }
@@ -155,4 +156,62 @@ fn timeline(page: &mut String, outcome: &Outcome) {
         NAMES + TIME,
         seconds(outcome.took)
     );
+}
+
+fn mib(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
+/// Memory and descriptors as a table, with the memory's curve; and the room that came back.
+fn resources(page: &mut String, outcome: &Outcome) {
+    if outcome.resources.is_empty() {
+        return;
+    }
+    page.push_str(
+        "<div class=wide><table><tr><th>process<th>memory<th>at first<th>at most<th>at the end<th>descriptors at first\
+         <th>at most<th>at the end</tr>",
+    );
+    for curve in &outcome.resources {
+        let (first, most, last) = (curve.first(), curve.most, curve.last());
+        let class = if curve.excess().is_none() { "good" } else { "bad" };
+        let _ = write!(page, "<tr><td>{}<td>", escaped(&curve.who));
+        spark(page, curve);
+        let _ = write!(
+            page,
+            "<td>{}<td>{}<td class={class}>{}<td>{}<td>{}<td class={class}>{}</tr>",
+            mib(first.memory),
+            mib(most.memory),
+            mib(last.memory),
+            first.files,
+            most.files,
+            last.files
+        );
+    }
+    page.push_str("</table></div>");
+    if !outcome.depots.is_empty() {
+        page.push_str("<div class=wide><table><tr><th>on the disk<th>at the end<th>after all was removed</tr>");
+        for depot in &outcome.depots {
+            let _ = write!(page, "<tr><td>{}<td>{}<td>{}</tr>", escaped(&depot.who), mib(depot.full), mib(depot.empty));
+        }
+        page.push_str("</table></div>");
+    }
+    let _ = write!(
+        page,
+        "<p class=soft>At the end a process may have {MORE_FILES} descriptors and {} more than at first.</p>",
+        mib(MORE_MEMORY)
+    );
+}
+
+/// The curve of a process' memory.
+fn spark(page: &mut String, curve: &Curve) {
+    let (total, most) = (curve.last().at.as_secs_f64().max(0.001), curve.most.memory.max(1) as f64);
+    let _ = write!(
+        page,
+        "<svg width=120 height=20 viewBox='0 0 120 20' role=img aria-label='memory over time'><polyline points='"
+    );
+    for sample in few_samples(curve) {
+        let (x, y) = (120.0 * sample.at.as_secs_f64() / total, 19.0 - 18.0 * sample.memory as f64 / most);
+        let _ = write!(page, "{x:.1},{y:.1} ");
+    }
+    page.push_str("' /></svg>");
 }

@@ -8,12 +8,17 @@ use std::process::Command;
 use rand::Rng;
 use rand::rngs::SmallRng;
 
-use super::{Broken, Workload, pattern, run};
+use super::{Broken, Workload, none_if_missing, pattern, run};
+
+/// Commits until the next repository is begun: fsck looks at all of them.
+const COMMITS: u64 = 300;
 
 /// Each commit that was made is there with all it is made of.
 #[derive(Default)]
 pub(super) struct Git {
     repository: u64,
+    /// All before this one are removed.
+    removed: u64,
     /// The last commit that git said is made.
     head: Option<String>,
     commits: u64,
@@ -32,7 +37,7 @@ impl Git {
 
     /// Begins with a new repository. A git that was killed leaves locks behind, and a user would remove them by hand.
     fn begin_anew(&mut self) {
-        *self = Git { repository: self.repository + 1, total: self.total, ..Git::default() };
+        *self = Git { repository: self.repository + 1, removed: self.removed, total: self.total, ..Git::default() };
     }
 }
 
@@ -42,6 +47,14 @@ impl Workload for Git {
     }
 
     fn step(&mut self, dir: &Path, random: &mut SmallRng) -> io::Result<()> {
+        if self.commits >= COMMITS {
+            self.begin_anew();
+        }
+        while self.removed < self.repository {
+            let old = dir.join(format!("repository-{}", self.removed));
+            none_if_missing(fs::remove_dir_all(old))?;
+            self.removed += 1;
+        }
         let repository = dir.join(format!("repository-{}", self.repository));
         if self.head.is_none() {
             fs::create_dir(&repository)?;

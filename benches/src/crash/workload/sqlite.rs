@@ -7,23 +7,31 @@ use std::process::Command;
 use rand::Rng;
 use rand::rngs::SmallRng;
 
-use super::{Broken, Workload, run};
+use super::{Broken, Workload, none_if_missing, run};
 
 /// Rows of a transaction at most.
 const ROWS: u64 = 20;
 
+/// Transactions until the next database is begun: a check looks at all of them.
+const TRANSACTIONS: u64 = 2000;
+
 /// Each transaction that was committed is there whole, and the database is sound.
 #[derive(Default)]
 pub(super) struct Sqlite {
+    database: u64,
+    /// The last one's number.
     committed: u64,
     tried: u64,
+    /// Committed in this database.
+    here: u64,
     total: u64,
 }
 
 impl Sqlite {
-    fn sql(dir: &Path, sql: &str) -> io::Result<String> {
+    fn sql(&self, dir: &Path, sql: &str) -> io::Result<String> {
         let mut command = Command::new("sqlite3");
-        command.args(["-batch", "-bail", "-cmd", ".timeout 60000"]).arg(dir.join("database")).arg(sql);
+        let database = dir.join(format!("database-{}", self.database));
+        command.args(["-batch", "-bail", "-cmd", ".timeout 60000"]).arg(database).arg(sql);
         run(&mut command)
     }
 }
@@ -34,8 +42,18 @@ impl Workload for Sqlite {
     }
 
     fn step(&mut self, dir: &Path, random: &mut SmallRng) -> io::Result<()> {
+        if self.here >= TRANSACTIONS {
+            // Before it is removed, so that nobody looks for what is in it.
+            let old = std::mem::take(self);
+            *self = Sqlite { database: old.database + 1, total: old.total, ..Sqlite::default() };
+        }
+        if let Some(old) = self.database.checked_sub(1).filter(|_| self.tried == 0) {
+            // Its journal goes with it, should a transaction have been cut.
+            none_if_missing(std::fs::remove_file(dir.join(format!("database-{old}"))))?;
+            none_if_missing(std::fs::remove_file(dir.join(format!("database-{old}-journal"))))?;
+        }
         if self.tried == 0 {
-            Sqlite::sql(
+            self.sql(
                 dir,
                 "PRAGMA journal_mode=DELETE; CREATE TABLE IF NOT EXISTS t(tx INTEGER, row INTEGER, of INTEGER);",
             )?;
@@ -45,8 +63,9 @@ impl Workload for Sqlite {
         let values: Vec<String> = (0..rows).map(|row| format!("({tx},{row},{rows})")).collect();
         let sql =
             format!("PRAGMA synchronous=FULL; BEGIN IMMEDIATE; INSERT INTO t VALUES {}; COMMIT;", values.join(","));
-        Sqlite::sql(dir, &sql)?;
+        self.sql(dir, &sql)?;
         self.committed = tx;
+        self.here += 1;
         self.total += 1;
         Ok(())
     }
@@ -64,12 +83,12 @@ impl Workload for Sqlite {
         if self.committed == 0 {
             return Ok(Ok(()));
         }
-        let sound = Sqlite::sql(dir, "PRAGMA integrity_check;")?;
+        let sound = self.sql(dir, "PRAGMA integrity_check;")?;
         if sound.trim() != "ok" {
             return Ok(Err(format!("the database is damaged: {}", sound.trim())));
         }
         // Transactions that are there, and those of them that are not whole.
-        let counts = Sqlite::sql(
+        let counts = self.sql(
             dir,
             "SELECT count(*), sum(n != rows) FROM (SELECT tx, count(*) n, max(of) rows FROM t GROUP BY tx);\
              SELECT coalesce(max(tx), 0) FROM t;",
@@ -78,10 +97,10 @@ impl Workload for Sqlite {
         let (whole, parts, last) = (numbers.next(), numbers.next(), numbers.next());
         // Those that failed may be missing.
         let (whole, last) = (whole.unwrap_or(0), last.unwrap_or(0));
-        if parts != Some(0) || whole < self.total || last < self.committed || last > self.tried {
+        if parts != Some(0) || whole < self.here || last < self.committed || last > self.tried {
             return Ok(Err(format!(
                 "{whole} transactions up to {last}, {parts:?} of them not whole, where {} were committed up to {}",
-                self.total, self.committed
+                self.here, self.committed
             )));
         }
         Ok(Ok(()))
@@ -109,10 +128,10 @@ mod tests {
         assert_eq!(sqlite.check(dir.path()).unwrap(), Ok(()));
         for damage in ["DELETE FROM t WHERE tx = 2;", "DELETE FROM t WHERE tx = 4;", "INSERT INTO t VALUES (9, 0, 2);"]
         {
-            let good = std::fs::read(dir.path().join("database")).unwrap();
-            Sqlite::sql(dir.path(), damage).unwrap();
+            let good = std::fs::read(dir.path().join("database-0")).unwrap();
+            sqlite.sql(dir.path(), damage).unwrap();
             assert!(sqlite.check(dir.path()).unwrap().is_err(), "{damage}");
-            std::fs::write(dir.path().join("database"), good).unwrap();
+            std::fs::write(dir.path().join("database-0"), good).unwrap();
         }
         assert_eq!(sqlite.settle(dir.path()).unwrap(), Ok(()));
     }

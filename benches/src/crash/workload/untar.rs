@@ -19,6 +19,8 @@ pub(super) struct Untar {
     source: Arc<Source>,
     /// The next one's number; numbers are not used again.
     next: u64,
+    /// All before this one are removed.
+    removed: u64,
     /// Those that are to be there.
     whole: Vec<u64>,
     total: u64,
@@ -26,7 +28,7 @@ pub(super) struct Untar {
 
 impl Untar {
     pub(super) fn new(source: Arc<Source>) -> Untar {
-        Untar { source, next: 1, whole: Vec::new(), total: 0 }
+        Untar { source, next: 1, removed: 1, whole: Vec::new(), total: 0 }
     }
 }
 
@@ -40,6 +42,13 @@ impl Workload for Untar {
             let oldest = self.whole.remove(0);
             fs::remove_dir_all(dir.join(format!("tree-{oldest}")))?;
         }
+        for number in self.removed..self.next {
+            if !self.whole.contains(&number) {
+                // One that was not unpacked, or removed, to its end.
+                none_if_missing(fs::remove_dir_all(dir.join(format!("tree-{number}"))))?;
+            }
+        }
+        self.removed = self.whole.first().copied().unwrap_or(self.next);
         let number = self.next;
         self.next += 1;
         let at = dir.join(format!("tree-{number}"));

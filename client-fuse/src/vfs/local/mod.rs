@@ -17,6 +17,7 @@ use bytes::Bytes;
 use futures::future::join;
 use larder_protocol::attr::Credential;
 use larder_protocol::error::ErrorCode;
+use larder_protocol::ids::Fid;
 use larder_protocol::runtime::RuntimeExt;
 use larder_protocol::service::file::SeekWhat;
 use rustix::fs::{FallocateFlags, SeekFrom};
@@ -313,6 +314,17 @@ impl Vfs {
             afs.recent.lock().put(node.fid, copy.renewed());
             self.make_room(afs, 0);
         }
+    }
+
+    /// A file has no name any more: its copy would only take room, and a descriptor. One that is open here goes when it is
+    /// closed.
+    pub(super) fn drop_copy(&self, fid: Fid) {
+        let Some(afs) = &self.afs else { return };
+        let (recent, disk) = (afs.recent.lock().pop(&fid), afs.disk.clone());
+        self.runtime.spawn_blocking(Box::new(move || {
+            drop(recent);
+            disk.evict(fid);
+        }));
     }
 
     /// Compares a copy that the kernel may have written with what is stored.

@@ -1,12 +1,17 @@
 //! What is broken, and how it is mended.
 
+mod failpoint;
+mod torn;
+
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use rand::Rng;
 use rand::rngs::SmallRng;
+use rand::seq::IndexedRandom;
 
 use super::world::World;
+use crate::medium::Failure;
 use crate::mount::Mode;
 use crate::proxy::{End, Link, Way};
 
@@ -41,6 +46,15 @@ pub enum Fault {
     SlowLink,
     /// The disk of the server is full for a while.
     DiskFull,
+    /// The disk of the server fails: no write arrives, or nothing can be read, either. It is mended, and the server started
+    /// again.
+    IoError,
+    /// The server is killed, and so is a client; the ends of the journals of both are torn.
+    TornJournal,
+    /// The server, or a client in `afs` mode, dies at a failpoint.
+    Failpoint,
+    /// The calendar of the server or of a client jumps by a day, either way, and back.
+    WallClock,
     /// A second server is started on the same store, and a second client on the same cache.
     Twice,
 }
@@ -64,18 +78,19 @@ impl Fault {
         clap::ValueEnum::to_possible_value(&self).map(|value| value.get_name().to_owned()).unwrap_or_default()
     }
 
-    /// Whether the disks of the server, and of the clients, must be such as can lose their power or be full.
-    pub fn needs_media(self) -> (bool, bool) {
-        match self {
-            Fault::ServerPower | Fault::DiskFull => (true, false),
-            Fault::ClientPower => (false, true),
-            _ => (false, false),
-        }
+    /// Whether the server's disk must be such as can lose its power, be full or fail.
+    pub fn needs_medium_of_server(self) -> bool {
+        matches!(self, Fault::ServerPower | Fault::DiskFull | Fault::IoError)
+    }
+
+    /// Whether the disks of the clients must be such as can lose their power.
+    pub fn needs_medium_of_client(self) -> bool {
+        self == Fault::ClientPower
     }
 
     /// Whether acknowledgements must survive a power cut.
     pub fn needs_power(self) -> bool {
-        self == Fault::ServerPower
+        matches!(self, Fault::ServerPower | Fault::IoError)
     }
 
     /// Breaks it and mends it again. Says what was done.
@@ -85,14 +100,16 @@ impl Fault {
     pub fn strike(self, world: &World, random: &mut SmallRng) -> Result<String> {
         let lasts = Duration::from_millis(random.random_range(LASTS.0..LASTS.1));
         let longer_than_a_lease = world.lease() + world.lease() / 2 + lasts;
-        let seat = random.random_range(0..world.seats.len());
+        let seats: Vec<usize> = (0..world.seats.len()).filter(|seat| self.is_of(world.seats[*seat].mode())).collect();
+        let seat = *seats.choose(random).context("it can happen in none of the modes")?;
         let ways = [(Way::Up, [true, false]), (Way::Down, [false, true])];
         let (way, one) = ways[random.random_range(0..2)];
         Ok(match self {
             Fault::ServerKill => {
-                world.kill_server()?;
-                std::thread::sleep(lasts / 4);
-                world.start_server()?;
+                world.kill_server(|_| {
+                    std::thread::sleep(lasts / 4);
+                    Ok(())
+                })?;
                 "the server was killed".to_owned()
             }
             Fault::ServerPower => {
@@ -100,11 +117,11 @@ impl Fault {
                 "the server's power was cut".to_owned()
             }
             Fault::ClientKill => {
-                world.kill_client(seat, false)?;
+                world.kill_client(seat, |_| Ok(()))?;
                 format!("the client of seat {seat} was killed")
             }
             Fault::ClientPower => {
-                world.kill_client(seat, true)?;
+                world.cut_client_power(seat)?;
                 format!("the power of the client of seat {seat} was cut")
             }
             Fault::ClientStop => {
@@ -149,6 +166,22 @@ impl Fault {
             Fault::DiskFull => {
                 world.fill_disk(lasts)?;
                 format!("the disk was full for {lasts:.1?}")
+            }
+            Fault::IoError => {
+                let how = if random.random_bool(0.5) { Failure::NoWrites } else { Failure::Gone };
+                world.fail_disk(how, lasts)?;
+                format!("the disk failed ({how:?}) for {lasts:.1?} and was mended")
+            }
+            Fault::TornJournal => torn::strike(world, seat, random)?,
+            Fault::Failpoint => failpoint::strike(world, seat, random)?,
+            Fault::WallClock => {
+                let who = (random.random_bool(0.5)).then_some(seat);
+                let days = [-1, 1][random.random_range(0..2)];
+                world.set_clock(who, days * 86_400)?;
+                std::thread::sleep(lasts);
+                world.set_clock(who, 0)?;
+                let whose = who.map_or("the server".to_owned(), |seat| format!("the client of seat {seat}"));
+                format!("the calendar of {whose} was off by {days:+} day for {lasts:.1?}")
             }
             Fault::Twice => {
                 let refused = world.start_twice(seat)?;

@@ -1,0 +1,213 @@
+//! A server, the mounts of a round, and what is between and under them.
+
+mod breaking;
+mod seat;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+pub use seat::Seat;
+
+use super::fault::Fault;
+use super::outcome::Plan;
+use crate::lock;
+use crate::medium::Medium;
+use crate::mount::{Mode, Mount, Setup};
+use crate::process::scratch;
+use crate::proxy::Proxy;
+use crate::server::Server;
+
+/// The term of leases, in seconds: short, so that its end is often seen.
+const LEASE: &str = "2";
+/// MiB of the disk of a server, and of a client's cache, whose power can be cut.
+const DISK_MIB: u64 = 512;
+
+/// Everything.
+pub struct World {
+    /// The mounts.
+    pub seats: Vec<Seat>,
+    proxy: Proxy,
+    server: Mutex<Server>,
+    medium: Mutex<Option<Medium>>,
+    /// Odd while the server's disk is out of order on purpose.
+    disorder: AtomicU64,
+    /// Files that faults have made so far.
+    victims: AtomicU64,
+    /// Calendars can be set.
+    is_dated: bool,
+    dir: tempfile::TempDir,
+}
+
+fn clock_file(dir: &Path, seat: Option<usize>) -> PathBuf {
+    dir.join(seat.map_or("server.clock".to_owned(), |seat| format!("seat{seat}.clock")))
+}
+
+impl World {
+    /// A world in which all of the plan's faults can happen, with a mount in each of its modes.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn new(plan: &Plan) -> Result<World> {
+        let dir = scratch()?;
+        let of_server = plan.faults.iter().any(|fault| fault.needs_medium_of_server());
+        let of_clients = plan.faults.iter().any(|fault| fault.needs_medium_of_client());
+        let power = plan.faults.iter().any(|fault| fault.needs_power());
+        let medium = if of_server { Some(Medium::new(dir.path(), "server.disk", DISK_MIB)?) } else { None };
+        let store = medium.as_ref().map_or(dir.path(), Medium::path).join("store");
+        let durability = plan.durability.unwrap_or(if power { "power" } else { "process" });
+        let is_dated = plan.faults.contains(&Fault::WallClock);
+        let server = if is_dated {
+            let clock = clock_file(dir.path(), None);
+            Server::start_with_clock(dir.path(), store, durability, &["--lease-term", LEASE], &clock)?
+        } else {
+            Server::start_of(dir.path(), store, durability, &["--lease-term", LEASE])?
+        };
+        let proxy = Proxy::start(server.address())?;
+        let mut seats = Vec::new();
+        for (number, mode) in plan.modes.iter().enumerate() {
+            let medium = match of_clients && *mode == Mode::Afs {
+                true => Some(Medium::new(dir.path(), &format!("client{number}.disk"), DISK_MIB)?),
+                false => None,
+            };
+            let cache = medium.as_ref().map_or(dir.path(), Medium::path).join(format!("cache{number}"));
+            seats.push(Seat::new(*mode, cache, medium));
+        }
+        let world = World {
+            seats,
+            proxy,
+            server: Mutex::new(server),
+            medium: Mutex::new(medium),
+            disorder: AtomicU64::new(0),
+            victims: AtomicU64::new(0),
+            is_dated,
+            dir,
+        };
+        (0..world.seats.len()).try_for_each(|seat| world.mount(seat))?;
+        Ok(world)
+    }
+
+    /// A directory beside the mounts.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// How long a client may go by what it was promised.
+    pub fn lease(&self) -> Duration {
+        Duration::from_secs(LEASE.parse().unwrap_or(2))
+    }
+
+    /// Odd while the server's disk is out of order on purpose; differs if it was in between.
+    pub fn disorder(&self) -> u64 {
+        self.disorder.load(Ordering::SeqCst)
+    }
+
+    /// The processes there are, with what they are called. One that is being replaced is left out.
+    pub fn processes(&self) -> Vec<(String, u32)> {
+        let server = self.server.try_lock().ok().and_then(|server| server.id());
+        let clients = self.seats.iter().enumerate();
+        let clients =
+            clients.filter_map(|(number, seat)| Some((format!("seat {number} ({})", seat.mode().name()), seat.id()?)));
+        server.map(|id| ("server".to_owned(), id)).into_iter().chain(clients).collect()
+    }
+
+    /// Where contents are kept, by whom: the server's store, and the clients' caches.
+    pub fn depots(&self) -> Vec<(String, PathBuf)> {
+        let store = lock(&self.server).store().to_owned();
+        let seats = self.seats.iter().enumerate().filter(|(_, seat)| seat.mode() == Mode::Afs);
+        let caches = seats.map(|(number, seat)| (format!("cache of seat {number}"), seat.cache.clone()));
+        std::iter::once(("store".to_owned(), store)).chain(caches).collect()
+    }
+
+    /// Removes all files: what was made by way of a mount by way of that one, and then the rest.
+    ///
+    /// # Errors
+    /// What the user who does that is told.
+    pub fn remove_everything(&self) -> Result<()> {
+        let seats = self.seats.iter().enumerate();
+        for (seat, of) in
+            seats.map(|(number, seat)| (seat, format!("seat{number}-"))).chain([(&self.seats[0], String::new())])
+        {
+            let (_, mount) = seat.wait_mounted().context("there is no mount any more")?;
+            for entry in fs::read_dir(mount)? {
+                let entry = entry?;
+                if !entry.file_name().to_string_lossy().starts_with(&of) {
+                    continue;
+                }
+                let path = entry.path();
+                if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) }
+                    .with_context(|| format!("removing {}", path.display()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A mount in `direct` mode that goes to the server directly, and has seen nothing.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub fn judge(&self) -> Result<Mount> {
+        self.stranger("judge", Mode::Direct)
+    }
+
+    /// A mount in this mode that goes to the server directly, and has seen nothing.
+    fn stranger(&self, name: &str, mode: Mode) -> Result<Mount> {
+        Mount::new(self.dir.path(), name, &lock(&self.server), mode, "")
+    }
+
+    fn mount(&self, number: usize) -> Result<()> {
+        self.mount_to_die(number, None)
+    }
+
+    /// Mounts, with a client that dies as `failpoint` says.
+    fn mount_to_die(&self, number: usize, failpoint: Option<&str>) -> Result<()> {
+        let seat = &self.seats[number];
+        let name = format!("seat{number}-{}", seat.lives());
+        let clock = self.is_dated.then(|| clock_file(self.dir.path(), Some(number)));
+        let clock = clock.as_deref();
+        let setup = Setup { cache: Some(&seat.cache), options: "hard", failpoint, clock, ..Setup::default() };
+        let mount = Mount::set_up(self.dir.path(), &name, &self.proxy.address(), seat.mode, &setup)?;
+        *lock(&seat.mount) = Some(mount);
+        seat.mounted.notify_all();
+        Ok(())
+    }
+
+    /// Where it says by how many seconds the calendar of a seat, or of the server, is wrong.
+    fn clock(&self, seat: Option<usize>) -> PathBuf {
+        clock_file(self.dir.path(), seat)
+    }
+
+    /// Takes down all mounts, whatever waits for them.
+    pub(super) fn give_up(&self) {
+        for seat in &self.seats {
+            seat.lives.fetch_add(1, Ordering::SeqCst);
+            seat.is_given_up.store(true, Ordering::SeqCst);
+            let taken = lock(&seat.mount).take();
+            seat.mounted.notify_all();
+            // By force.
+            drop(taken);
+        }
+    }
+
+    /// Takes all down in good order, and has the store checked.
+    ///
+    /// # Errors
+    /// If something does not end well, or the store is not sound.
+    pub fn end(self) -> Result<()> {
+        for (number, seat) in self.seats.iter().enumerate() {
+            if let Some(mount) = lock(&seat.mount).take() {
+                mount.close(false).with_context(|| format!("unmounting seat {number}"))?;
+            }
+        }
+        let mut server = lock(&self.server);
+        server.check().context("larderd check")?;
+        let panics: Vec<String> =
+            server.log().lines().filter(|line| line.contains("panicked")).map(str::to_owned).collect();
+        ensure!(panics.is_empty(), "larderd panicked: {panics:?}");
+        Ok(())
+    }
+}
