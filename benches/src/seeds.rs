@@ -157,3 +157,39 @@ fn run_in_order<T: Send, F: Future<Output = T>>(
     results.sort_by_key(|(place, _, _)| *place);
     (results, failures.into_inner().expect(NO_PANICS).first().copied())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Number(u64);
+
+    impl Digested for Number {
+        fn digest(&self) -> u64 {
+            self.0
+        }
+    }
+
+    fn worlds(test: &str) -> Worlds<'_> {
+        Worlds { target: "none", test, count: 20, once_failed: &[] }
+    }
+
+    #[test]
+    fn what_worlds_come_to_is_in_the_order_of_their_seeds() {
+        let ran = run(worlds("in_order"), |seed| async move {
+            tokio::time::sleep(Duration::from_secs(seed % 7)).await;
+            Number(seed)
+        });
+        assert!(ran.worlds.len() == 20 && ran.worlds.windows(2).all(|pair| pair[0].0 + 1 == pair[1].0));
+    }
+
+    #[test]
+    #[should_panic(expected = "20 of 20 seeds were not the same world twice")]
+    fn worlds_that_depend_on_what_was_before_them_are_found() {
+        let count = AtomicU64::new(0);
+        run_twice(worlds("found"), |_| {
+            let number = count.fetch_add(1, Ordering::Relaxed);
+            async move { Number(number) }
+        });
+    }
+}

@@ -86,6 +86,13 @@ fn run(command: &mut Command) -> io::Result<String> {
     Err(io::Error::other(format!("{command:?}: {}: {}", output.status, said.trim())))
 }
 
+/// What a program has found wrong in `dir`: that is broken, unless the mount is gone, of which programs say the same.
+fn broken_unless_gone(dir: &Path, error: &io::Error) -> io::Result<Result<(), Broken>> {
+    // Of what the kernel knows by itself it would tell of a mount that is gone, too; this it has to ask for.
+    rustix::fs::statfs(dir)?;
+    Ok(Err(error.to_string()))
+}
+
 /// What a missing file has.
 fn none_if_missing<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {

@@ -99,7 +99,7 @@ fn cache_options(dir: &Path) -> Option<CacheOptions> {
 }
 
 /// A place in memory, where there is one: no power is lost here, and disks are slow.
-fn cache_dir() -> std::io::Result<tempfile::TempDir> {
+pub(crate) fn cache_dir() -> std::io::Result<tempfile::TempDir> {
     let builder = || tempfile::Builder::new().prefix("larder-coherence-").to_owned();
     let dir = builder().tempdir_in("/dev/shm").or_else(|_| builder().tempdir())?;
     // A cache that is begun makes 256 directories in here, and looks into each whenever it is opened. One that finds

@@ -87,8 +87,10 @@ impl Value {
         let first: [u8; WORD] = bytes.get(..WORD).and_then(|first| first.try_into().ok()).unwrap_or_default();
         let key = u64::from_le_bytes(first).wrapping_mul(BACK);
         let value = Value { id: (key >> 32) as u32, len: bytes.len() as u32 };
-        let is_own = |(place, found): (usize, &[u8])| word(value.id, place)[..found.len()] == *found;
-        if key as u32 == 0 && value.id > 0 && bytes.chunks(WORD).enumerate().all(is_own) {
+        let (words, rest) = bytes.as_chunks::<WORD>();
+        let is_own = words.iter().enumerate().all(|(place, found)| *found == word(value.id, place))
+            && word(value.id, words.len())[..rest.len()] == *rest;
+        if key as u32 == 0 && value.id > 0 && is_own {
             return Ok(value);
         }
         let wanted = value.range(0, value.len);

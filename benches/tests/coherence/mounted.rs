@@ -4,14 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use larder_client::rpc::Connector;
 use larder_client::vfs::{CacheOptions, Entry, LookupResult, Mode, MountOptions, ROOT, Vfs};
 use larder_protocol::attr::Credential;
 use larder_protocol::faults::Weather;
-use larder_protocol::runtime::SimRuntime;
+use larder_protocol::runtime::{Clocks, SimRuntime};
 use larder_server::volume::Durability;
 use rustix::fs::OFlags;
 use tokio::time::sleep;
 
+use crate::client::cache_dir;
 use crate::contents::Value;
 use crate::machine::{Disk, Machine};
 use crate::world::{Road, World};
@@ -28,7 +30,7 @@ pub(crate) struct Client {
 
 impl Client {
     pub(crate) async fn mount(world: &Arc<World>, weather: Weather, seed: u64) -> Client {
-        Client::mount_with(tempfile::tempdir().unwrap(), world, weather, seed).await
+        Client::mount_with(cache_dir().unwrap(), world, weather, seed).await
     }
 
     pub(crate) async fn mount_with(
@@ -37,10 +39,14 @@ impl Client {
         weather: Weather,
         seed: u64,
     ) -> Client {
-        let machine = Machine::new(Arc::new(SimRuntime::new(seed)), Disk::Instant);
+        Client::mount_over(cache, Road::new(world, weather, seed), SimRuntime::new(seed)).await
+    }
+
+    /// On a machine of its own, over any connection.
+    pub(crate) async fn mount_over(cache: tempfile::TempDir, road: Arc<dyn Connector>, sim: SimRuntime) -> Client {
+        let machine = Machine::new(Arc::new(sim), Disk::Instant);
         let dir = CacheOptions { dir: cache.path().to_owned(), size: 1 << 30, passthrough: None };
         let options = MountOptions { mode: Mode::Afs, cache: Some(dir), ..MountOptions::default() };
-        let road = Road::new(world, weather, seed);
         let vfs = Vfs::attach(machine.clone(), road, "root", options).await.unwrap();
         Client { vfs, machine, cache }
     }
@@ -102,7 +108,12 @@ impl Client {
 
 /// A server with an empty file.
 pub(crate) async fn world() -> Arc<World> {
-    let world = World::new(1, Durability::Process, Disk::Instant);
+    world_with(Clocks::default()).await
+}
+
+/// The same on a machine with such clocks.
+pub(crate) async fn world_with(clocks: Clocks) -> Arc<World> {
+    let world = World::with_clocks(1, Durability::Process, Disk::Instant, clocks);
     let root = world.volume().root();
     world.file(root, "file").await;
     world

@@ -3,17 +3,17 @@
 use larder_benches::planted::find;
 use larder_protocol::failpoint::Planted;
 
-use crate::{Rules, world_of};
+use crate::drift::{AGE_STEP, AGES, is_old_after_a_write, most};
+use crate::{Rules, STRICT, world_of};
 
 /// Worlds in which a bug may hide before it is found.
 const WORLDS: u64 = 5_000;
 
 fn is_found(bug: Planted) {
-    is_found_with_clocks(bug, None);
+    is_found_by(bug, STRICT);
 }
 
-fn is_found_with_clocks(bug: Planted, apart: Option<i32>) {
-    let rules = Rules { strict: true, faults: true, lies: false, apart };
+fn is_found_by(bug: Planted, rules: Rules) {
     find(bug, WORLDS, |seed| world_of(seed, rules), |summary| summary.unexplained.is_none());
 }
 
@@ -34,7 +34,8 @@ fn planted_ignoring_the_grace_period_is_found() {
 
 #[test]
 fn planted_mixing_two_versions_is_found() {
-    is_found(Planted::MixVersions);
+    // It takes files that are fetched in parts.
+    is_found_by(Planted::MixVersions, Rules { large: true, ..STRICT });
 }
 
 #[test]
@@ -44,6 +45,7 @@ fn planted_trusting_a_cache_after_a_restart_is_found() {
 
 #[test]
 fn planted_a_lease_that_is_off_by_one_is_found() {
-    // Only where the clocks have used up the margins, which is at 5 % each.
-    is_found_with_clocks(Planted::LeaseOffByOne, Some(50_000));
+    // The margins hide it, but for clocks that use them up.
+    let age = |seed: u64| AGE_STEP * (seed % AGES) as u32;
+    find(Planted::LeaseOffByOne, AGES, |seed| is_old_after_a_write(most(), age(seed)), |is_old| !is_old);
 }

@@ -8,7 +8,7 @@ use std::process::Command;
 use rand::Rng;
 use rand::rngs::SmallRng;
 
-use super::{Broken, Workload, none_if_missing, pattern, run};
+use super::{Broken, Workload, broken_unless_gone, none_if_missing, pattern, run};
 
 /// Commits until the next repository is begun: fsck looks at all of them.
 const COMMITS: u64 = 300;
@@ -80,19 +80,17 @@ impl Workload for Git {
 
     fn check(&mut self, dir: &Path) -> io::Result<Result<(), Broken>> {
         let Some(head) = &self.head else { return Ok(Ok(())) };
-        // What git says of the repository is not of the mount, unless the mount is gone.
-        fs::metadata(dir)?;
         // One more commit may have been under way.
         let count = match self.git(dir, &["rev-list", "--count", "HEAD"]) {
             Ok(count) => count.trim().parse::<u64>().unwrap_or(0),
-            Err(error) => return fs::metadata(dir).map(|_| Err(error.to_string())),
+            Err(error) => return broken_unless_gone(dir, &error),
         };
         if !(self.commits..=self.commits + 1).contains(&count) {
             return Ok(Err(format!("{count} commits where {} were made", self.commits)));
         }
         for args in [&["merge-base", "--is-ancestor", head, "HEAD"][..], &["fsck", "--full", "--strict"]] {
             if let Err(error) = self.git(dir, args) {
-                return fs::metadata(dir).map(|_| Err(error.to_string()));
+                return broken_unless_gone(dir, &error);
             }
         }
         Ok(Ok(()))

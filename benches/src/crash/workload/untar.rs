@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use rand::rngs::SmallRng;
 
-use super::{Broken, Workload, none_if_missing, run};
+use super::{Broken, Workload, broken_unless_gone, none_if_missing, run};
 use crate::source::Source;
 
 /// Trees that are kept.
@@ -68,8 +68,7 @@ impl Workload for Untar {
                 return Ok(Err(format!("tree-{number} is gone")));
             }
             if let Err(error) = run(Command::new("diff").arg("-r").arg(&self.source.tree).arg(at.join("tree"))) {
-                // Of a mount that is gone diff says the same.
-                return fs::metadata(dir).map(|_| Err(error.to_string()));
+                return broken_unless_gone(dir, &error);
             }
         }
         Ok(Ok(()))
