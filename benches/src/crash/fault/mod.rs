@@ -1,5 +1,6 @@
 //! What is broken, and how it is mended.
 
+mod flip;
 mod torn;
 
 use std::time::Duration;
@@ -50,6 +51,12 @@ pub enum Fault {
     IoError,
     /// The server is killed, and so is a client; the ends of the journals of both are torn.
     TornJournal,
+    /// A bit of a file's contents flips on the server's disk while the server is down.
+    FlippedContent,
+    /// A bit of a file's record flips there.
+    FlippedMetadata,
+    /// A bit of a copy flips in a client's cache while the client is dead.
+    FlippedCache,
     /// A second server is started on the same store, and a second client on the same cache.
     Twice,
 }
@@ -63,7 +70,7 @@ impl Fault {
     /// Whether it can happen in this mode.
     pub fn is_of(self, mode: Mode) -> bool {
         match self {
-            Fault::ClientPower => mode == Mode::Afs,
+            Fault::ClientPower | Fault::FlippedCache => mode == Mode::Afs,
             _ => true,
         }
     }
@@ -168,6 +175,9 @@ impl Fault {
                 format!("the disk failed ({how:?}) for {lasts:.1?} and was mended")
             }
             Fault::TornJournal => torn::strike(world, seat, random)?,
+            Fault::FlippedContent => flip::contents(world, seat, random)?,
+            Fault::FlippedMetadata => flip::metadata(world, seat, random)?,
+            Fault::FlippedCache => flip::cache(world, seat, random)?,
             Fault::Twice => {
                 let refused = world.start_twice(seat)?;
                 ensure!(!refused.is_empty(), "a second server or client was not refused");
