@@ -100,6 +100,24 @@ impl Curve {
     }
 }
 
+/// What the descriptors of a process are, and how many there are of each kind: numbers in names are left out.
+pub fn descriptors(process: u32) -> String {
+    let mut kinds = std::collections::BTreeMap::<String, usize>::new();
+    let entries = fs::read_dir(format!("/proc/{process}/fd")).into_iter().flatten().flatten();
+    for target in entries.filter_map(|entry| fs::read_link(entry.path()).ok()) {
+        let mut name = target.to_string_lossy().into_owned();
+        // Files of a directory are of a kind.
+        if let Some((directory, _)) = name.rsplit_once('/').filter(|_| name.chars().any(|c| c.is_ascii_digit())) {
+            name = format!("{directory}/");
+        }
+        name.retain(|c| !c.is_ascii_digit());
+        *kinds.entry(name).or_default() += 1;
+    }
+    let mut kinds: Vec<_> = kinds.into_iter().map(|(name, count)| (count, name)).collect();
+    kinds.sort_unstable_by(|a, b| b.cmp(a));
+    kinds.iter().take(6).map(|(count, name)| format!("{count} {name}")).collect::<Vec<_>>().join(", ")
+}
+
 /// Bytes on the disk of all files in a directory, at any depth. What vanishes meanwhile is not there.
 pub fn size(dir: &Path) -> u64 {
     let Ok(entries) = fs::read_dir(dir) else { return 0 };
@@ -126,6 +144,7 @@ mod tests {
         let files: Vec<_> = (0..500).map(|i| fs::File::create(dir.path().join(i.to_string())).unwrap()).collect();
         let memory = std::hint::black_box(vec![1u8; 64 << 20]);
         let after = Sample::of(std::process::id(), Duration::ZERO).unwrap();
+        assert!(descriptors(std::process::id()).contains("larder-test-"), "the directory they are in");
         assert!(after.files > before.files + 400, "{before:?} {after:?}");
         assert!(after.memory > before.memory + (32 << 20), "{before:?} {after:?}");
         drop((files, memory));

@@ -14,7 +14,7 @@ use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{Rng, SeedableRng};
 
 use super::outcome::{Depot, Finding, Outcome, Plan, Span, Strike, Work, credit};
-use super::resources::{Curve, Sample, size};
+use super::resources::{Curve, Sample, descriptors, size};
 use super::worker::{Worker, last_lines};
 use super::workload::{Register, of_seat};
 use super::world::World;
@@ -258,7 +258,9 @@ fn empty(round: &Round) {
         lock(&round.resources).iter().filter_map(of).collect()
     };
     for (who, what) in patiently(round, excess) {
-        round.found(&who, format!("it has {what} when all files are removed"));
+        let processes = round.world.processes();
+        let kinds = processes.iter().find(|(name, _)| *name == who).map(|(_, process)| descriptors(*process));
+        round.found(&who, format!("it has {what} when all files are removed: {}", kinds.unwrap_or_default()));
     }
     let names = depots.iter().map(|(who, _)| who.clone());
     let sizes = full.into_iter().zip(sizes());

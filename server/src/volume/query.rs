@@ -276,7 +276,15 @@ impl Pass<'_> {
     }
 
     fn dir_entry(&self, cookie: u64, place: CookieRecord, plus: bool) -> StoreResult<DirEntry> {
-        let attr = match if plus { self.find(place.vnode)? } else { None } {
+        let found = match if plus { self.find(place.vnode) } else { Ok(None) } {
+            // It is whoever asks about this object that gets the error, not whoever looks for another one beside it.
+            Err(damage @ StoreError::Corrupt(_)) => {
+                tracing::error!("a listing does without the attributes of {:?}: {damage}", place.name);
+                None
+            }
+            found => found?,
+        };
+        let attr = match found {
             Some(Found::Record(record)) if record.generation == place.generation => {
                 Some(record.attr(self.volume, place.vnode))
             }

@@ -1,6 +1,7 @@
 //! What is broken, and how it is mended.
 
 mod failpoint;
+mod flip;
 mod torn;
 
 use std::time::Duration;
@@ -55,6 +56,12 @@ pub enum Fault {
     Failpoint,
     /// The calendar of the server or of a client jumps by a day, either way, and back.
     WallClock,
+    /// A bit of a file's contents flips on the server's disk while the server is down.
+    FlippedContent,
+    /// A bit of a file's record flips there.
+    FlippedMetadata,
+    /// A bit of a copy flips in a client's cache while the client is dead.
+    FlippedCache,
     /// A second server is started on the same store, and a second client on the same cache.
     Twice,
 }
@@ -68,7 +75,7 @@ impl Fault {
     /// Whether it can happen in this mode.
     pub fn is_of(self, mode: Mode) -> bool {
         match self {
-            Fault::ClientPower => mode == Mode::Afs,
+            Fault::ClientPower | Fault::FlippedCache => mode == Mode::Afs,
             _ => true,
         }
     }
@@ -183,6 +190,9 @@ impl Fault {
                 let whose = who.map_or("the server".to_owned(), |seat| format!("the client of seat {seat}"));
                 format!("the calendar of {whose} was off by {days:+} day for {lasts:.1?}")
             }
+            Fault::FlippedContent => flip::contents(world, seat, random)?,
+            Fault::FlippedMetadata => flip::metadata(world, seat, random)?,
+            Fault::FlippedCache => flip::cache(world, seat, random)?,
             Fault::Twice => {
                 let refused = world.start_twice(seat)?;
                 ensure!(!refused.is_empty(), "a second server or client was not refused");

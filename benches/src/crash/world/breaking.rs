@@ -25,8 +25,10 @@ impl World {
     pub(in crate::crash) fn kill_server(&self, meanwhile: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         let mut server = lock(&self.server);
         server.kill()?;
-        meanwhile(server.store())?;
-        server.restart()
+        let done = meanwhile(server.store());
+        // In any case: the workers wait for it.
+        server.restart()?;
+        done
     }
 
     /// Kills the server, and starts it again to die at a failpoint, or after `within`; then it is started for good. Says
@@ -105,8 +107,9 @@ impl World {
         seat.lives.fetch_add(1, Ordering::SeqCst);
         mount.signal(Signal::KILL)?;
         mount.bury()?;
-        meanwhile(&seat.cache)?;
-        self.mount(number)
+        let done = meanwhile(&seat.cache);
+        self.mount(number)?;
+        done
     }
 
     pub(in crate::crash) fn cut_client_power(&self, number: usize) -> Result<()> {

@@ -101,6 +101,16 @@ impl World {
         Duration::from_secs(LEASE.parse().unwrap_or(2))
     }
 
+    /// The server's store.
+    pub(super) fn store(&self) -> PathBuf {
+        lock(&self.server).store().to_owned()
+    }
+
+    /// A name in the volume's root that nobody else has.
+    pub(super) fn victim_name(&self) -> String {
+        format!("victim-{}", self.victims.fetch_add(1, Ordering::SeqCst))
+    }
+
     /// Odd while the server's disk is out of order on purpose; differs if it was in between.
     pub fn disorder(&self) -> u64 {
         self.disorder.load(Ordering::SeqCst)
@@ -155,7 +165,7 @@ impl World {
     }
 
     /// A mount in this mode that goes to the server directly, and has seen nothing.
-    fn stranger(&self, name: &str, mode: Mode) -> Result<Mount> {
+    pub(super) fn stranger(&self, name: &str, mode: Mode) -> Result<Mount> {
         Mount::new(self.dir.path(), name, &lock(&self.server), mode, "")
     }
 

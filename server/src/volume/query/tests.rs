@@ -159,6 +159,23 @@ fn a_listing_needs_read_permission_and_search_for_attributes() {
 }
 
 #[test]
+fn what_is_damaged_is_listed_without_attributes_beside_what_is_not() {
+    let mut world = World::new();
+    let root = world.root();
+    let (damaged, sound) = (world.create(root, "a", 0o644).unwrap(), world.create(root, "b", 0o644).unwrap());
+    world
+        .with(|cx| {
+            cx.draft.put_bytes(Table::Vnodes, &keys::vnode(damaged.fid.vnode), b"no record".to_vec());
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(world.getattr(damaged.fid), Err(ErrorCode::Io));
+    let (entries, end) = readdir(&world, root, 0, 10_000, true);
+    let attrs: Vec<_> = entries.iter().map(|entry| (entry.fid, entry.attr.clone())).collect();
+    assert_eq!((attrs, end), (vec![(damaged.fid, None), (sound.fid, Some(sound))], true));
+}
+
+#[test]
 fn trusted_names_are_listed_for_root_only() {
     let mut world = World::new();
     let root = world.root();
