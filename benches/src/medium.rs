@@ -217,15 +217,16 @@ mod tests {
     fn what_fails_to_be_written_is_not_there_once_the_disk_is_mended() {
         let dir = scratch().unwrap();
         let mut medium = Medium::new(dir.path(), "disk", 64).unwrap();
-        for how in [Failure::NoWrites, Failure::Gone, Failure::NoWrites] {
+        for (number, how) in [Failure::NoWrites, Failure::Gone, Failure::NoWrites].into_iter().enumerate() {
+            let path = medium.path().join(format!("failed-{number}"));
             store(&medium.path().join("synced"), b"on the disk").unwrap();
             medium.fail(how).unwrap();
-            assert!(store(&medium.path().join("failed"), &[7; 100_000]).is_err(), "{how:?}");
+            assert!(store(&path, &[7; 100_000]).is_err(), "{how:?}");
             medium.mend().unwrap();
             assert_eq!(fs::read(medium.path().join("synced")).unwrap(), b"on the disk");
-            let failed = fs::read(medium.path().join("failed")).unwrap_or_default();
+            let failed = fs::read(&path).unwrap_or_default();
             assert!(failed.iter().all(|byte| *byte == 0), "{how:?}: it was not written");
-            store(&medium.path().join("failed"), b"written now").unwrap();
+            store(&path, b"written now").unwrap();
         }
     }
 }

@@ -48,6 +48,21 @@ fn what_was_acknowledged_is_there_whatever_breaks() {
 }
 
 #[test]
+fn everything_that_breaks_in_one_world_breaks_no_promise() {
+    let faults: Vec<Fault> = match Size::get() {
+        Size::Full => Fault::value_variants().to_vec(),
+        _ => vec![Fault::ServerPower, Fault::IoError, Fault::ClientKill, Fault::FlippedContent, Fault::Reset],
+    };
+    let seed = rand::random();
+    let plan = Plan { modes: Mode::ALL.to_vec(), faults, seed, length: Duration::ZERO, durability: None };
+    let outcome = run(&plan, &mut |_| ()).unwrap_or_else(|error| panic!("{error:#}"));
+    assert!(outcome.findings.is_empty(), "seed {seed}: {:#?}", outcome.findings);
+    let table = report::table(&[outcome]);
+    assert_eq!(table.len(), plan.faults.len(), "each struck: {table:?}");
+    assert!(table.values().all(|row| row.strikes == 1 && row.rounds == 1), "{table:?}");
+}
+
+#[test]
 fn a_server_that_acknowledges_what_a_power_cut_takes_is_found() {
     // In `process` durability that is what it says it does.
     for mode in Mode::ALL {

@@ -81,8 +81,9 @@ impl Worker {
             self.noted(round, |work| work.checks += 1);
             match self.workload.settle(&mount.join(&self.dir)) {
                 Ok(Ok(())) => return true,
+                // A program that meets the end of its mount says what it likes: it is looked at once more.
+                _ if seat.is_over(life) || round.world.disorder() != disorder => continue,
                 Ok(Err(broken)) => round.found(&self.who, broken),
-                Err(_) if seat.is_over(life) || round.world.disorder() != disorder => continue,
                 Err(error) => round.found(&self.who, format!("after its mount came back: {error}")),
             }
             return false;

@@ -34,6 +34,7 @@ pub(super) fn start(vfs: &Arc<Vfs>) {
             };
             let Some(vfs) = weak.upgrade() else { return };
             if restarted {
+                vfs.removals.try_again();
                 vfs.check_sent();
             } else if !idle {
                 vfs.send_old();
@@ -51,7 +52,8 @@ pub(super) fn start(vfs: &Arc<Vfs>) {
 }
 
 impl Vfs {
-    /// Tells the server which orphans it need not keep. What fails is freed when the client leaves.
+    /// Tells the server which orphans it need not keep. What fails is tried again with the server's
+    /// next process, and freed at the latest when the client leaves.
     async fn let_go(&self) {
         loop {
             let mut fids = self.removals.take_forgets(MAX_FORGET);
@@ -63,8 +65,9 @@ impl Vfs {
             if fids.is_empty() {
                 continue;
             }
-            if let Err(error) = self.client.mutate(&Credential::root(), Op::Forget { fids }).await {
+            if let Err(error) = self.client.mutate(&Credential::root(), Op::Forget { fids: fids.clone() }).await {
                 tracing::debug!("orphans could not be let go: {error:?}");
+                self.removals.refused(fids);
                 return;
             }
         }

@@ -30,6 +30,8 @@ pub(super) struct Removals {
     open: AtomicU64,
     /// Objects that the server need not keep any more.
     forgets: Mutex<Vec<Fid>>,
+    /// Those of them that the server failed to forget.
+    refused: Mutex<Vec<Fid>>,
 }
 
 impl Removals {
@@ -53,6 +55,17 @@ impl Removals {
         let mut forgets = self.forgets.lock();
         let n = forgets.len().min(max);
         forgets.drain(..n).collect()
+    }
+
+    /// The server failed to forget these.
+    pub(super) fn refused(&self, fids: Vec<Fid>) {
+        self.refused.lock().extend(fids);
+    }
+
+    /// There is another server process, whose disk may have been mended.
+    pub(super) fn try_again(&self) {
+        let refused = std::mem::take(&mut *self.refused.lock());
+        self.forgets.lock().extend(refused);
     }
 
     /// Whether there is anything to tell.

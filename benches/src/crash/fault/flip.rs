@@ -265,7 +265,7 @@ mod tests {
         let path = dir.path().join("a/b/file");
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, [0; 10]).unwrap();
-        assert_eq!(files(dir.path()).unwrap(), [path.clone()]);
+        assert_eq!(files(dir.path()).unwrap(), std::slice::from_ref(&path));
         flip_file(&path, 3, 5).unwrap();
         assert_eq!(fs::read(&path).unwrap(), [0, 0, 0, 32, 0, 0, 0, 0, 0, 0]);
     }

@@ -74,7 +74,9 @@ impl Workload for Git {
 
     fn settle(&mut self, dir: &Path) -> io::Result<Result<(), Broken>> {
         let checked = self.check(dir)?;
-        self.begin_anew();
+        if checked.is_ok() {
+            self.begin_anew();
+        }
         Ok(checked)
     }
 

@@ -7,7 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -26,6 +27,8 @@ use crate::server::Server;
 const LEASE: &str = "2";
 /// MiB of the disk of a server, and of a client's cache, whose power can be cut.
 const DISK_MIB: u64 = 512;
+/// How long it may take a server to notice that a client is gone.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Everything.
 pub struct World {
@@ -175,6 +178,7 @@ impl World {
 
     /// Mounts, with a client that dies as `failpoint` says.
     fn mount_to_die(&self, number: usize, failpoint: Option<&str>) -> Result<()> {
+        self.wait_for_the_dead()?;
         let seat = &self.seats[number];
         let name = format!("seat{number}-{}", seat.lives());
         let clock = self.is_dated.then(|| clock_file(self.dir.path(), Some(number)));
@@ -184,6 +188,20 @@ impl World {
         *lock(&seat.mount) = Some(mount);
         seat.mounted.notify_all();
         Ok(())
+    }
+
+    /// Waits until what clients sent before they died is carried out: that may be until now, and not behind the back of
+    /// who looks what became of it.
+    fn wait_for_the_dead(&self) -> Result<()> {
+        let began = Instant::now();
+        loop {
+            let living = self.seats.iter().filter(|seat| lock(&seat.mount).is_some()).count() as u64;
+            if lock(&self.server).stats()?.clients <= living {
+                return Ok(());
+            }
+            ensure!(began.elapsed() < PATIENCE, "the server has not noticed after {PATIENCE:?} that a client died");
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Where it says by how many seconds the calendar of a seat, or of the server, is wrong.
