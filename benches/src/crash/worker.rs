@@ -59,7 +59,9 @@ impl Worker {
             let Err(error) = done else { continue };
             let is_excused = seat.is_over(life) || disorder % 2 == 1 || round.world.disorder() != disorder;
             if is_broken(&error) || !is_excused {
-                round.found(&self.who, format!("{error} {}", last_lines(&seat.log())));
+                // What is there tells whether an operation was lost, done twice, or refused for nothing.
+                let there = self.workload.check(&mount.join(&self.dir));
+                round.found(&self.who, format!("{error}; then: {there:?}; {}", last_lines(&seat.log())));
                 return;
             }
             if !self.settle(round) {
