@@ -108,11 +108,6 @@ impl World {
         mount.signal(Signal::KILL)?;
         mount.bury()?;
         let done = meanwhile(&seat.cache);
-        if seat.mode != Mode::Afs {
-            // Without a cache directory the next client is another one for the server, and does not end the requests of
-            // this one. They may still wait for leases: once because the server was restarted, and once for a holder.
-            thread::sleep(self.lease() * 2 + self.lease() / 4);
-        }
         self.mount(number)?;
         done
     }

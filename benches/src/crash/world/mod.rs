@@ -27,8 +27,6 @@ use crate::server::Server;
 const LEASE: &str = "2";
 /// MiB of the disk of a server, and of a client's cache, whose power can be cut.
 const DISK_MIB: u64 = 512;
-/// How long it takes a server at most to notice that a client is gone, if it sees the end of its connections.
-const NOTICED: Duration = Duration::from_secs(2);
 
 /// Everything.
 pub struct World {
@@ -190,8 +188,9 @@ impl World {
         Ok(())
     }
 
-    /// Waits until what clients sent before they died is carried out: that may be until now, and not behind the back of
-    /// who looks what became of it.
+    /// Waits until what clients sent before they died is carried out. In nfs and direct mode the next client is another one
+    /// for the server, and does not end the requests of the one before, which may still wait for leases: it must not come
+    /// behind the back of who looks what became of it.
     fn wait_for_the_dead(&self) -> Result<()> {
         let began = Instant::now();
         loop {
@@ -199,8 +198,9 @@ impl World {
             if lock(&self.server).stats()?.clients <= living {
                 return Ok(());
             }
-            if began.elapsed() > NOTICED {
-                // A connection was cut so that the server does not see its end; nothing comes by it any more, either.
+            if began.elapsed() > self.lease() * 2 + self.lease() / 2 {
+                // Longer than two leases nothing waits: once because the server was restarted, and once for a holder. A
+                // connection was cut so that the server does not see its end; nothing comes by it any more, either.
                 return Ok(());
             }
             thread::sleep(Duration::from_millis(10));
