@@ -151,7 +151,12 @@ impl Mount {
         command.args(setup.arguments);
         command.arg(address).arg(&path);
         let mut client = Process::spawn(&mut command, dir, name)?;
-        client.wait_ready(PATIENCE, || is_mounted(&path).then_some(()))?;
+        if let Err(error) = client.wait_ready(PATIENCE, || is_mounted(&path).then_some(())) {
+            drop(client);
+            // It may have died just after it was mounted.
+            let _ = unmount(&path, UnmountFlags::DETACH);
+            return Err(error);
+        }
         Ok(Mount { client: Some(client), mode, path })
     }
 
@@ -205,12 +210,12 @@ impl Mount {
         self.client.as_ref().map_or(Ok(()), |client| client.signal(signal))
     }
 
-    /// Whether the client has died.
+    /// Whether the client was killed.
     ///
     /// # Errors
-    /// If the system does not say.
-    pub fn is_dead(&mut self) -> Result<bool> {
-        self.client.as_mut().map_or(Ok(true), |client| Ok(client.ended()?.is_some()))
+    /// If it has ended in another way, with its log.
+    pub fn was_killed(&mut self) -> Result<bool> {
+        self.client.as_mut().map_or(Ok(true), Process::was_killed)
     }
 
     /// Waits until the client has died, and removes what is left of the mount. Its cache stays.

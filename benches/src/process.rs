@@ -3,11 +3,12 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::IntoRawFd;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// How often a condition is looked at while waiting for it.
@@ -136,6 +137,21 @@ impl Process {
     /// If the system does not say.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
         Ok(self.child.try_wait()?)
+    }
+
+    /// Whether it was killed with SIGKILL.
+    ///
+    /// # Errors
+    /// If it has ended in another way, with its log.
+    pub fn was_killed(&mut self) -> Result<bool> {
+        let Some(status) = self.ended()? else { return Ok(false) };
+        ensure!(
+            status.signal() == Some(Signal::KILL.as_raw()),
+            "{} ended by itself with {status}:\n{}",
+            self.what,
+            self.log()
+        );
+        Ok(true)
     }
 
     /// Waits for its end.

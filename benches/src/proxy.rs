@@ -125,10 +125,12 @@ impl Proxy {
 
     /// Ends all connections.
     pub fn end(&self, how: End) {
-        let open = std::mem::take(&mut *lock(&self.state.open));
-        for connection in open {
-            connection.end(how);
+        let mut open = lock(&self.state.open);
+        open.iter().for_each(|connection| connection.end(how));
+        if matches!(how, End::Reset) {
+            open.clear();
         }
+        drop(open);
         self.state.changed.notify_all();
     }
 }
@@ -139,8 +141,8 @@ impl Connection {
         match how {
             End::Reset => {
                 for end in [&self.client, &self.server] {
-                    let _ = rustix::net::sockopt::set_socket_linger(end, Some(Duration::ZERO));
-                    let _ = end.shutdown(Shutdown::Both);
+                    // The peer gets a RST at once, whatever is on its way.
+                    let _ = rustix::net::connect_unspec(end);
                 }
             }
             End::After(way, bytes) => lock(&self.left)[way as usize] = Some(bytes),

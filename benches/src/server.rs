@@ -1,7 +1,6 @@
 //! A server with a store of its own, as a child process.
 
 use std::fs;
-use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -142,15 +141,14 @@ impl Server {
         command.envs(self.clock.as_ref().map(|clock| ("LARDER_WALL_CLOCK", clock)));
         let (mut process, _) = self.spawn(command)?;
         let began = Instant::now();
-        while process.ended()?.is_none() && began.elapsed() < within {
+        while !process.was_killed()? {
+            if began.elapsed() > within {
+                process.signal(Signal::KILL)?;
+                process.wait(PATIENCE)?;
+                return Ok(false);
+            }
             std::thread::sleep(Duration::from_millis(5));
         }
-        let Some(status) = process.ended()? else {
-            process.signal(Signal::KILL)?;
-            process.wait(PATIENCE)?;
-            return Ok(false);
-        };
-        ensure!(status.signal() == Some(Signal::KILL.as_raw()), "larderd ended with {status}:\n{}", process.log());
         Ok(true)
     }
 
@@ -168,9 +166,10 @@ impl Server {
     /// Kills it at once, as a crash does. Does nothing if it is not running.
     ///
     /// # Errors
-    /// If it does not end.
+    /// If it has ended by itself before, or does not end.
     pub fn kill(&mut self) -> Result<()> {
         if let Some(mut process) = self.process.take() {
+            ensure!(process.ended()?.is_none(), "larderd has ended by itself:\n{}", process.log());
             process.signal(Signal::KILL)?;
             process.wait(PATIENCE)?;
         }

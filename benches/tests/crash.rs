@@ -8,9 +8,13 @@ use larder_benches::crash::{Fault, Plan, report};
 use larder_benches::mount::Mode;
 use larder_benches::size::Size;
 
+fn seed() -> u64 {
+    std::env::var("LARDER_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random)
+}
+
 /// Rounds of this fault, one after the other.
 fn rounds(fault: Fault, modes: &[Mode], rounds: usize) {
-    let base: u64 = std::env::var("LARDER_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random);
+    let base = seed();
     for seed in (0..rounds as u64).map(|round| base.wrapping_add(round)) {
         let length = Duration::from_millis(Size::get().pick(500, 1000, 5000) as u64);
         let plan = Plan { modes: modes.to_vec(), faults: vec![fault], seed, length, durability: None };
@@ -39,9 +43,10 @@ fn rounds(fault: Fault, modes: &[Mode], rounds: usize) {
 fn what_was_acknowledged_is_there_whatever_breaks() {
     for fault in Fault::value_variants() {
         rounds(*fault, &Mode::ALL, 1);
+        // Fifty of each, for hours, are what scripts/crash is for.
         if Size::get() == Size::Full {
             for mode in Mode::ALL.into_iter().filter(|mode| fault.is_of(*mode)) {
-                rounds(*fault, &[mode; 3], 50);
+                rounds(*fault, &[mode; 3], 3);
             }
         }
     }
@@ -53,10 +58,10 @@ fn everything_that_breaks_in_one_world_breaks_no_promise() {
         Size::Full => Fault::value_variants().to_vec(),
         _ => vec![Fault::ServerPower, Fault::IoError, Fault::ClientKill, Fault::FlippedContent, Fault::Reset],
     };
-    let seed = rand::random();
+    let seed = seed();
     let plan = Plan { modes: Mode::ALL.to_vec(), faults, seed, length: Duration::ZERO, durability: None };
     let outcome = run(&plan, &mut |_| ()).unwrap_or_else(|error| panic!("{error:#}"));
-    assert!(outcome.findings.is_empty(), "seed {seed}: {:#?}", outcome.findings);
+    assert!(outcome.findings.is_empty(), "LARDER_SEED={seed}: {:#?}", outcome.findings);
     let table = report::table(&[outcome]);
     assert_eq!(table.len(), plan.faults.len(), "each struck: {table:?}");
     assert!(table.values().all(|row| row.strikes == 1 && row.rounds == 1), "{table:?}");
@@ -72,7 +77,8 @@ fn a_server_that_acknowledges_what_a_power_cut_takes_is_found() {
             let outcome = run(&plan, &mut |_| ()).unwrap_or_else(|error| panic!("{error:#}"));
             let findings = outcome.findings;
             findings.iter().take(1).for_each(|finding| println!("{}: {}: {}", mode.name(), finding.who, finding.what));
-            !findings.is_empty()
+            // By a workload, and by nothing else.
+            !findings.is_empty() && findings.iter().all(|finding| finding.who.starts_with("seat "))
         });
         assert!(found, "{} mode: twenty rounds of power cuts lose nothing", mode.name());
     }

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -41,6 +41,8 @@ pub(super) struct Round {
     pub(super) world: World,
     pub(super) begin: Instant,
     pub(super) is_over: AtomicBool,
+    /// Times that something was broken and mended.
+    pub(super) strikes_done: AtomicU64,
     /// In the order of the workers.
     pub(super) work: Vec<Mutex<Work>>,
     plan: Plan,
@@ -128,6 +130,7 @@ pub fn run(plan: &Plan, progress: &mut dyn FnMut(&Outcome)) -> Result<Outcome> {
         world,
         begin: Instant::now(),
         is_over: AtomicBool::new(false),
+        strikes_done: AtomicU64::new(0),
         work,
         plan: plan.clone(),
         findings: Mutex::default(),
@@ -209,6 +212,7 @@ fn strike(round: &Round, random: &mut SmallRng, progress: &mut dyn FnMut(&Outcom
         if let Some(strike) = lock(&round.strikes).last_mut() {
             strike.span = Span { from, to, what };
         }
+        round.strikes_done.fetch_add(1, Ordering::SeqCst);
     }
 }
 

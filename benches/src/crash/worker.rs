@@ -1,20 +1,28 @@
 //! A thread that works, and knows what it was told.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
 use rand::rngs::SmallRng;
+use rustix::io::Errno;
 
 use super::outcome::{Span, Work};
 use super::round::Round;
-use super::workload::Workload;
+use super::workload::{Broken, Workload};
 use crate::lock;
 
 /// A step that took longer is a pause.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// No step takes so long, but one that waits for what never comes.
+const STUCK: Duration = Duration::from_secs(60);
+/// What calls on a mount come to whose client is gone; the last one where it is not mounted any more, or not yet.
+const OF_A_DEAD_MOUNT: [Errno; 4] = [Errno::NOTCONN, Errno::CONNABORTED, Errno::IO, Errno::NOENT];
+/// What they come to when the server's disk is full or fails.
+const OF_A_BAD_DISK: [Errno; 3] = [Errno::NOSPC, Errno::IO, Errno::ROFS];
 
 pub(super) struct Worker {
     /// Which one of the round's.
@@ -31,6 +39,11 @@ fn is_broken(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::InvalidData && error.raw_os_error().is_none()
 }
 
+/// Whether the error can be one of these. Of what programs say the cause cannot be told.
+fn may_be(error: &io::Error, causes: &[Errno]) -> bool {
+    error.raw_os_error().is_none_or(|code| causes.contains(&Errno::from_raw_os_error(code)))
+}
+
 impl Worker {
     fn noted<T>(&self, round: &Round, note: impl FnOnce(&mut Work) -> T) -> T {
         note(&mut lock(&round.work[self.number]))
@@ -38,7 +51,16 @@ impl Worker {
 
     /// Works until the round is over, or something is wrong.
     pub(super) fn run(&mut self, round: &Round) {
+        let mut struck = 0;
         while !round.is_over.load(Ordering::SeqCst) {
+            let strikes = round.strikes_done.load(Ordering::SeqCst);
+            if strikes != struck {
+                // Not only who got an error looks: what was lost would soon be overwritten.
+                struck = strikes;
+                if !self.look(round, |workload, dir| workload.check(dir)) {
+                    return;
+                }
+            }
             let seat = &round.world.seats[self.seat];
             let Some((life, mount)) = seat.wait_mounted() else { return };
             let disorder = round.world.disorder();
@@ -56,22 +78,32 @@ impl Worker {
                 }
             });
             round.credit(from, to);
+            if to - from > STUCK {
+                round.found(&self.who, format!("it waited for {:.1?}; {}", to - from, last_lines(&seat.log())));
+                return;
+            }
             let Err(error) = done else { continue };
-            let is_excused = seat.is_over(life) || disorder % 2 == 1 || round.world.disorder() != disorder;
-            if is_broken(&error) || !is_excused {
+            let of_mount = seat.is_over(life) && may_be(&error, &OF_A_DEAD_MOUNT);
+            let was_in_disorder = disorder % 2 == 1 || round.world.disorder() != disorder;
+            let of_disk = was_in_disorder && may_be(&error, &OF_A_BAD_DISK);
+            if is_broken(&error) || !(of_mount || of_disk) {
                 // What is there tells whether an operation was lost, done twice, or refused for nothing.
                 let there = self.workload.check(&mount.join(&self.dir));
                 round.found(&self.who, format!("{error}; then: {there:?}; {}", last_lines(&seat.log())));
                 return;
             }
-            if !self.settle(round) {
+            if !self.look(round, |workload, dir| workload.settle(dir)) {
                 return;
             }
         }
     }
 
-    /// Finds out what became of what was under way. `false` if something is wrong.
-    fn settle(&mut self, round: &Round) -> bool {
+    /// Looks what is there, and what became of what was under way. `false` if something is wrong.
+    fn look(
+        &mut self,
+        round: &Round,
+        look: impl Fn(&mut dyn Workload, &Path) -> io::Result<Result<(), Broken>>,
+    ) -> bool {
         let seat = &round.world.seats[self.seat];
         loop {
             let Some((life, mount)) = seat.wait_mounted() else { return false };
@@ -81,12 +113,12 @@ impl Worker {
                 continue;
             }
             self.noted(round, |work| work.checks += 1);
-            match self.workload.settle(&mount.join(&self.dir)) {
+            match look(&mut *self.workload, &mount.join(&self.dir)) {
                 Ok(Ok(())) => return true,
                 // A program that meets the end of its mount says what it likes: it is looked at once more.
                 _ if seat.is_over(life) || round.world.disorder() != disorder => continue,
                 Ok(Err(broken)) => round.found(&self.who, broken),
-                Err(error) => round.found(&self.who, format!("after its mount came back: {error}")),
+                Err(error) => round.found(&self.who, format!("looking what is there: {error}")),
             }
             return false;
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use larder_protocol::attr::Credential;
+use larder_protocol::ids::Fid;
 use larder_protocol::limits::MAX_FORGET;
 use larder_protocol::service::file::Op;
 
@@ -12,6 +13,9 @@ use super::Vfs;
 
 /// How often there is a look at the age of data, while there is any. Orphans are let go in batches of this length too.
 const TICK: Duration = Duration::from_secs(1);
+
+/// How long until the server is asked again to forget what it failed to forget, unless it is restarted before.
+const AGAIN: Duration = Duration::from_secs(60);
 
 /// Starts the task. It ends with the mount.
 pub(super) fn start(vfs: &Arc<Vfs>) {
@@ -40,9 +44,15 @@ pub(super) fn start(vfs: &Arc<Vfs>) {
                 vfs.send_old();
                 // The server may be away for long, and age goes on meanwhile. One at a time suffices.
                 if let Ok(turn) = letting_go.clone().try_lock_owned() {
+                    let (weak, runtime) = (weak.clone(), runtime.clone());
                     vfs.runtime.clone().spawn(Box::pin(async move {
                         vfs.let_go().await;
                         drop(turn);
+                        if vfs.removals.has_refused() {
+                            drop(vfs);
+                            runtime.sleep(AGAIN).await;
+                            weak.upgrade().inspect(|vfs| vfs.removals.try_again());
+                        }
                     }));
                 }
             }
@@ -52,8 +62,8 @@ pub(super) fn start(vfs: &Arc<Vfs>) {
 }
 
 impl Vfs {
-    /// Tells the server which orphans it need not keep. What fails is tried again with the server's
-    /// next process, and freed at the latest when the client leaves.
+    /// Tells the server which orphans it need not keep. What fails is tried again later, and freed at the latest when the
+    /// client leaves.
     async fn let_go(&self) {
         loop {
             let mut fids = self.removals.take_forgets(MAX_FORGET);
@@ -65,11 +75,21 @@ impl Vfs {
             if fids.is_empty() {
                 continue;
             }
-            if let Err(error) = self.client.mutate(&Credential::root(), Op::Forget { fids: fids.clone() }).await {
-                tracing::debug!("orphans could not be let go: {error:?}");
-                self.removals.refused(fids);
-                return;
+            if self.told_to_forget(fids.clone()).await {
+                continue;
             }
+            // One that is damaged must not keep the others.
+            for fid in fids {
+                if !self.told_to_forget(vec![fid]).await {
+                    self.removals.refused(fid);
+                }
+            }
+            return;
         }
+    }
+
+    async fn told_to_forget(&self, fids: Vec<Fid>) -> bool {
+        let told = self.client.mutate(&Credential::root(), Op::Forget { fids }).await;
+        told.inspect_err(|error| tracing::debug!("orphans could not be let go: {error:?}")).is_ok()
     }
 }

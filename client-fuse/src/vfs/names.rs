@@ -57,12 +57,17 @@ impl Removals {
         forgets.drain(..n).collect()
     }
 
-    /// The server failed to forget these.
-    pub(super) fn refused(&self, fids: Vec<Fid>) {
-        self.refused.lock().extend(fids);
+    /// The server failed to forget this.
+    pub(super) fn refused(&self, fid: Fid) {
+        self.refused.lock().push(fid);
     }
 
-    /// There is another server process, whose disk may have been mended.
+    /// Whether there is anything that the server failed to forget.
+    pub(super) fn has_refused(&self) -> bool {
+        !self.refused.lock().is_empty()
+    }
+
+    /// What the server failed to forget is told it again.
     pub(super) fn try_again(&self) {
         let refused = std::mem::take(&mut *self.refused.lock());
         self.forgets.lock().extend(refused);

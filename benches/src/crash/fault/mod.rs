@@ -111,6 +111,12 @@ impl Fault {
         let seat = *seats.choose(random).context("it can happen in none of the modes")?;
         let ways = [(Way::Up, [true, false]), (Way::Down, [false, true])];
         let (way, one) = ways[random.random_range(0..2)];
+        // Some of the clients: what the others change meanwhile they must not miss.
+        let mut some: Vec<usize> = (0..world.seats.len()).filter(|_| random.random()).collect();
+        if some.is_empty() {
+            some = (0..world.seats.len()).collect();
+        }
+        let whom = format!("seats {some:?}");
         Ok(match self {
             Fault::ServerKill => {
                 world.kill_server(|_| {
@@ -140,35 +146,35 @@ impl Fault {
                 "all processes were killed".to_owned()
             }
             Fault::Partition => {
-                world.link(Link { is_cut: [true, true], ..Link::default() }, longer_than_a_lease);
-                format!("nothing passed for {longer_than_a_lease:.1?}")
+                world.link(&some, Link { is_cut: [true, true], ..Link::default() }, longer_than_a_lease);
+                format!("nothing passed to and from {whom} for {longer_than_a_lease:.1?}")
             }
             Fault::OneWay => {
-                world.link(Link { is_cut: one, ..Link::default() }, longer_than_a_lease);
-                format!("nothing passed {way:?} for {longer_than_a_lease:.1?}")
+                world.link(&some, Link { is_cut: one, ..Link::default() }, longer_than_a_lease);
+                format!("nothing passed {way:?} of {whom} for {longer_than_a_lease:.1?}")
             }
             Fault::Reset => {
-                world.end_connections(End::Reset);
-                "connections were reset".to_owned()
+                world.end_connections(&some, End::Reset);
+                format!("connections of {whom} were reset")
             }
             Fault::Truncate => {
                 let bytes = random.random_range(1..CUT_AFTER);
-                world.end_connections(End::After(way, bytes));
-                format!("connections ended after {bytes} more bytes {way:?}")
+                world.end_connections(&some, End::After(way, bytes));
+                format!("connections of {whom} ended after {bytes} more bytes {way:?}")
             }
             Fault::HalfClose => {
-                world.end_connections(End::Half(way));
-                format!("connections were closed {way:?}")
+                world.end_connections(&some, End::Half(way));
+                format!("connections of {whom} were closed {way:?}")
             }
             Fault::Mute => {
-                world.link(Link { is_mute: true, ..Link::default() }, lasts);
-                world.end_connections(End::Reset);
-                format!("nothing that the server said arrived for {lasts:.1?}")
+                world.link(&some, Link { is_mute: true, ..Link::default() }, lasts);
+                world.end_connections(&some, End::Reset);
+                format!("nothing that the server said arrived at {whom} for {lasts:.1?}")
             }
             Fault::SlowLink => {
                 let slow = Link { delay: Duration::from_millis(300), rate: 125_000, ..Link::default() };
-                world.link(slow, lasts * 4);
-                format!("the link was slow for {:.1?}", lasts * 4)
+                world.link(&some, slow, lasts * 4);
+                format!("the links of {whom} were slow for {:.1?}", lasts * 4)
             }
             Fault::DiskFull => {
                 world.fill_disk(lasts)?;
@@ -185,10 +191,16 @@ impl Fault {
                 let who = (random.random_bool(0.5)).then_some(seat);
                 let days = [-1, 1][random.random_range(0..2)];
                 world.set_clock(who, days * 86_400)?;
-                std::thread::sleep(lasts);
+                // It begins with that calendar, or is taken by surprise.
+                match who {
+                    None if random.random() => world.kill_server(|_| Ok(()))?,
+                    Some(seat) if random.random() => world.kill_client(seat, |_| Ok(()))?,
+                    _ => {}
+                }
+                std::thread::sleep(longer_than_a_lease);
                 world.set_clock(who, 0)?;
                 let whose = who.map_or("the server".to_owned(), |seat| format!("the client of seat {seat}"));
-                format!("the calendar of {whose} was off by {days:+} day for {lasts:.1?}")
+                format!("the calendar of {whose} was off by {days:+} day for {longer_than_a_lease:.1?}")
             }
             Fault::FlippedContent => flip::contents(world, seat, random)?,
             Fault::FlippedMetadata => flip::metadata(world, seat, random)?,

@@ -53,6 +53,11 @@ fn asked_for_nothing(said: &str) -> bool {
     said.contains("does not support posix_fallocate") && bytes.is_some_and(|bytes| bytes.starts_with("0x0 bytes"))
 }
 
+/// Whether it has read something else than it wrote.
+fn is_mismatch(said: &str) -> bool {
+    said.contains("miscompare: ")
+}
+
 impl Fsx {
     /// With a place for its own files in `dir`, outside the mount.
     pub(super) fn new(dir: &Path) -> Fsx {
@@ -88,7 +93,13 @@ impl Fsx {
             if !asked_for_nothing(&said) {
                 let lines: Vec<&str> = said.lines().collect();
                 let end = lines[lines.len().saturating_sub(6)..].join(" | ");
-                return Err(io::Error::other(format!("{command:?}: {}: {end}", output.status)));
+                let what = format!("{command:?}: {}: {end}", output.status);
+                // What it read is not what it wrote: that is of no disk and no mount.
+                return Err(if is_mismatch(&said) {
+                    io::Error::new(io::ErrorKind::InvalidData, what)
+                } else {
+                    io::Error::other(what)
+                });
             }
             fs::remove_file(path)?;
         }

@@ -43,7 +43,7 @@ impl Names {
         }
         next.extend(new.iter().map(|name| (*name).to_owned()));
         self.next = Some(next.clone());
-        what().map_err(|error| io::Error::new(error.kind(), format!("{gone:?} to {new:?}: {error}")))?;
+        what()?;
         self.there = next;
         self.next = None;
         self.done += 1;

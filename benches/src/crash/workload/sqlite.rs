@@ -1,5 +1,6 @@
 //! A database with a rollback journal, and `synchronous=FULL`.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 use std::process::Command;
@@ -13,17 +14,18 @@ use super::{Broken, Workload, none_if_missing, run};
 const ROWS: u64 = 20;
 
 /// Transactions until the next database is begun: a check looks at all of them.
-const TRANSACTIONS: u64 = 2000;
+const TRANSACTIONS: usize = 2000;
 
 /// Each transaction that was committed is there whole, and the database is sound.
 #[derive(Default)]
 pub(super) struct Sqlite {
     database: u64,
-    /// The last one's number.
-    committed: u64,
+    /// Its table is there.
+    is_made: bool,
+    /// The number of the last transaction that was begun.
     tried: u64,
-    /// Committed in this database.
-    here: u64,
+    /// Those that are in this database: committed, or seen in it.
+    committed: BTreeSet<u64>,
     total: u64,
 }
 
@@ -42,21 +44,22 @@ impl Workload for Sqlite {
     }
 
     fn step(&mut self, dir: &Path, random: &mut SmallRng) -> io::Result<()> {
-        if self.here >= TRANSACTIONS {
+        if self.committed.len() >= TRANSACTIONS {
             // Before it is removed, so that nobody looks for what is in it.
             let old = std::mem::take(self);
             *self = Sqlite { database: old.database + 1, total: old.total, ..Sqlite::default() };
         }
-        if let Some(old) = self.database.checked_sub(1).filter(|_| self.tried == 0) {
+        if let Some(old) = self.database.checked_sub(1).filter(|_| !self.is_made) {
             // Its journal goes with it, should a transaction have been cut.
             none_if_missing(std::fs::remove_file(dir.join(format!("database-{old}"))))?;
             none_if_missing(std::fs::remove_file(dir.join(format!("database-{old}-journal"))))?;
         }
-        if self.tried == 0 {
+        if !self.is_made {
             self.sql(
                 dir,
                 "PRAGMA journal_mode=DELETE; CREATE TABLE IF NOT EXISTS t(tx INTEGER, row INTEGER, of INTEGER);",
             )?;
+            self.is_made = true;
         }
         self.tried += 1;
         let (tx, rows) = (self.tried, random.random_range(1..=ROWS));
@@ -64,45 +67,33 @@ impl Workload for Sqlite {
         let sql =
             format!("PRAGMA synchronous=FULL; BEGIN IMMEDIATE; INSERT INTO t VALUES {}; COMMIT;", values.join(","));
         self.sql(dir, &sql)?;
-        self.committed = tx;
-        self.here += 1;
+        self.committed.insert(tx);
         self.total += 1;
         Ok(())
     }
 
-    fn settle(&mut self, dir: &Path) -> io::Result<Result<(), Broken>> {
-        if self.committed == 0 {
-            // The table may not have been made.
-            self.tried = 0;
-            return Ok(Ok(()));
-        }
-        self.check(dir)
-    }
-
     fn check(&mut self, dir: &Path) -> io::Result<Result<(), Broken>> {
-        if self.committed == 0 {
+        if !self.is_made {
             return Ok(Ok(()));
         }
         let sound = self.sql(dir, "PRAGMA integrity_check;")?;
         if sound.trim() != "ok" {
             return Ok(Err(format!("the database is damaged: {}", sound.trim())));
         }
-        // Transactions that are there, and those of them that are not whole.
-        let counts = self.sql(
-            dir,
-            "SELECT count(*), sum(n != rows) FROM (SELECT tx, count(*) n, max(of) rows FROM t GROUP BY tx);\
-             SELECT coalesce(max(tx), 0) FROM t;",
-        )?;
-        let mut numbers = counts.split(['|', '\n']).map(|number| number.trim().parse::<u64>().unwrap_or(u64::MAX));
-        let (whole, parts, last) = (numbers.next(), numbers.next(), numbers.next());
-        // Those that failed may be missing.
-        let (whole, last) = (whole.unwrap_or(0), last.unwrap_or(0));
-        if parts != Some(0) || whole < self.here || last < self.committed || last > self.tried {
-            return Ok(Err(format!(
-                "{whole} transactions up to {last}, {parts:?} of them not whole, where {} were committed up to {}",
-                self.here, self.committed
-            )));
+        let torn = self.sql(dir, "SELECT tx FROM t GROUP BY tx HAVING count(*) != max(of);")?;
+        if !torn.trim().is_empty() {
+            return Ok(Err(format!("transactions that are not whole: {}", torn.trim())));
         }
+        let found = self.sql(dir, "SELECT DISTINCT tx FROM t;")?;
+        let found: BTreeSet<u64> = found.lines().filter_map(|line| line.trim().parse().ok()).collect();
+        let lost: Vec<_> = self.committed.difference(&found).collect();
+        // Those that failed may be there.
+        let strange = found.last().filter(|last| **last > self.tried);
+        if !lost.is_empty() || strange.is_some() {
+            return Ok(Err(format!("committed and lost: {lost:?}; never begun: {strange:?}")));
+        }
+        // Seen, they are there for good.
+        self.committed = found;
         Ok(Ok(()))
     }
 

@@ -52,13 +52,15 @@ impl World {
         mount.signal(Signal::KILL)?;
         mount.bury()?;
         let began = Instant::now();
-        // It may die before it is mounted.
-        let mounted = self.mount_to_die(number, Some(failpoints)).is_ok();
-        let is_dead = || lock(&seat.mount).as_mut().map_or(Ok(true), Mount::is_dead);
-        while !is_dead()? && began.elapsed() < within {
+        // It may die before it is mounted, and must not end in any other way.
+        if let Err(error) = self.mount_to_die(number, Some(failpoints)) {
+            ensure!(format!("{error:#}").contains("signal: 9"), "{error:#}");
+        }
+        let was_killed = || lock(&seat.mount).as_mut().map_or(Ok(true), Mount::was_killed);
+        while !was_killed()? && began.elapsed() < within {
             thread::sleep(Duration::from_millis(5));
         }
-        let died = is_dead()?;
+        let died = was_killed()?;
         let taken = lock(&seat.mount).take();
         seat.lives.fetch_add(1, Ordering::SeqCst);
         if let Some(mount) = taken {
@@ -67,7 +69,6 @@ impl World {
             }
             mount.bury()?;
         }
-        ensure!(mounted || died, "the client was not mounted, and is not dead");
         self.mount(number)?;
         Ok(died)
     }
@@ -84,14 +85,17 @@ impl World {
         let (mut server, mut medium) = (lock(&self.server), lock(&self.medium));
         let medium = medium.as_mut().context("the server's disk is none whose power can be cut")?;
         // Nobody hears of what is done after the instant.
-        self.proxy.set(Link { is_mute: true, is_cut: [true, true], ..Link::default() });
+        self.proxies
+            .iter()
+            .for_each(|proxy| proxy.set(Link { is_mute: true, is_cut: [true, true], ..Link::default() }));
         let instant = medium.instant()?;
         server.kill()?;
         medium.go_back(instant)?;
         server.restart()?;
-        // In this order: what was opened meanwhile is mute, too.
-        self.proxy.set(Link::default());
-        self.proxy.end(End::Reset);
+        // Before, for what is held back must not get through; and after, for what was opened meanwhile is mute, too.
+        self.proxies.iter().for_each(|proxy| proxy.end(End::Reset));
+        self.proxies.iter().for_each(|proxy| proxy.set(Link::default()));
+        self.proxies.iter().for_each(|proxy| proxy.end(End::Reset));
         Ok(())
     }
 
@@ -144,21 +148,23 @@ impl World {
     }
 
     pub(in crate::crash) fn stop_client(&self, number: usize, lasts: Duration) -> Result<()> {
-        let mount = lock(&self.seats[number].mount);
-        let Some(mount) = mount.as_ref() else { return Ok(()) };
-        mount.signal(Signal::STOP)?;
+        let signal = |signal| lock(&self.seats[number].mount).as_ref().map_or(Ok(()), |mount| mount.signal(signal));
+        signal(Signal::STOP)?;
+        // Not locked: programs go on to ask the kernel meanwhile, which may know an answer.
         thread::sleep(lasts);
-        mount.signal(Signal::CONT)
+        signal(Signal::CONT)
     }
 
-    pub(in crate::crash) fn link(&self, link: Link, lasts: Duration) {
-        self.proxy.set(link);
+    /// What the ways of these seats to the server are like for a while.
+    pub(in crate::crash) fn link(&self, seats: &[usize], link: Link, lasts: Duration) {
+        seats.iter().for_each(|seat| self.proxies[*seat].set(link));
         thread::sleep(lasts);
-        self.proxy.set(Link::default());
+        seats.iter().for_each(|seat| self.proxies[*seat].set(Link::default()));
     }
 
-    pub(in crate::crash) fn end_connections(&self, how: End) {
-        self.proxy.end(how);
+    /// Ends the connections of these seats.
+    pub(in crate::crash) fn end_connections(&self, seats: &[usize], how: End) {
+        seats.iter().for_each(|seat| self.proxies[*seat].end(how));
     }
 
     pub(in crate::crash) fn fill_disk(&self, lasts: Duration) -> Result<()> {
@@ -208,7 +214,7 @@ impl World {
             fs::create_dir_all(&mountpoint)?;
             let mut second = Command::new("timeout");
             second.arg(REFUSED_WITHIN).arg(binary("larder")?).args(["mount", "--mode", "afs", "--cache"]);
-            second.arg(&seat.cache).arg(self.proxy.address()).arg(&mountpoint);
+            second.arg(&seat.cache).arg(self.proxies[number].address()).arg(&mountpoint);
             said = format!("{said}; {}", refusal(&mut second, &seat.cache.display().to_string())?);
         }
         Ok(said)

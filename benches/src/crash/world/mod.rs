@@ -32,7 +32,8 @@ const DISK_MIB: u64 = 512;
 pub struct World {
     /// The mounts.
     pub seats: Vec<Seat>,
-    proxy: Proxy,
+    /// Each seat's way to the server.
+    proxies: Vec<Proxy>,
     server: Mutex<Server>,
     medium: Mutex<Option<Medium>>,
     /// Odd while the server's disk is out of order on purpose.
@@ -68,8 +69,7 @@ impl World {
         } else {
             Server::start_of(dir.path(), store, durability, &["--lease-term", LEASE])?
         };
-        let proxy = Proxy::start(server.address())?;
-        let mut seats = Vec::new();
+        let (mut seats, mut proxies) = (Vec::new(), Vec::new());
         for (number, mode) in plan.modes.iter().enumerate() {
             let medium = match of_clients && *mode == Mode::Afs {
                 true => Some(Medium::new(dir.path(), &format!("client{number}.disk"), DISK_MIB)?),
@@ -77,10 +77,11 @@ impl World {
             };
             let cache = medium.as_ref().map_or(dir.path(), Medium::path).join(format!("cache{number}"));
             seats.push(Seat::new(*mode, cache, medium));
+            proxies.push(Proxy::start(server.address())?);
         }
         let world = World {
             seats,
-            proxy,
+            proxies,
             server: Mutex::new(server),
             medium: Mutex::new(medium),
             disorder: AtomicU64::new(0),
@@ -182,7 +183,7 @@ impl World {
         let clock = self.is_dated.then(|| clock_file(self.dir.path(), Some(number)));
         let clock = clock.as_deref();
         let setup = Setup { cache: Some(&seat.cache), options: "hard", failpoint, clock, ..Setup::default() };
-        let mount = Mount::set_up(self.dir.path(), &name, &self.proxy.address(), seat.mode, &setup)?;
+        let mount = Mount::set_up(self.dir.path(), &name, &self.proxies[number].address(), seat.mode, &setup)?;
         *lock(&seat.mount) = Some(mount);
         seat.mounted.notify_all();
         Ok(())
@@ -236,9 +237,15 @@ impl World {
         }
         let mut server = lock(&self.server);
         server.check().context("larderd check")?;
-        let panics: Vec<String> =
-            server.log().lines().filter(|line| line.contains("panicked")).map(str::to_owned).collect();
-        ensure!(panics.is_empty(), "larderd panicked: {panics:?}");
+        // Of all processes, in all their lives.
+        for entry in fs::read_dir(self.dir.path())? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == "log") {
+                let log = fs::read_to_string(&path)?;
+                let panics: Vec<&str> = log.lines().filter(|line| line.contains("panicked")).collect();
+                ensure!(panics.is_empty(), "a defect, says {}: {panics:?}", path.display());
+            }
+        }
         Ok(())
     }
 }

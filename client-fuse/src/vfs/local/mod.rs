@@ -321,6 +321,9 @@ impl Vfs {
     pub(super) fn drop_copy(&self, fid: Fid) {
         let Some(afs) = &self.afs else { return };
         let (recent, disk) = (afs.recent.lock().pop(&fid), afs.disk.clone());
+        if recent.is_none() && !disk.has_any(fid) {
+            return;
+        }
         self.runtime.spawn_blocking(Box::new(move || {
             drop(recent);
             disk.evict(fid);

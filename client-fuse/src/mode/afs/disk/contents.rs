@@ -87,6 +87,11 @@ impl DiskCache {
         }
     }
 
+    /// Whether there is a clean copy of any version.
+    pub fn has_any(&self, fid: Fid) -> bool {
+        self.state.lock().clean.peek(&fid).is_some()
+    }
+
     /// Whether there is a clean copy of this version, as far as is known without looking at its file.
     pub fn has(&self, fid: Fid, version: u64) -> bool {
         self.state.lock().clean.peek(&fid).is_some_and(|clean| clean.row.version == version)
