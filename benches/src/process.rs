@@ -165,11 +165,19 @@ impl Process {
                 return Ok(status);
             }
             if start.elapsed() > limit {
-                bail!("{} is still running after {limit:?}:\n{}", self.what, self.log());
+                bail!("{} is still running after {limit:?}:\n{}{}", self.what, self.log(), stacks(self.id()));
             }
             std::thread::sleep(POLL);
         }
     }
+}
+
+/// Where the threads of a process are in the kernel that cannot be killed there.
+fn stacks(process: u32) -> String {
+    let read = |path: PathBuf, what: &str| fs::read_to_string(path.join(what)).unwrap_or_default();
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten().map(|task| task.path());
+    let stuck = tasks.filter(|task| read(task.clone(), "stat").contains(") D "));
+    stuck.map(|task| format!("{}{}", read(task.clone(), "comm"), read(task, "stack"))).collect()
 }
 
 impl Drop for Process {
