@@ -29,7 +29,11 @@ impl Write for Digest {
 }
 
 /// What has a digest.
-pub trait Digested {
-    /// The digest of all that happened.
-    fn digest(&self) -> u64;
+pub trait Digested: Debug {
+    /// The digest of all that happened: what this shows of itself, where it does not keep one made on the way.
+    fn digest(&self) -> u64 {
+        let mut digest = Digest::default();
+        digest.note(&self);
+        digest.value()
+    }
 }

@@ -2,11 +2,11 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use larder_protocol::failpoint::Planted;
 
-use crate::seeds::in_virtual_time;
+use crate::seeds::{self, in_virtual_time};
 
 /// How soon a bug must be found.
 const WITHIN: Duration = Duration::from_secs(300);
@@ -39,8 +39,7 @@ pub fn find<T, F: Future<Output = T>>(
             Err(panic) => Some(text(&*panic)),
         }
     };
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let first = now.as_millis() as u64 % 1_000_000_000;
+    let first = seeds::fresh();
     let began = Instant::now();
     for seed in first..first + limit {
         plant(bug, true);

@@ -113,13 +113,16 @@ pub fn run_twice<T: Send + Digested, F: Future<Output = T>>(worlds: Worlds<'_>, 
     }
 }
 
+/// A seed to begin at that was hardly begun at before.
+pub(crate) fn fresh() -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    // Leaves room for any number of seeds, and is short enough to be typed.
+    now.as_millis() as u64 % 1_000_000_000
+}
+
 fn seeds(worlds: Worlds<'_>) -> Vec<u64> {
     let count = variable("LARDER_SEEDS").unwrap_or(worlds.count);
-    let first = variable("LARDER_SEED").unwrap_or_else(|| {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        // Leaves room for any number of seeds, and is short enough to be typed.
-        now.as_millis() as u64 % 1_000_000_000
-    });
+    let first = variable("LARDER_SEED").unwrap_or_else(fresh);
     println!("{}: {count} seeds from {first} on (LARDER_SEED={first} LARDER_SEEDS={count})", worlds.test);
     // Alone, a seed that is given is to be repeated.
     let old = if count > 1 { worlds.once_failed } else { &[] };
@@ -162,6 +165,7 @@ fn run_in_order<T: Send, F: Future<Output = T>>(
 mod tests {
     use super::*;
 
+    #[derive(Debug)]
     struct Number(u64);
 
     impl Digested for Number {

@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used, reason = "a failed call fails the test")]
 
 use std::fs::{self, File};
-use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
@@ -17,7 +16,7 @@ use larder_benches::raw::Raw;
 use larder_benches::server::Server;
 use larder_benches::size::Size;
 use larder_protocol::service::file::{Query, QueryReply};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
 /// Files in each directory of a large tree.
 const IN_A_DIRECTORY: usize = 1_000;
@@ -213,18 +212,11 @@ fn with_programs(mode: Mode, breaks: impl FnOnce(&mut Server, &Proxy, &Mount)) {
     let mountpoint = mount.path().to_owned();
     let_go(mount, programs);
     assert_eq!(fs::read_dir(&mountpoint).unwrap().count(), 0, "something is still mounted");
-    let stands_still = server.id().map(|id| kill(id, Signal::CONT));
-    assert!(stands_still.is_none_or(|sent| sent.is_ok()));
+    server.signal(Signal::CONT).unwrap();
     if server.id().is_none() {
         server.restart().unwrap();
     }
     server.check().unwrap();
-}
-
-fn kill(id: u32, signal: Signal) -> io::Result<()> {
-    let pid = i32::try_from(id).ok().and_then(Pid::from_raw);
-    let pid = pid.ok_or_else(|| io::Error::other("not the id of a process"))?;
-    Ok(kill_process(pid, signal)?)
 }
 
 fn a_forced_unmount_works_without_the_server(mode: Mode) {

@@ -69,20 +69,6 @@ pub enum Planted {
 }
 
 impl Planted {
-    /// All of them.
-    pub const ALL: [Planted; 10] = [
-        Planted::AcknowledgeEarly,
-        Planted::ForgetSlot,
-        Planted::SkipBreak,
-        Planted::IgnoreGrace,
-        Planted::ReuseGeneration,
-        Planted::MixVersions,
-        Planted::DropFlushError,
-        Planted::TrustCache,
-        Planted::ServeFenced,
-        Planted::LeaseOffByOne,
-    ];
-
     /// Its name in `FAILPOINTS`.
     pub const fn name(self) -> &'static str {
         match self {

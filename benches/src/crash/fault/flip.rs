@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use larder_protocol::ids::ROOT_VNODE;
+use larder_protocol::ids::{MAX_VNODE, ROOT_VNODE};
 use rand::Rng;
 use rand::rngs::SmallRng;
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
@@ -23,8 +23,6 @@ use crate::crash::world::World;
 use crate::mount::Mode;
 use crate::process::{binary, run, store};
 
-/// The part of an inode number that is the vnode's.
-const VNODE: u64 = (1 << 40) - 1;
 /// Bytes of a victim: more than fit into a record, so that there is a content file.
 const LEN: (usize, usize) = (20_000, 300_000);
 /// How long a server may take to settle a file that nobody writes any more.
@@ -58,7 +56,7 @@ fn victim(world: &World, mode: Mode, random: &mut SmallRng) -> Result<Victim> {
     store(&path, &contents)?;
     let file = File::open(&path)?;
     file.sync_all()?;
-    let vnode = file.metadata()?.ino() & VNODE;
+    let vnode = file.metadata()?.ino() & MAX_VNODE;
     drop(file);
     mount.close(false)?;
     let connection = database(&world.store(), OpenFlags::SQLITE_OPEN_READ_ONLY)?;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 
-use super::World;
+use super::{World, clock_file};
 use crate::lock;
 use crate::medium::{self, Failure};
 use crate::mount::{Mode, Mount};
@@ -61,9 +61,7 @@ impl World {
             thread::sleep(Duration::from_millis(5));
         }
         let died = was_killed()?;
-        let taken = lock(&seat.mount).take();
-        seat.lives.fetch_add(1, Ordering::SeqCst);
-        if let Some(mount) = taken {
+        if let Some(mount) = seat.end_life() {
             if !died {
                 mount.signal(Signal::KILL)?;
             }
@@ -76,7 +74,7 @@ impl World {
     /// Sets the calendar of the server, or of a client, by so many seconds wrong.
     pub(in crate::crash) fn set_clock(&self, seat: Option<usize>, seconds: i64) -> Result<()> {
         // At once: nobody must read half of it.
-        let (file, new) = (self.clock(seat), self.dir.path().join("new.clock"));
+        let (file, new) = (clock_file(self.dir.path(), seat), self.dir.path().join("new.clock"));
         fs::write(&new, seconds.to_string())?;
         Ok(fs::rename(new, file)?)
     }
@@ -106,9 +104,7 @@ impl World {
         meanwhile: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<()> {
         let seat = &self.seats[number];
-        let taken = lock(&seat.mount).take();
-        let Some(mount) = taken else { return Ok(()) };
-        seat.lives.fetch_add(1, Ordering::SeqCst);
+        let Some(mount) = seat.end_life() else { return Ok(()) };
         mount.signal(Signal::KILL)?;
         mount.bury()?;
         let done = meanwhile(&seat.cache);
@@ -118,9 +114,7 @@ impl World {
 
     pub(in crate::crash) fn cut_client_power(&self, number: usize) -> Result<()> {
         let seat = &self.seats[number];
-        let taken = lock(&seat.mount).take();
-        let Some(mount) = taken else { return Ok(()) };
-        seat.lives.fetch_add(1, Ordering::SeqCst);
+        let Some(mount) = seat.end_life() else { return Ok(()) };
         let mut medium = lock(&seat.medium);
         let medium = medium.as_mut().context("the client's disk is none whose power can be cut")?;
         // From the instant on it acknowledges nothing.
@@ -135,8 +129,7 @@ impl World {
     pub(in crate::crash) fn kill_all(&self) -> Result<()> {
         let mut mounts = Vec::new();
         for seat in &self.seats {
-            mounts.extend(lock(&seat.mount).take());
-            seat.lives.fetch_add(1, Ordering::SeqCst);
+            mounts.extend(seat.end_life());
         }
         let mut server = lock(&self.server);
         mounts.iter().try_for_each(|mount| mount.signal(Signal::KILL))?;

@@ -45,6 +45,7 @@ pub struct World {
     dir: tempfile::TempDir,
 }
 
+/// Where it says by how many seconds the calendar of a seat, or of the server, is wrong.
 fn clock_file(dir: &Path, seat: Option<usize>) -> PathBuf {
     dir.join(seat.map_or("server.clock".to_owned(), |seat| format!("seat{seat}.clock")))
 }
@@ -206,11 +207,6 @@ impl World {
             }
             thread::sleep(Duration::from_millis(10));
         }
-    }
-
-    /// Where it says by how many seconds the calendar of a seat, or of the server, is wrong.
-    fn clock(&self, seat: Option<usize>) -> PathBuf {
-        clock_file(self.dir.path(), seat)
     }
 
     /// Takes down all mounts, whatever waits for them.

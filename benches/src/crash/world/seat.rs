@@ -64,6 +64,13 @@ impl Seat {
         mount.as_ref().map(|mount| (self.lives(), mount.path().to_owned()))
     }
 
+    /// The life is over: the mount, to be taken down.
+    pub(super) fn end_life(&self) -> Option<Mount> {
+        let mount = lock(&self.mount).take();
+        self.lives.fetch_add(1, Ordering::SeqCst);
+        mount
+    }
+
     /// What the client has logged in this life.
     pub fn log(&self) -> String {
         lock(&self.mount).as_ref().map(Mount::log).unwrap_or_default()
