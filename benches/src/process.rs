@@ -172,8 +172,8 @@ impl Process {
     }
 }
 
-/// Where the threads of a process are in the kernel that cannot be killed there.
-fn stacks(process: u32) -> String {
+/// Where the threads of a process are in the kernel that wait there for what cannot be interrupted.
+pub(crate) fn stacks(process: u32) -> String {
     let read = |path: PathBuf, what: &str| fs::read_to_string(path.join(what)).unwrap_or_default();
     let tasks = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten().map(|task| task.path());
     let stuck = tasks.filter(|task| read(task.clone(), "stat").contains(") D "));

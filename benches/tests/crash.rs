@@ -77,8 +77,10 @@ fn a_server_that_acknowledges_what_a_power_cut_takes_is_found() {
             let outcome = run(&plan, &mut |_| ()).unwrap_or_else(|error| panic!("{error:#}"));
             let findings = outcome.findings;
             findings.iter().take(1).for_each(|finding| println!("{}: {}: {}", mode.name(), finding.who, finding.what));
-            // By a workload, and by nothing else.
-            !findings.is_empty() && findings.iter().all(|finding| finding.who.starts_with("seat "))
+            // By a workload; and the check may find what nobody owns any more, but no fault went wrong.
+            let of_harness = ["the fault", "the round", "the judge"];
+            assert!(!findings.iter().any(|finding| of_harness.contains(&&*finding.who)), "{findings:#?}");
+            findings.iter().any(|finding| finding.who.starts_with("seat "))
         });
         assert!(found, "{} mode: twenty rounds of power cuts lose nothing", mode.name());
     }

@@ -18,6 +18,7 @@ pub mod outcome;
 pub mod report;
 pub mod resources;
 pub mod round;
+mod watchdog;
 mod worker;
 pub mod workload;
 pub mod world;

@@ -15,6 +15,7 @@ use rand::{Rng, SeedableRng};
 
 use super::outcome::{Depot, Finding, Outcome, Plan, Span, Strike, Work, credit};
 use super::resources::{Curve, Sample, descriptors, size};
+use super::watchdog::Watchdog;
 use super::worker::{Worker, last_lines};
 use super::workload::{Register, of_seat};
 use super::world::World;
@@ -27,6 +28,8 @@ const FILES: usize = 60;
 const REST_MS: (u64, u64) = (200, 900);
 /// How long a worker may take to end its step once nothing is broken any more.
 const PATIENCE: Duration = Duration::from_secs(90);
+/// How long one strike, one check or the end may take.
+const OVERDUE: Duration = Duration::from_secs(240);
 /// How often the outcome so far is told.
 const PROGRESS: Duration = Duration::from_secs(120);
 /// How often it is looked at what processes use.
@@ -64,6 +67,13 @@ impl Round {
         credit(&mut lock(&self.strikes), from, to);
     }
 
+    /// Does something that must not take too long.
+    fn watched<T>(&self, watchdog: &Watchdog, what: &str, act: impl FnOnce() -> T) -> T {
+        let (done, overdue) = watchdog.watched(what, act);
+        overdue.into_iter().for_each(|overdue| self.found("the round", overdue));
+        done
+    }
+
     fn is_sound(&self) -> bool {
         lock(&self.findings).is_empty()
     }
@@ -95,14 +105,16 @@ impl Round {
     }
 }
 
-/// From now on this thread has a table of open files of its own. A process that is started has a copy of all files that
-/// the starting thread can see, until it has closed them; and closing one of a mount waits for the server, which is what
-/// is being started.
+/// From now on this thread has a table of open files of its own, with standard input, output and error only. A process that
+/// is started has a copy of all files that the starting thread can see, until it has closed them; and closing one of a
+/// mount waits for the server, which is what is being started. Nor may this thread keep a copy of a pipe by which another
+/// one just starts a process: who reads it would wait for its end for as long as this thread lives.
 fn have_own_files() -> io::Result<()> {
-    // SAFETY: what was open before is in both tables. This thread closes nothing that another one opened: what it shares
-    // with others is behind an `Arc` that `judge` outlives it with.
-    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FILES) }?;
-    Ok(())
+    let first = libc::STDERR_FILENO as libc::c_uint + 1;
+    // SAFETY: this thread uses and closes nothing that another one opened: workloads keep no file open between two steps,
+    // and what it shares with others is behind an `Arc` that `judge` outlives it with. The table of the others stays.
+    let done = unsafe { libc::close_range(first, libc::c_uint::MAX, libc::CLOSE_RANGE_UNSHARE as libc::c_int) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Runs a round. What has come of it is told to `progress` every few minutes.
@@ -159,7 +171,8 @@ pub fn run(plan: &Plan, progress: &mut dyn FnMut(&Outcome)) -> Result<Outcome> {
             sampling.sample();
         }
     });
-    strike(&round, &mut random, progress);
+    let watchdog = Watchdog::new(round.world.dir(), OVERDUE);
+    strike(&round, &watchdog, &mut random, progress);
     round.is_over.store(true, Ordering::SeqCst);
     let over = Instant::now();
     while threads.iter().any(|thread| !thread.is_finished()) && over.elapsed() < PATIENCE {
@@ -175,13 +188,13 @@ pub fn run(plan: &Plan, progress: &mut dyn FnMut(&Outcome)) -> Result<Outcome> {
     if workers.len() < all || sampler.join().is_err() {
         round.found("the round", "a worker met a defect");
     }
-    judge(&round, workers);
+    judge(&round, &watchdog, workers);
     let outcome = round.outcome();
-    Ok(end(round, outcome))
+    Ok(end(round, &watchdog, outcome))
 }
 
 /// Breaks and mends until the time is over.
-fn strike(round: &Round, random: &mut SmallRng, progress: &mut dyn FnMut(&Outcome)) {
+fn strike(round: &Round, watchdog: &Watchdog, random: &mut SmallRng, progress: &mut dyn FnMut(&Outcome)) {
     let faults = &round.plan.faults;
     let mut due = faults.clone();
     due.shuffle(random);
@@ -200,7 +213,7 @@ fn strike(round: &Round, random: &mut SmallRng, progress: &mut dyn FnMut(&Outcom
         // Already there while it strikes, for those who meet it.
         let span = Span { from, to: from, what: "under way".to_owned() };
         lock(&round.strikes).push(Strike { fault, span, longest_wait: Duration::ZERO });
-        let done = fault.strike(&round.world, random);
+        let done = round.watched(watchdog, &fault.name(), || fault.strike(&round.world, random));
         let to = round.begin.elapsed();
         let what = match done {
             Ok(what) => what,
@@ -218,24 +231,26 @@ fn strike(round: &Round, random: &mut SmallRng, progress: &mut dyn FnMut(&Outcom
 
 /// Holds everything against what was acknowledged, by the mounts themselves and by one that has seen nothing; and what is
 /// used against what was used at first.
-fn judge(round: &Round, mut workers: Vec<Worker>) {
+fn judge(round: &Round, watchdog: &Watchdog, mut workers: Vec<Worker>) {
     if !round.is_sound() {
         return;
     }
     for worker in &mut workers {
         if let Some((_, mount)) = round.world.seats[worker.seat].wait_mounted() {
-            worker.check(round, mount, "its own");
+            round.watched(watchdog, "a check", || worker.check(round, mount, "its own"));
         }
     }
     let judged = round.world.judge().and_then(|judge| {
-        workers.iter_mut().for_each(|worker| worker.check(round, judge.path().to_owned(), "another"));
+        for worker in &mut workers {
+            round.watched(watchdog, "a check", || worker.check(round, judge.path().to_owned(), "another"));
+        }
         judge.close(false)
     });
     if let Err(error) = judged {
         round.found("the judge", format!("{error:#}"));
     }
     if round.is_sound() {
-        empty(round);
+        round.watched(watchdog, "to remove everything", || empty(round));
     }
 }
 
@@ -284,17 +299,44 @@ fn patiently<T>(round: &Round, wrong: impl Fn(&Round) -> Vec<T>) -> Vec<T> {
 }
 
 /// Takes the world down, and has the store checked.
-fn end(round: Arc<Round>, mut outcome: Outcome) -> Outcome {
+fn end(round: Arc<Round>, watchdog: &Watchdog, mut outcome: Outcome) -> Outcome {
     let begin = round.begin;
-    let ended = match Arc::into_inner(round) {
+    let (ended, overdue) = watchdog.watched("to end", || match Arc::into_inner(round) {
         Some(round) => round.world.end(),
         None => Err(anyhow::anyhow!("a worker lives on")),
-    };
+    });
     outcome.checks += 1;
-    if let Err(error) = ended {
-        let (who, what) = ("the end".to_owned(), format!("{error:#}"));
+    for what in overdue.into_iter().chain(ended.err().map(|error| format!("{error:#}"))) {
+        let who = "the end".to_owned();
         outcome.findings.push(Finding { at: begin.elapsed(), who, what, fault: None });
     }
     outcome.took = begin.elapsed();
     outcome
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed call fails the test")]
+
+    use std::io::Read;
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn a_worker_keeps_no_pipe_of_another_thread_open() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let ((own, has_own), (end, has_ended)) = (mpsc::channel(), mpsc::channel::<()>());
+        let worker = thread::spawn(move || {
+            own.send(have_own_files().is_ok()).unwrap();
+            has_ended.recv().unwrap_err();
+        });
+        assert!(has_own.recv().unwrap());
+        drop(writer);
+        rustix::io::ioctl_fionbio(&reader, true).unwrap();
+        // The end, and not that it would have to wait.
+        assert_eq!(reader.read(&mut [0]).unwrap(), 0);
+        drop(end);
+        worker.join().unwrap();
+    }
 }

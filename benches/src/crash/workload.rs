@@ -13,12 +13,17 @@ mod replace;
 mod sqlite;
 mod untar;
 
-use std::io;
+use std::io::{self, Read};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rand::rngs::SmallRng;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 pub use register::Register;
 
@@ -76,14 +81,57 @@ pub fn of_seat(seat: usize, dir: &Path, register: &Arc<Register>, source: &Arc<S
     all
 }
 
+/// Bytes that a program may say. Some say the same for ever on a mount that is gone: to git a directory that cannot be
+/// read has no end.
+const SAID: u64 = 1 << 20;
+/// How long it may take: longer than any step.
+const LIMIT: Duration = Duration::from_secs(75);
+/// Bytes of it in an error.
+const TOLD: usize = 2000;
+
+/// Runs a program to its end, which is soon if it says too much, and by a kill if it takes too long.
+fn output(command: &mut Command) -> io::Result<Output> {
+    fn heard(pipe: Option<impl Read>) -> io::Result<Vec<u8>> {
+        let mut said = Vec::new();
+        // Dropped then: who says more dies of SIGPIPE.
+        pipe.map_or(Ok(0), |pipe| pipe.take(SAID).read_to_end(&mut said))?;
+        Ok(said)
+    }
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let (out, err) = (child.stdout.take(), child.stderr.take());
+    thread::scope(|scope| {
+        let (out, err) = (scope.spawn(|| heard(out)), scope.spawn(|| heard(err)));
+        if !ends_within(&child, LIMIT)? {
+            child.kill()?;
+        }
+        let status = child.wait()?;
+        let defect = |_| io::Error::other("a reader met a defect");
+        Ok(Output { status, stdout: out.join().map_err(defect)??, stderr: err.join().map_err(defect)?? })
+    })
+}
+
+/// Waits for the end of a child, but not forever.
+fn ends_within(child: &Child, limit: Duration) -> io::Result<bool> {
+    let process = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
+    let (began, mut ends) = (Instant::now(), [PollFd::new(&process, PollFlags::IN)]);
+    loop {
+        let left = Timespec::try_from(limit.saturating_sub(began.elapsed())).map_err(io::Error::other)?;
+        match poll(&mut ends, Some(&left)) {
+            Err(Errno::INTR) => continue,
+            ended => return Ok(ended? > 0),
+        }
+    }
+}
+
 /// Runs a program with its output in its error.
 fn run(command: &mut Command) -> io::Result<String> {
-    let output = command.stdin(Stdio::null()).output()?;
+    let output = output(command)?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(io::Error::other(format!("{command:?}: {}: {}", output.status, said.trim())))
+    let said = output.stderr.trim_ascii();
+    let said = String::from_utf8_lossy(&said[said.len().saturating_sub(TOLD)..]);
+    Err(io::Error::other(format!("{command:?}: {}: {said}", output.status)))
 }
 
 /// What a program has found wrong in `dir`: that is broken, unless the mount is gone, of which programs say the same.
@@ -116,4 +164,33 @@ fn pattern(number: u64, len: usize) -> Vec<u8> {
     }
     bytes.truncate(len.max(8));
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed call fails the test")]
+
+    use super::*;
+
+    #[test]
+    fn a_program_that_never_ends_is_ended() {
+        let said = run(&mut Command::new("yes")).unwrap_err().to_string();
+        assert!(said.contains("SIGPIPE"), "{said}");
+        let mut loud = Command::new("sh");
+        let said = run(loud.args(["-c", "yes because >&2"])).unwrap_err().to_string();
+        assert!(said.contains("because\nbecause") && said.len() < TOLD + 100, "{said}");
+        let mut asleep = Command::new("sleep").arg("1000").spawn().unwrap();
+        assert!(!ends_within(&asleep, Duration::from_millis(10)).unwrap());
+        asleep.kill().unwrap();
+        assert!(ends_within(&asleep, Duration::from_secs(100)).unwrap());
+        asleep.wait().unwrap();
+    }
+
+    #[test]
+    fn what_a_program_says_is_heard_whole() {
+        let mut both = Command::new("sh");
+        both.args(["-c", "echo out; echo err >&2; seq 20000"]);
+        let output = output(&mut both).unwrap();
+        assert!(output.status.success() && output.stderr == b"err\n" && output.stdout.ends_with(b"\n20000\n"));
+    }
 }

@@ -3,12 +3,12 @@
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use rand::Rng;
 use rand::rngs::SmallRng;
 
-use super::{Broken, Workload, none_if_missing};
+use super::{Broken, Workload, none_if_missing, output};
 
 /// Operations on a file.
 const OPERATIONS: u32 = 200;
@@ -84,7 +84,7 @@ impl Fsx {
             let mut command = Command::new("fsx");
             command.arg("-f").arg(&self.config).args(["-S", &seed.to_string(), "-N", &OPERATIONS.to_string()]);
             command.arg("-P").arg(&self.artifacts).arg(path);
-            let output = command.stdin(Stdio::null()).output()?;
+            let output = output(&mut command)?;
             if output.status.success() {
                 return Ok(());
             }
