@@ -54,6 +54,24 @@ pub struct Strike {
     pub span: Span,
     /// The longest step of a worker that met this fault more than any other.
     pub longest_wait: Duration,
+    /// Workers that have looked since, and found what they were told.
+    pub looked: usize,
+    /// When all of them had, since the round's beginning. `None` if the round was over before.
+    pub recovered: Option<Duration>,
+}
+
+impl Strike {
+    /// One that begins.
+    pub(super) fn new(fault: Fault, from: Duration) -> Strike {
+        let span = Span { from, to: from, what: "under way".to_owned() };
+        Strike { fault, span, longest_wait: Duration::ZERO, looked: 0, recovered: None }
+    }
+
+    /// From its end until all workers had looked.
+    pub fn recovery(&self) -> Option<Span> {
+        let to = self.recovered?;
+        Some(Span { from: self.span.to.min(to), to, what: format!("until all had looked after {}", self.fault.name()) })
+    }
 }
 
 /// What a worker did.
@@ -184,7 +202,7 @@ mod tests {
 
     #[test]
     fn a_wait_is_that_of_the_strike_it_met_most_of() {
-        let strike = |fault, from| Strike { fault, span: span(from, from + 1), longest_wait: Duration::ZERO };
+        let strike = |fault, from| Strike { span: span(from, from + 1), ..Strike::new(fault, Duration::ZERO) };
         let waits = |from, to| {
             let mut strikes =
                 [strike(Fault::ServerKill, 100), strike(Fault::Partition, 200), strike(Fault::Reset, 900)];

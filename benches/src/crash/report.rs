@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::fault::Fault;
-use super::outcome::{Finding, Outcome, Span, coarsen};
+use super::outcome::{Finding, Outcome, Span, Strike, coarsen};
 use super::resources::{Curve, Sample};
 
 /// Spans of a kind that are written out of a round; of more, those that are close become one.
@@ -62,6 +62,30 @@ fn strikes(outcome: &Outcome) -> Vec<Span> {
     strikes.map(|strike| Span { what: name(strike.fault, &strike.span.what), ..strike.span.clone() }).collect()
 }
 
+/// When what came back.
+fn recoveries(outcome: &Outcome) -> Vec<Span> {
+    outcome.strikes.iter().filter_map(Strike::recovery).collect()
+}
+
+/// What was held against what was promised, and how often.
+pub fn checked(outcomes: &[Outcome]) -> BTreeMap<String, u64> {
+    let mut checked = BTreeMap::new();
+    let mut add = |what: &str, times: u64| *checked.entry(what.to_owned()).or_default() += times;
+    for outcome in outcomes {
+        for work in &outcome.work {
+            let workload = work.who.split_once(", ").map_or(&*work.who, |(_, workload)| workload);
+            add(workload, work.checks);
+        }
+        let by_workers: u64 = outcome.work.iter().map(|work| work.checks).sum();
+        add("the store (larderd check)", outcome.checks - by_workers);
+        if !outcome.depots.is_empty() {
+            add("memory and descriptors of a process", outcome.resources.len() as u64);
+            add("room of the store or a cache", outcome.depots.len() as u64);
+        }
+    }
+    checked
+}
+
 /// All of it.
 pub fn json(outcomes: &[Outcome]) -> Value {
     let sample = |sample: &Sample| json!({"memory": sample.memory, "files": sample.files, "at_us": micros(sample.at)});
@@ -69,6 +93,7 @@ pub fn json(outcomes: &[Outcome]) -> Value {
         let of_work = outcome.work.iter().map(|work| {
             json!({
                 "who": work.who, "steps": work.steps, "acknowledged": work.acknowledged, "failed": work.failed,
+                "checks": work.checks,
                 "pauses": spans(&work.pauses, outcome.took),
             })
         });
@@ -90,6 +115,7 @@ pub fn json(outcomes: &[Outcome]) -> Value {
             "plan": outcome.plan.faults.iter().map(|fault| fault.name()).collect::<Vec<_>>(),
             "took_us": micros(outcome.took), "longest_wait_us": micros(outcome.longest_wait()),
             "checks": outcome.checks, "faults": spans(&strikes(outcome), outcome.took),
+            "recoveries": spans(&recoveries(outcome), outcome.took),
             "work": of_work.collect::<Vec<_>>(), "findings": findings.collect::<Vec<_>>(),
             "resources": resources.collect::<Vec<_>>(), "room": depots.collect::<Vec<_>>(),
         })
@@ -97,14 +123,14 @@ pub fn json(outcomes: &[Outcome]) -> Value {
     let rows = table(outcomes).into_iter().map(|((mode, fault), row)| {
         json!({
             "mode": mode, "fault": fault, "rounds": row.rounds, "times": row.strikes, "findings": row.findings,
-            "longest_wait_us": micros(row.wait),
+            "longest_wait_us": micros(row.wait), "longest_recovery_us": micros(row.recovery),
         })
     });
     let findings: usize = outcomes.iter().map(|outcome| outcome.findings.len()).sum();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "verdict": if findings == 0 { "every promise was kept" } else { "promises were broken" },
-        "table": rows.collect::<Vec<_>>(),
+        "checked": checked(outcomes), "table": rows.collect::<Vec<_>>(),
         "rounds": outcomes.iter().map(round).collect::<Vec<_>>(),
     })
 }
@@ -120,6 +146,8 @@ pub struct Row {
     pub findings: usize,
     /// The longest that a program waited for it.
     pub wait: Duration,
+    /// The longest time from its end until all programs had looked and found what they were told.
+    pub recovery: Duration,
 }
 
 /// The table: by mode and fault.
@@ -135,6 +163,8 @@ pub fn table(outcomes: &[Outcome]) -> BTreeMap<(String, String), Row> {
             row.rounds += 1;
             row.strikes += strikes.len();
             row.wait = strikes.iter().map(|strike| strike.longest_wait).max().unwrap_or_default().max(row.wait);
+            let recoveries = strikes.iter().filter_map(|strike| strike.recovery());
+            row.recovery = recoveries.map(|span| span.to - span.from).max().unwrap_or_default().max(row.recovery);
             let of_it = |finding: &&Finding| finding.fault.is_none_or(|of| of == *fault);
             row.findings += outcome.findings.iter().filter(of_it).count();
         }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,7 +18,7 @@ use super::outcome::{Depot, Finding, Outcome, Plan, Span, Strike, Work, credit};
 use super::resources::{Curve, Sample, descriptors, size};
 use super::watchdog::Watchdog;
 use super::worker::{Worker, last_lines};
-use super::workload::{Register, of_seat};
+use super::workload::{Common, of_seat};
 use super::world::World;
 use crate::lock;
 use crate::source::Source;
@@ -27,9 +28,9 @@ const FILES: usize = 60;
 /// Between two faults, at least and at most.
 const REST_MS: (u64, u64) = (200, 900);
 /// How long a worker may take to end its step once nothing is broken any more.
-const PATIENCE: Duration = Duration::from_secs(90);
+const PATIENCE: Duration = Duration::from_secs(180);
 /// How long one strike, one check or the end may take.
-const OVERDUE: Duration = Duration::from_secs(240);
+const OVERDUE: Duration = Duration::from_secs(300);
 /// How often the outcome so far is told.
 const PROGRESS: Duration = Duration::from_secs(120);
 /// How often it is looked at what processes use.
@@ -65,6 +66,18 @@ impl Round {
     /// A step took from then until then.
     pub(super) fn credit(&self, from: Duration, to: Duration) {
         credit(&mut lock(&self.strikes), from, to);
+    }
+
+    /// A worker has looked what it finds after these strikes.
+    pub(super) fn looked_after(&self, strikes: Range<u64>) {
+        let mut all = lock(&self.strikes);
+        for number in strikes {
+            let Some(strike) = all.get_mut(number as usize) else { return };
+            strike.looked += 1;
+            if strike.looked == self.work.len() {
+                strike.recovered = Some(self.begin.elapsed());
+            }
+        }
     }
 
     /// Does something that must not take too long.
@@ -123,11 +136,12 @@ fn have_own_files() -> io::Result<()> {
 /// If a world cannot be made. What goes wrong in it is a finding.
 pub fn run(plan: &Plan, progress: &mut dyn FnMut(&Outcome)) -> Result<Outcome> {
     let world = World::new(plan)?;
-    let source = Arc::new(Source::new(world.dir(), FILES)?);
-    let (register, mut random) = (Arc::new(Register::default()), SmallRng::seed_from_u64(plan.seed));
+    let common = Common::new(world.dir(), Source::new(world.dir(), FILES)?);
+    let mut random = SmallRng::seed_from_u64(plan.seed);
+    let turn = random.random_range(0..plan.modes.len());
     let (mut workers, mut work) = (Vec::new(), Vec::new());
     for (number, seat) in world.seats.iter().enumerate() {
-        for (place, workload) in of_seat(number, world.dir(), &register, &source).into_iter().enumerate() {
+        for (place, workload) in of_seat(number, &plan.modes, turn, &common).into_iter().enumerate() {
             let who = format!("seat {number} ({}), {}", seat.mode().name(), workload.name());
             let dir = format!("seat{number}-{place}");
             let (_, mount) = seat.wait_mounted().context("the mount is gone before it was used")?;
@@ -211,8 +225,7 @@ fn strike(round: &Round, watchdog: &Watchdog, random: &mut SmallRng, progress: &
         let Some(fault) = due.pop().or_else(|| faults.choose(random).copied()) else { return };
         let from = round.begin.elapsed();
         // Already there while it strikes, for those who meet it.
-        let span = Span { from, to: from, what: "under way".to_owned() };
-        lock(&round.strikes).push(Strike { fault, span, longest_wait: Duration::ZERO });
+        lock(&round.strikes).push(Strike::new(fault, from));
         let done = round.watched(watchdog, &fault.name(), || fault.strike(&round.world, random));
         let to = round.begin.elapsed();
         let what = match done {

@@ -17,8 +17,8 @@ use crate::lock;
 /// A step that took longer is a pause.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// No step takes so long, but one that waits for what never comes.
-const STUCK: Duration = Duration::from_secs(60);
+/// No step takes so long, but one that waits for what never comes. A step of a program has hundreds of operations.
+const STUCK: Duration = Duration::from_secs(120);
 /// What calls on a mount come to whose client is gone; the last one where it is not mounted any more, or not yet.
 const OF_A_DEAD_MOUNT: [Errno; 4] = [Errno::NOTCONN, Errno::CONNABORTED, Errno::IO, Errno::NOENT];
 /// What they come to when the server's disk is full or fails.
@@ -56,10 +56,11 @@ impl Worker {
             let strikes = round.strikes_done.load(Ordering::SeqCst);
             if strikes != struck {
                 // Not only who got an error looks: what was lost would soon be overwritten.
-                struck = strikes;
                 if !self.look(round, |workload, dir| workload.check(dir)) {
                     return;
                 }
+                round.looked_after(struck..strikes);
+                struck = strikes;
             }
             let seat = &round.world.seats[self.seat];
             let Some((life, mount)) = seat.wait_mounted() else { return };
@@ -86,7 +87,9 @@ impl Worker {
             let of_mount = seat.is_over(life) && may_be(&error, &OF_A_DEAD_MOUNT);
             let was_in_disorder = disorder % 2 == 1 || round.world.disorder() != disorder;
             let of_disk = was_in_disorder && may_be(&error, &OF_A_BAD_DISK);
-            if is_broken(&error) || !(of_mount || of_disk) {
+            // What was lost with an error that nobody heeded is not there.
+            let is_excused = was_in_disorder && !self.workload.heeds_close();
+            if (is_broken(&error) && !is_excused) || !(of_mount || of_disk) {
                 // What is there tells whether an operation was lost, done twice, or refused for nothing.
                 let there = self.workload.check(&mount.join(&self.dir));
                 round.found(&self.who, format!("{error}; then: {there:?}; {}", last_lines(&seat.log())));

@@ -14,7 +14,7 @@ mod sqlite;
 mod untar;
 
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::thread;
@@ -25,8 +25,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-pub use register::Register;
+use register::{Register, RegisterUse};
 
+use crate::mount::Mode;
 use crate::source::Source;
 
 /// A promise that was broken.
@@ -58,26 +59,55 @@ pub trait Workload: Send {
     /// As with [`settle`](Workload::settle).
     fn check(&mut self, dir: &Path) -> io::Result<Result<(), Broken>>;
 
+    /// Whether it heeds what close(2) says. Who does not may read on what was lost on a bad disk.
+    fn heeds_close(&self) -> bool {
+        true
+    }
+
     /// Operations that were acknowledged so far.
     fn acknowledged(&self) -> u64;
 }
 
-/// The workloads of the seats of a world, of which the first writes the register that the others read.
-///
-/// Workloads keep files of their own in `dir`, outside the mounts.
-pub fn of_seat(seat: usize, dir: &Path, register: &Arc<Register>, source: &Arc<Source>) -> Vec<Box<dyn Workload>> {
+/// What the workloads of a world share.
+pub struct Common {
+    /// For files of their own, outside the mounts.
+    pub dir: PathBuf,
+    /// What is unpacked.
+    pub source: Arc<Source>,
+    small: Arc<Register>,
+    large: Arc<Register>,
+}
+
+impl Common {
+    /// For workloads that keep files of their own in `dir`, outside the mounts.
+    pub fn new(dir: &Path, source: Source) -> Common {
+        let (small, large) = (Arc::new(Register::small()), Arc::new(Register::large()));
+        Common { dir: dir.to_owned(), source: Arc::new(source), small, large }
+    }
+}
+
+/// The workloads of a seat of a world whose seats have these modes. The first one writes the registers that the others read.
+/// Programs that are at one seat only take `turn`s.
+pub fn of_seat(seat: usize, modes: &[Mode], turn: usize, common: &Common) -> Vec<Box<dyn Workload>> {
+    let of = |register: &Arc<Register>| match seat {
+        0 => RegisterUse::writer(register.clone()),
+        _ => RegisterUse::reader(register.clone(), modes[0] == Mode::Afs && modes[seat] == Mode::Afs),
+    };
     let mut all: Vec<Box<dyn Workload>> = vec![
         Box::new(append::Append::default()),
         Box::new(replace::Replace::default()),
         Box::new(names::Names::default()),
-        Box::new(register::RegisterUse::new(register.clone(), seat == 0)),
-        Box::new(fsx::Fsx::new(&dir.join(format!("seat{seat}")))),
+        Box::new(of(&common.small)),
+        Box::new(of(&common.large)),
+        Box::new(fsx::Fsx::new(&common.dir.join(format!("seat{seat}")))),
     ];
-    match seat {
-        0 => all.push(Box::new(sqlite::Sqlite::default())),
-        1 => all.push(Box::new(git::Git::default())),
-        _ => all.push(Box::new(untar::Untar::new(source.clone()))),
-    }
+    let programs: [Box<dyn Workload>; 3] = [
+        Box::new(sqlite::Sqlite::default()),
+        Box::new(git::Git::default()),
+        Box::new(untar::Untar::new(common.source.clone())),
+    ];
+    let programs = programs.into_iter().enumerate();
+    all.extend(programs.filter(|(place, _)| (place + turn) % modes.len() == seat).map(|(_, program)| program));
     all
 }
 
@@ -85,24 +115,36 @@ pub fn of_seat(seat: usize, dir: &Path, register: &Arc<Register>, source: &Arc<S
 /// read has no end.
 const SAID: u64 = 1 << 20;
 /// How long it may take: longer than any step.
-const LIMIT: Duration = Duration::from_secs(75);
+const LIMIT: Duration = Duration::from_secs(150);
+/// How often it is looked whether the mount is gone that it works on, and how often that must be so until it is killed:
+/// some wait for ever then, such as fsx for what sendfile(2) did not send.
+const LOOKS: (Duration, u32) = (Duration::from_secs(1), 5);
 /// Bytes of it in an error.
 const TOLD: usize = 2000;
 
-/// Runs a program to its end, which is soon if it says too much, and by a kill if it takes too long.
-fn output(command: &mut Command) -> io::Result<Output> {
+/// Runs a program that works in `dir` to its end, which is soon if it says too much, and by a kill if it takes too long or
+/// its mount is gone.
+fn output(dir: &Path, command: &mut Command) -> io::Result<Output> {
     fn heard(pipe: Option<impl Read>) -> io::Result<Vec<u8>> {
         let mut said = Vec::new();
         // Dropped then: who says more dies of SIGPIPE.
         pipe.map_or(Ok(0), |pipe| pipe.take(SAID).read_to_end(&mut said))?;
         Ok(said)
     }
+    // What is mounted there.
+    let kind = || rustix::fs::statfs(dir).map(|info| info.f_type);
+    let (mounted, began) = (kind(), Instant::now());
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let (out, err) = (child.stdout.take(), child.stderr.take());
     thread::scope(|scope| {
         let (out, err) = (scope.spawn(|| heard(out)), scope.spawn(|| heard(err)));
-        if !ends_within(&child, LIMIT)? {
-            child.kill()?;
+        let mut gone = 0;
+        while !ends_within(&child, LOOKS.0)? {
+            gone = if kind() == mounted { 0 } else { gone + 1 };
+            if gone >= LOOKS.1 || began.elapsed() > LIMIT {
+                child.kill()?;
+                break;
+            }
         }
         let status = child.wait()?;
         let defect = |_| io::Error::other("a reader met a defect");
@@ -124,8 +166,8 @@ fn ends_within(child: &Child, limit: Duration) -> io::Result<bool> {
 }
 
 /// Runs a program with its output in its error.
-fn run(command: &mut Command) -> io::Result<String> {
-    let output = output(command)?;
+fn run(dir: &Path, command: &mut Command) -> io::Result<String> {
+    let output = output(dir, command)?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
@@ -171,13 +213,15 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a failed call fails the test")]
 
     use super::*;
+    use crate::process::scratch;
 
     #[test]
     fn a_program_that_never_ends_is_ended() {
-        let said = run(&mut Command::new("yes")).unwrap_err().to_string();
+        let dir = scratch().unwrap();
+        let said = run(dir.path(), &mut Command::new("yes")).unwrap_err().to_string();
         assert!(said.contains("SIGPIPE"), "{said}");
         let mut loud = Command::new("sh");
-        let said = run(loud.args(["-c", "yes because >&2"])).unwrap_err().to_string();
+        let said = run(dir.path(), loud.args(["-c", "yes because >&2"])).unwrap_err().to_string();
         assert!(said.contains("because\nbecause") && said.len() < TOLD + 100, "{said}");
         let mut asleep = Command::new("sleep").arg("1000").spawn().unwrap();
         assert!(!ends_within(&asleep, Duration::from_millis(10)).unwrap());
@@ -187,10 +231,47 @@ mod tests {
     }
 
     #[test]
+    fn a_program_whose_mount_is_gone_is_ended() {
+        let dir = scratch().unwrap();
+        let place = dir.path().join("mount");
+        std::fs::create_dir(&place).unwrap();
+        let (at, started) = (place.clone(), dir.path().join("started"));
+        let program = format!("touch {}; exec sleep 1000", started.display());
+        let end = thread::spawn(move || run(&at, Command::new("sh").args(["-c", &program])).unwrap_err().to_string());
+        while !started.exists() {
+            thread::sleep(Duration::from_millis(5));
+        }
+        std::fs::remove_dir(place).unwrap();
+        assert!(end.join().unwrap().contains("SIGKILL"));
+    }
+
+    #[test]
+    fn every_workload_is_in_every_world_and_each_mode_has_its_turn() {
+        let dir = scratch().unwrap();
+        let common = Common::new(dir.path(), Source::new(dir.path(), 3).unwrap());
+        for modes in [&[Mode::Nfs][..], &[Mode::Afs; 2], &Mode::ALL] {
+            let of = |turn: usize| -> Vec<Vec<&str>> {
+                let of_seat = |seat| of_seat(seat, modes, turn, &common).iter().map(|one| one.name()).collect();
+                (0..modes.len()).map(of_seat).collect()
+            };
+            for program in ["sqlite", "git", "untar"] {
+                let seats = |turn| -> Vec<usize> {
+                    let has = |seat: &usize| of(turn)[*seat].contains(&program);
+                    (0..modes.len()).filter(has).collect()
+                };
+                let turns: std::collections::BTreeSet<usize> = (0..3).flat_map(seats).collect();
+                assert_eq!(turns.len(), modes.len(), "{program} is everywhere once");
+                assert!((0..3).all(|turn| seats(turn).len() == 1));
+            }
+            assert!(of(0)[0].contains(&"large register writer"));
+        }
+    }
+
+    #[test]
     fn what_a_program_says_is_heard_whole() {
         let mut both = Command::new("sh");
         both.args(["-c", "echo out; echo err >&2; seq 20000"]);
-        let output = output(&mut both).unwrap();
+        let output = output(Path::new("/"), &mut both).unwrap();
         assert!(output.status.success() && output.stderr == b"err\n" && output.stdout.ends_with(b"\n20000\n"));
     }
 }

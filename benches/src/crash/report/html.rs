@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use super::{faults, few_samples, modes, strikes, table};
+use super::{checked, faults, few_samples, modes, recoveries, strikes, table};
 use crate::crash::outcome::{Outcome, Span, coarsen};
 use crate::crash::resources::{Curve, MORE_FILES, MORE_MEMORY};
 
@@ -28,6 +28,7 @@ th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: l
 details { border-top: 1px solid var(--line); padding: .4rem 0 } summary { cursor: pointer }
 svg text { font: 11px system-ui, sans-serif; fill: var(--ink) }
 svg polyline { fill: none; stroke: var(--wait) } svg .lane { stroke: var(--line) } svg .fault { fill: var(--fault) } svg .wait { fill: var(--wait) }
+svg .back { fill: var(--good) }
 svg .finding { stroke: var(--bad); stroke-width: 2 } svg .shade { fill: var(--fault); opacity: .12 }
 @media print { details { break-inside: avoid } }
 ";
@@ -59,19 +60,25 @@ pub(super) fn page(outcomes: &[Outcome]) -> String {
         env!("CARGO_PKG_VERSION"),
     );
     page.push_str(
-        "<h2>Faults</h2><div class=wide><table><tr><th>mode<th>fault<th>rounds<th>times<th>longest wait<th>findings</tr>",
+        "<h2>Faults</h2><div class=wide><table><tr><th>mode<th>fault<th>rounds<th>times<th>longest wait\
+         <th>longest recovery<th>findings</tr>",
     );
     // Writing to a string cannot fail.
     for ((mode, fault), row) in table(outcomes) {
         let class = if row.findings == 0 { "good" } else { "bad" };
         let _ = write!(
             page,
-            "<tr><td>{mode}<td>{fault}<td>{}<td>{}<td>{}<td class={class}>{}</tr>",
+            "<tr><td>{mode}<td>{fault}<td>{}<td>{}<td>{}<td>{}<td class={class}>{}</tr>",
             row.rounds,
             row.strikes,
             seconds(row.wait),
+            seconds(row.recovery),
             row.findings
         );
+    }
+    page.push_str("</table></div><h2>What was checked</h2><div class=wide><table><tr><th>what<th>times</tr>");
+    for (what, times) in checked(outcomes) {
+        let _ = write!(page, "<tr><td>{what}<td>{times}</tr>");
     }
     page.push_str("</table></div><h2>Rounds</h2>");
     outcomes.iter().for_each(|outcome| round(&mut page, outcome));
@@ -136,6 +143,9 @@ fn timeline(page: &mut String, outcome: &Outcome) {
         bar(page, strike, "fault", 3.0, LANE - 6.0);
         bar(page, strike, "shade", LANE, height - 2.0 * LANE);
     }
+    for recovery in &coarsen(&recoveries(outcome), grain) {
+        bar(page, recovery, "back", LANE - 5.0, 3.0);
+    }
     for (number, work) in outcome.work.iter().enumerate() {
         let (lane, y) = (number + 1, LANE * (number as f64 + 1.5));
         name(page, lane, &format!("{} ({})", work.who, work.acknowledged));
@@ -152,7 +162,7 @@ fn timeline(page: &mut String, outcome: &Outcome) {
     let _ = write!(
         page,
         "<text x={NAMES} y={y}>0</text><text x={} y={y} text-anchor=end>{}</text></svg></div>\
-         <p class=soft>Orange: what broke. Blue: steps of more than 100 ms. In brackets: operations acknowledged.</p>",
+         <p class=soft>Orange: what broke. Green: until all programs had looked and found what they were told. Blue: steps of more than 100 ms. In brackets: operations acknowledged.</p>",
         NAMES + TIME,
         seconds(outcome.took)
     );

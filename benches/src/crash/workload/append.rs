@@ -24,6 +24,8 @@ pub(super) struct Append {
     tried: u64,
     /// In the file as this worker sees it.
     there: u64,
+    /// Its removal is under way.
+    is_ending: bool,
     total: u64,
 }
 
@@ -62,6 +64,7 @@ impl Workload for Append {
 
     fn step(&mut self, dir: &Path, random: &mut SmallRng) -> io::Result<()> {
         if self.there >= MAX {
+            self.is_ending = true;
             std::fs::remove_file(dir.join(self.name()))?;
             *self = Append { log: self.log + 1, total: self.total, ..Append::default() };
         }
@@ -84,8 +87,8 @@ impl Workload for Append {
     }
 
     fn settle(&mut self, dir: &Path) -> io::Result<Result<(), Broken>> {
-        // The removal may have been under way, and then the next log is to begin.
-        if self.there >= MAX && !dir.join(self.name()).try_exists()? {
+        if self.is_ending && !dir.join(self.name()).try_exists()? {
+            // Then the next log is to begin.
             *self = Append { log: self.log + 1, total: self.total, ..Append::default() };
         }
         let whole = match self.look(dir)? {

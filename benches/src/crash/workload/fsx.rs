@@ -78,13 +78,13 @@ impl Fsx {
     }
 
     /// Runs it on a file that is not there yet.
-    fn exercise(&self, path: &Path, random: &mut SmallRng) -> io::Result<()> {
+    fn exercise(&self, dir: &Path, path: &Path, random: &mut SmallRng) -> io::Result<()> {
         loop {
             let seed = random.random_range(0..u32::MAX);
             let mut command = Command::new("fsx");
             command.arg("-f").arg(&self.config).args(["-S", &seed.to_string(), "-N", &OPERATIONS.to_string()]);
             command.arg("-P").arg(&self.artifacts).arg(path);
-            let output = output(&mut command)?;
+            let output = output(dir, &mut command)?;
             if output.status.success() {
                 return Ok(());
             }
@@ -93,8 +93,9 @@ impl Fsx {
             if !asked_for_nothing(&said) {
                 let lines: Vec<&str> = said.lines().collect();
                 let end = lines[lines.len().saturating_sub(6)..].join(" | ");
-                let what = format!("{command:?}: {}: {end}", output.status);
-                // What it read is not what it wrote: that is of no disk and no mount.
+                let cause = lines.iter().find(|line| is_mismatch(line)).unwrap_or(&"");
+                let what = format!("{command:?}: {}: {cause} {end}", output.status);
+                // What it read is not what it wrote.
                 return Err(if is_mismatch(&said) {
                     io::Error::new(io::ErrorKind::InvalidData, what)
                 } else {
@@ -127,7 +128,7 @@ impl Workload for Fsx {
         let name = format!("fsx-{}", self.last);
         let path = dir.join(&name);
         self.cut.push(name.clone());
-        self.exercise(&path, random)?;
+        self.exercise(dir, &path, random)?;
         let mut file = File::options().read(true).write(true).open(&path)?;
         file.sync_all()?;
         let mut bytes = Vec::new();
@@ -154,6 +155,11 @@ impl Workload for Fsx {
             }
         }
         Ok(Ok(()))
+    }
+
+    fn heeds_close(&self) -> bool {
+        // It closes and opens the file again, and takes what was in it for written.
+        false
     }
 
     fn acknowledged(&self) -> u64 {

@@ -19,7 +19,7 @@ pub(super) struct Git {
     repository: u64,
     /// All before this one are removed.
     removed: u64,
-    /// The last commit that git said is made.
+    /// The last commit that git named. There may be one more that it said is made.
     head: Option<String>,
     commits: u64,
     total: u64,
@@ -32,7 +32,7 @@ impl Git {
         command.args(["-c", "user.name=Larder", "-c", "user.email=larder@localhost", "-c", "safe.directory=*"]);
         command.args(["-c", "core.fsync=all", "-c", "gc.auto=0", "-C"]);
         command.arg(dir.join(format!("repository-{}", self.repository))).args(args);
-        run(&mut command)
+        run(dir, &mut command)
     }
 
     /// Begins with a new repository. A git that was killed leaves locks behind, and a user would remove them by hand.
@@ -66,9 +66,9 @@ impl Workload for Git {
         }
         self.git(dir, &["add", "-A"])?;
         self.git(dir, &["commit", "-q", "--allow-empty", "-m", "more"])?;
-        self.head = Some(self.git(dir, &["rev-parse", "HEAD"])?.trim().to_owned());
         self.commits += 1;
         self.total += 1;
+        self.head = Some(self.git(dir, &["rev-parse", "HEAD"])?.trim().to_owned());
         Ok(())
     }
 
@@ -81,7 +81,9 @@ impl Workload for Git {
     }
 
     fn check(&mut self, dir: &Path) -> io::Result<Result<(), Broken>> {
-        let Some(head) = &self.head else { return Ok(Ok(())) };
+        if self.commits == 0 {
+            return Ok(Ok(()));
+        }
         // One more commit may have been under way.
         let count = match self.git(dir, &["rev-list", "--count", "HEAD"]) {
             Ok(count) => count.trim().parse::<u64>().unwrap_or(0),
@@ -90,6 +92,7 @@ impl Workload for Git {
         if !(self.commits..=self.commits + 1).contains(&count) {
             return Ok(Err(format!("{count} commits where {} were made", self.commits)));
         }
+        let head = self.head.as_deref().unwrap_or("HEAD");
         for args in [&["merge-base", "--is-ancestor", head, "HEAD"][..], &["fsck", "--full", "--strict"]] {
             if let Err(error) = self.git(dir, args) {
                 return broken_unless_gone(dir, &error);

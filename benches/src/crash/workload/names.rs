@@ -82,27 +82,33 @@ impl Workload for Names {
     }
 
     fn settle(&mut self, dir: &Path) -> io::Result<Result<(), Broken>> {
-        let checked = self.check(dir)?;
+        let found = Names::found(dir)?;
+        let checked = self.verdict(&found);
         if checked.is_ok() {
-            self.there = Names::found(dir)?;
+            self.there = found;
             self.next = None;
         }
         Ok(checked)
     }
 
     fn check(&mut self, dir: &Path) -> io::Result<Result<(), Broken>> {
-        let found = Names::found(dir)?;
-        if found == self.there || self.next.as_ref() == Some(&found) {
-            return Ok(Ok(()));
-        }
-        let expected = &self.there;
-        let missing: Vec<_> = expected.difference(&found).collect();
-        let strange: Vec<_> = found.difference(expected).collect();
-        Ok(Err(format!("missing {missing:?}, not expected {strange:?}, under way {:?}", self.next)))
+        Ok(self.verdict(&Names::found(dir)?))
     }
 
     fn acknowledged(&self) -> u64 {
         self.done
+    }
+}
+
+impl Names {
+    fn verdict(&self, found: &BTreeSet<String>) -> Result<(), Broken> {
+        if *found == self.there || self.next.as_ref() == Some(found) {
+            return Ok(());
+        }
+        let expected = &self.there;
+        let missing: Vec<_> = expected.difference(found).collect();
+        let strange: Vec<_> = found.difference(expected).collect();
+        Err(format!("missing {missing:?}, not expected {strange:?}, under way {:?}", self.next))
     }
 }
 

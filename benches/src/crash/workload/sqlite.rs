@@ -34,7 +34,7 @@ impl Sqlite {
         let mut command = Command::new("sqlite3");
         let database = dir.join(format!("database-{}", self.database));
         command.args(["-batch", "-bail", "-cmd", ".timeout 60000"]).arg(database).arg(sql);
-        run(&mut command)
+        run(dir, &mut command)
     }
 }
 

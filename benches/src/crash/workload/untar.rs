@@ -53,9 +53,9 @@ impl Workload for Untar {
         self.next += 1;
         let at = dir.join(format!("tree-{number}"));
         fs::create_dir(&at)?;
-        run(Command::new("tar").arg("-xf").arg(&self.source.archive).arg("-C").arg(&at))?;
+        run(dir, Command::new("tar").arg("-xf").arg(&self.source.archive).arg("-C").arg(&at))?;
         // In direct mode nothing else makes what was written durable.
-        run(Command::new("find").arg(&at).args(["-type", "f", "-exec", "sync", "{}", "+"]))?;
+        run(dir, Command::new("find").arg(&at).args(["-type", "f", "-exec", "sync", "{}", "+"]))?;
         self.total += 1;
         self.whole.push(number);
         Ok(())
@@ -67,7 +67,7 @@ impl Workload for Untar {
             if none_if_missing(fs::metadata(&at))?.is_none() {
                 return Ok(Err(format!("tree-{number} is gone")));
             }
-            if let Err(error) = run(Command::new("diff").arg("-r").arg(&self.source.tree).arg(at.join("tree"))) {
+            if let Err(error) = run(dir, Command::new("diff").arg("-r").arg(&self.source.tree).arg(at.join("tree"))) {
                 return broken_unless_gone(dir, &error);
             }
         }
