@@ -3,11 +3,17 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
 use crate::process::run;
+
+/// How long it may be in use that is to be unmounted.
+const BUSY_FOR: Duration = Duration::from_secs(30);
 
 /// A file system mounted at a directory, until it is dropped.
 #[derive(Debug)]
@@ -72,14 +78,23 @@ impl Disk {
         Ok(())
     }
 
-    /// Unmounts it, with what that says.
+    /// Unmounts it, with what that says. Waits a while for whoever uses it: the kernel reads and writes a cached file in its
+    /// place for a program that has it open, until that has ended, even when the client and its mount are gone.
     ///
     /// # Errors
-    /// If it is in use. It is then detached: nobody finds it any more, and whoever has it open keeps it.
+    /// If it is in use still. It is then detached: nobody finds it any more, and whoever has it open keeps it.
     pub fn unmount(mut self) -> Result<()> {
-        unmount(&self.path, UnmountFlags::empty()).with_context(|| format!("unmounting {}", self.path.display()))?;
-        self.is_mounted = false;
-        Ok(())
+        let began = Instant::now();
+        loop {
+            match unmount(&self.path, UnmountFlags::empty()) {
+                Err(Errno::BUSY) if began.elapsed() < BUSY_FOR => thread::sleep(Duration::from_millis(20)),
+                done => {
+                    done.with_context(|| format!("unmounting {}", self.path.display()))?;
+                    self.is_mounted = false;
+                    return Ok(());
+                }
+            }
+        }
     }
 
     /// Where it is.

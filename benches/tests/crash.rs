@@ -1,11 +1,15 @@
 //! Every fault, on mounts of all modes at once: what programs were told is there. `scripts/crash` does the same for longer.
 
+#![allow(clippy::unwrap_used, reason = "a failed call fails the test")]
+
+use std::process::Command;
 use std::time::Duration;
 
 use clap::ValueEnum;
 use larder_benches::crash::round::run;
 use larder_benches::crash::{Fault, Plan, report};
 use larder_benches::mount::Mode;
+use larder_benches::process::binary;
 use larder_benches::size::Size;
 
 fn seed() -> u64 {
@@ -83,5 +87,23 @@ fn a_server_that_acknowledges_what_a_power_cut_takes_is_found() {
             findings.iter().any(|finding| finding.who.starts_with("seat "))
         });
         assert!(found, "{} mode: twenty rounds of power cuts lose nothing", mode.name());
+    }
+}
+
+#[test]
+fn only_what_is_built_for_tests_can_die_at_a_failpoint() {
+    let server = larder_server::failpoint::Failpoint::ALL.map(larder_server::failpoint::Failpoint::name);
+    let client = larder_client::failpoint::Failpoint::ALL.map(larder_client::failpoint::Failpoint::name);
+    for (program, names) in [("larderd", &server[..]), ("larder", &client[..])] {
+        let holds = |program: &str, name: &str| {
+            let mut grep = Command::new("grep");
+            let status = grep.args(["-q", "-a", "-F", "-e", name]).arg(binary(program).unwrap()).status().unwrap();
+            matches!(status.code(), Some(0 | 1)).then_some(status.success()).expect("grep fails")
+        };
+        let of_tests = format!("{program}-failpoints");
+        for name in names.iter().chain(&["planted::", "LARDER_WALL_CLOCK"]) {
+            assert!(!holds(program, name), "{program} has {name}");
+            assert!(holds(&of_tests, name), "{of_tests} has no {name}");
+        }
     }
 }

@@ -8,6 +8,7 @@ mod append;
 mod fsx;
 mod git;
 mod names;
+mod poll;
 mod register;
 mod replace;
 mod sqlite;
@@ -25,8 +26,10 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use poll::{Poll, Polled};
 use register::{Register, RegisterUse};
 
+use super::world::ATTRIBUTES_FOR;
 use crate::mount::Mode;
 use crate::source::Source;
 
@@ -76,13 +79,14 @@ pub struct Common {
     pub source: Arc<Source>,
     small: Arc<Register>,
     large: Arc<Register>,
+    polled: Arc<Polled>,
 }
 
 impl Common {
     /// For workloads that keep files of their own in `dir`, outside the mounts.
     pub fn new(dir: &Path, source: Source) -> Common {
         let (small, large) = (Arc::new(Register::small()), Arc::new(Register::large()));
-        Common { dir: dir.to_owned(), source: Arc::new(source), small, large }
+        Common { dir: dir.to_owned(), source: Arc::new(source), small, large, polled: Arc::default() }
     }
 }
 
@@ -93,12 +97,18 @@ pub fn of_seat(seat: usize, modes: &[Mode], turn: usize, common: &Common) -> Vec
         0 => RegisterUse::writer(register.clone()),
         _ => RegisterUse::reader(register.clone(), modes[0] == Mode::Afs && modes[seat] == Mode::Afs),
     };
+    let poll = match (seat, modes[seat]) {
+        (0, _) => Poll::writer(common.polled.clone()),
+        (_, Mode::Nfs) => Poll::reader(common.polled.clone(), ATTRIBUTES_FOR),
+        (_, Mode::Afs | Mode::Direct) => Poll::reader(common.polled.clone(), Duration::ZERO),
+    };
     let mut all: Vec<Box<dyn Workload>> = vec![
         Box::new(append::Append::default()),
         Box::new(replace::Replace::default()),
         Box::new(names::Names::default()),
         Box::new(of(&common.small)),
         Box::new(of(&common.large)),
+        Box::new(poll),
         Box::new(fsx::Fsx::new(&common.dir.join(format!("seat{seat}")))),
     ];
     let programs: [Box<dyn Workload>; 3] = [

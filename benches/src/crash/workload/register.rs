@@ -35,8 +35,8 @@ pub(super) struct Register {
     cut: AtomicU64,
 }
 
-/// Bytes that are written at once.
-const WRITTEN: usize = 256 << 10;
+/// Bytes that are read and written at once: one request of `direct` mode.
+const AT_ONCE: usize = 256 << 10;
 /// How late a writer may be to say that it was cut off.
 const LATE: Duration = Duration::from_millis(500);
 /// Versions of a register: the number of a block's pattern says which one it is of, and which block it is.
@@ -95,8 +95,8 @@ impl RegisterUse {
         // Not truncated: a reader would be right to see that.
         let path = dir.join("..").join(self.register.name);
         let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
-        for (index, bytes) in self.register.version(version).chunks(WRITTEN).enumerate() {
-            file.write_all_at(bytes, (index * WRITTEN) as u64)?;
+        for (index, bytes) in self.register.version(version).chunks(AT_ONCE).enumerate() {
+            file.write_all_at(bytes, (index * AT_ONCE) as u64)?;
         }
         file.sync_all()?;
         crate::process::close(file)
@@ -114,7 +114,9 @@ impl RegisterUse {
         let mut bytes = vec![0; register.block * register.blocks + 1];
         let mut len = 0;
         while len < bytes.len() {
-            match file.read_at(&mut bytes[len..], len as u64)? {
+            // Not more: the kernel divides it in the middle of blocks where a buffer does not begin with a page.
+            let end = bytes.len().min(len + AT_ONCE);
+            match file.read_at(&mut bytes[len..end], len as u64)? {
                 0 => break,
                 more => len += more,
             }

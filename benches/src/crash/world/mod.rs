@@ -25,6 +25,8 @@ use crate::server::Server;
 
 /// The term of leases, in seconds: short, so that its end is often seen.
 const LEASE: &str = "2";
+/// How long attributes may be used in nfs mode: short, too.
+pub const ATTRIBUTES_FOR: Duration = Duration::from_secs(4);
 /// MiB of the disk of a server, and of a client's cache, whose power can be cut.
 const DISK_MIB: u64 = 512;
 
@@ -183,7 +185,11 @@ impl World {
         let name = format!("seat{number}-{}", seat.lives());
         let clock = self.is_dated.then(|| clock_file(self.dir.path(), Some(number)));
         let clock = clock.as_deref();
-        let setup = Setup { cache: Some(&seat.cache), options: "hard", failpoint, clock, ..Setup::default() };
+        let options = match seat.mode {
+            Mode::Nfs => format!("hard,acregmax={0},acdirmax={0}", ATTRIBUTES_FOR.as_secs()),
+            Mode::Afs | Mode::Direct => "hard".to_owned(),
+        };
+        let setup = Setup { cache: Some(&seat.cache), options: &options, failpoint, clock, ..Setup::default() };
         let mount = Mount::set_up(self.dir.path(), &name, &self.proxies[number].address(), seat.mode, &setup)?;
         *lock(&seat.mount) = Some(mount);
         seat.mounted.notify_all();
