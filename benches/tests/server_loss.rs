@@ -10,12 +10,14 @@ use std::time::{Duration, Instant};
 
 use larder_benches::in_each_mode;
 use larder_benches::mount::{Mode, Mount};
-use larder_benches::process::{run, scratch};
+use larder_benches::process::{Process, binary, run, scratch};
 use larder_benches::proxy::Proxy;
 use larder_benches::server::Server;
 use larder_benches::size::Size;
 use larder_benches::source::Source;
 use rustix::io::Errno;
+use rustix::mount::{UnmountFlags, unmount};
+use rustix::process::Signal;
 
 in_each_mode![
     untar_and_git_gc_survive_a_server_that_is_killed_every_second,
@@ -23,6 +25,8 @@ in_each_mode![
     forced_unmount_works_without_a_server,
     a_soft_mount_gives_up_with_etimedout,
     client_stats_answer_without_a_server,
+    after_a_rename_without_an_answer_the_names_are_looked_up_again,
+    a_client_that_is_killed_while_it_mounts_dies,
 ];
 
 /// How long before its end a server works for clients that hear nothing of it any more.
@@ -209,4 +213,65 @@ fn client_stats_answer_without_a_server(mode: Mode) {
     server.kill().unwrap();
     let stats = mount.stats().unwrap();
     assert!(stats["requests"]["create"]["count"].as_u64() >= Some(1), "{stats}");
+}
+
+/// What the kernel knows of the names is what was before, though the server has renamed. A file that is opened by its old
+/// name would be the renamed one.
+fn after_a_rename_without_an_answer_the_names_are_looked_up_again(mode: Mode) {
+    let dir = scratch().unwrap();
+    let mut server = Server::start_with(dir.path(), &["--lease-term", "3"]).unwrap();
+    let mount = |name: &str, mode, options| Mount::new(dir.path(), name, &server, mode, options).unwrap();
+    let [holder, judge] = [mount("holder", Mode::Afs, ""), mount("judge", Mode::Direct, "")];
+    let mount = mount("mnt", mode, "soft,timeo=3,retrans=1,actimeo=60");
+    let (new, state) = (mount.at("state.new"), mount.at("state"));
+    fs::write(&new, "first").unwrap();
+    // Until its lease is over the server waits for it.
+    assert_eq!(fs::read(holder.at("state.new")).unwrap(), b"first");
+    assert_eq!(fs::read_dir(holder.path()).unwrap().count(), 1);
+    holder.signal(Signal::STOP).unwrap();
+    let error = fs::rename(&new, &state).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(Errno::TIMEDOUT.raw_os_error()), "{error}");
+    assert!(judge.at("state.new").exists(), "it was renamed in time");
+    let begin = Instant::now();
+    while judge.at("state.new").exists() {
+        assert!(begin.elapsed() < Duration::from_secs(30), "it was never renamed");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    holder.signal(Signal::CONT).unwrap();
+    fs::write(&new, "second").unwrap();
+    assert_eq!(fs::read(&state).unwrap(), b"first", "another file was written by the name that it had");
+    fs::rename(&new, &state).unwrap();
+    assert_eq!(fs::read(&state).unwrap(), b"second");
+    [mount, holder, judge].into_iter().for_each(|mount| mount.close(false).unwrap());
+    server.check().unwrap();
+}
+
+fn a_client_that_is_killed_while_it_mounts_dies(mode: Mode) {
+    let dir = scratch().unwrap();
+    let mut server = Server::start(dir.path(), "process").unwrap();
+    for number in 0..Size::get().pick(2, 5, 50) {
+        let path = dir.path().join(format!("mnt-{number}"));
+        fs::create_dir(&path).unwrap();
+        let mut command = Command::new(binary("larder").unwrap());
+        command.args(["mount", "--foreground", "--mode", mode.name()]);
+        if mode == Mode::Afs {
+            command.arg("--cache").arg(dir.path().join("cache"));
+        }
+        let mut client = Process::spawn(command.arg(server.address()).arg(&path), dir.path(), "client").unwrap();
+        let is_mounted = || {
+            let table = fs::read_to_string("/proc/self/mounts").unwrap();
+            table.contains(path.to_str().unwrap()).then_some(())
+        };
+        client.wait_ready(Duration::from_secs(30), is_mounted).unwrap();
+        // What the client asks now has no answer.
+        server.signal(Signal::STOP).unwrap();
+        std::thread::sleep(Duration::from_millis(5));
+        client.signal(Signal::KILL).unwrap();
+        let ended = client.wait(Duration::from_secs(10));
+        server.signal(Signal::CONT).unwrap();
+        // As an aborted connection, it lets go of whom it has.
+        unmount(&path, UnmountFlags::FORCE | UnmountFlags::DETACH).unwrap();
+        ended.unwrap();
+    }
+    server.check().unwrap();
 }

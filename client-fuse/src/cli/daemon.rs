@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
+use larder_protocol::attr::Credential;
 use larder_protocol::runtime::{BusyPoll, SystemRuntime};
 use rustix::io::Errno;
 use serde_json::{Value, json};
@@ -20,7 +21,7 @@ use super::spec::Spec;
 use super::{cache, rundir, unmount};
 use crate::fuse::{self, Mounted};
 use crate::rpc::{CHANNELS, TcpConnector};
-use crate::vfs::Vfs;
+use crate::vfs::{self, ROOT, Vfs};
 
 /// How long the server may take until the volume is attached, also for a `hard` mount.
 pub(super) const ATTACH_WITHIN: Duration = Duration::from_secs(12);
@@ -215,16 +216,19 @@ async fn begin(mount: &Arc<Serving>) -> anyhow::Result<(Mount, Control)> {
     let control = rundir::prepare()
         .and_then(|dir| Control::listen(rundir::socket_in(&dir, &place), handler(mount)))
         .context("cannot make the control socket")?;
-    match mount.blocking(ask).await {
-        Ok(()) => Ok((place, control)),
-        Err(error) => Err(anyhow!(error).context(format!("{} does not answer", plan.mountpoint.display()))),
+    match timeout(ATTACH_WITHIN, ask(&mount.vfs)).await {
+        Ok(Ok(())) => Ok((place, control)),
+        Ok(Err(error)) => Err(anyhow!(error).context(format!("{} does not answer", plan.mountpoint.display()))),
+        Err(_) => bail!("{} does not answer within {} s", plan.mountpoint.display(), ATTACH_WITHIN.as_secs()),
     }
 }
 
-/// Asks the mount as a program would.
-fn ask(mountpoint: &Path) -> io::Result<()> {
-    rustix::fs::statvfs(mountpoint)?;
-    mountpoint.metadata()?;
+/// Asks as the first program will. Not by way of the kernel, which has answered: a process that waits for a mount cannot be
+/// killed while the mount's own process lives, which must not be the same one.
+async fn ask(vfs: &Vfs) -> Result<(), vfs::Error> {
+    let root = Credential::root();
+    vfs.statfs(&root, ROOT).await?;
+    vfs.getattr(&root, ROOT, None).await?;
     Ok(())
 }
 

@@ -1,8 +1,11 @@
 //! Telling the kernel what it must forget.
 
+use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 
 use fuser::{INodeNo, Notifier};
+use larder_protocol::name::Name;
 
 use crate::vfs::Kernel;
 
@@ -56,6 +59,14 @@ impl Kernel for KernelNotifier {
         // fuser takes it for done if the kernel has no such inode, which is as good.
         if let Err(error) = self.notifier.inval_inode(INodeNo(node), 0, -1) {
             tracing::debug!("the kernel did not take an invalidation of inode {node}: {error}");
+        }
+    }
+
+    /// Takes the directory's lock, which a program holds whose change of it is being served.
+    fn inval_name(&self, dir: u64, name: &Name) {
+        // As above: what the kernel does not know is as good.
+        if let Err(error) = self.notifier.inval_entry(INodeNo(dir), OsStr::from_bytes(name.as_bytes())) {
+            tracing::debug!("the kernel did not take an invalidation of {name:?} in inode {dir}: {error}");
         }
     }
 

@@ -105,9 +105,11 @@ impl Vfs {
     }
 
     async fn send_change(&self, mut asked: Asked, cred: &Credential, op: Op) -> Result<(OpReply, Asked), Error> {
+        let names = names_of(&op);
         let mutated = match Box::pin(self.client.mutate(cred, op)).await.map_err(Error::from) {
             Ok(mutated) => mutated,
             Err(error) => {
+                self.renamed_perhaps(&names, error);
                 self.changed_perhaps(asked, error);
                 return Err(error);
             }
@@ -116,6 +118,28 @@ impl Vfs {
             promised.grants = mutated.grants;
         }
         Ok((mutated.reply, asked))
+    }
+
+    /// A change of names has failed, or nobody knows whether it has. The kernel takes them to be as they were: it would go
+    /// on to use a file that a name does not lead to any more, for as long as it was told that it may.
+    fn renamed_perhaps(&self, names: &[(Fid, Name)], error: Error) {
+        // The server's disk failed somewhere on the way, or there was no answer.
+        let is_unsure =
+            matches!(error, Error::Refused(ErrorCode::Io | ErrorCode::Internal) | Error::TimedOut { executed: true });
+        if !is_unsure || names.is_empty() {
+            return;
+        }
+        let expired = self.notifier.expire_names();
+        for (dir, name) in names {
+            let Some(dir) = self.nodes.by_fid(*dir) else { continue };
+            if self.afs.is_none() {
+                dir.state.lock().attrs.drop_validity();
+            }
+            self.notifier.expire_attrs(dir.number);
+            if !expired {
+                self.notifier.inval_name(dir.number, name);
+            }
+        }
     }
 
     /// A change has failed, or nobody knows whether it has. No break comes for one's own.
@@ -154,5 +178,22 @@ impl Vfs {
         };
         let Ok(objects) = op.may_change(|dir, name| Ok::<_, Infallible>(named(dir, name)));
         objects
+    }
+}
+
+/// The names that an operation makes, takes away or moves.
+fn names_of(op: &Op) -> Vec<(Fid, Name)> {
+    match op {
+        Op::Create { dir, name, .. }
+        | Op::Mkdir { dir, name, .. }
+        | Op::Mknod { dir, name, .. }
+        | Op::Symlink { dir, name, .. }
+        | Op::Link { dir, name, .. }
+        | Op::Remove { dir, name, .. }
+        | Op::Rmdir { dir, name } => vec![(*dir, name.clone())],
+        Op::Rename { from_dir, from_name, to_dir, to_name, .. } => {
+            vec![(*from_dir, from_name.clone()), (*to_dir, to_name.clone())]
+        }
+        _ => Vec::new(),
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use larder_protocol::attr::Credential;
 use larder_protocol::ids::Fid;
 use larder_protocol::limits::MAX_FORGET;
+use larder_protocol::runtime::BootTime;
 use larder_protocol::service::file::Op;
 
 use super::Vfs;
@@ -14,8 +15,21 @@ use super::Vfs;
 /// How often there is a look at the age of data, while there is any. Orphans are let go in batches of this length too.
 const TICK: Duration = Duration::from_secs(1);
 
-/// How long until the server is asked again to forget what it failed to forget, unless it is restarted before.
-const AGAIN: Duration = Duration::from_secs(60);
+/// How long until the server is asked again to forget what it failed to forget, at first and at most; it doubles each time.
+/// Once the server was restarted it is asked at once.
+const AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// What comes next.
+enum Next {
+    /// The server was restarted.
+    Restarted,
+    /// The server is to be told again what it failed to do.
+    Again,
+    /// There may be something to do.
+    Look,
+    /// There is something to do, and it is time.
+    Send,
+}
 
 /// Starts the task. It ends with the mount.
 pub(super) fn start(vfs: &Arc<Vfs>) {
@@ -24,37 +38,54 @@ pub(super) fn start(vfs: &Arc<Vfs>) {
     let letting_go = Arc::new(tokio::sync::Mutex::new(()));
     let task = async move {
         let shared = client.shared();
+        let (mut again, mut pause) = (None, AGAIN.0);
         loop {
             let Some(vfs) = weak.upgrade() else { return };
             let idle = !vfs.unsent.any() && !vfs.removals.has_forgets();
+            let now = runtime.boottime();
+            if vfs.removals.has_refused() {
+                again.get_or_insert_with(|| {
+                    let at = now + pause;
+                    pause = AGAIN.1.min(pause * 2);
+                    at
+                });
+            } else {
+                again = None;
+            }
             drop(vfs);
-            let restarted = tokio::select! {
+            let left = again.map_or(Duration::ZERO, |at: BootTime| at.saturating_sub(now));
+            let next = tokio::select! {
                 // The rare ones first; none of them is ready again at once.
                 biased;
                 () = shared.aborted.cancelled() => return,
-                () = shared.new_epoch.notified() => true,
-                () = wake.notified(), if idle => false,
-                () = runtime.sleep(TICK), if !idle => false,
+                () = shared.new_epoch.notified() => Next::Restarted,
+                () = runtime.sleep(left), if again.is_some() => Next::Again,
+                () = wake.notified(), if idle => Next::Look,
+                () = runtime.sleep(TICK), if !idle => Next::Send,
             };
             let Some(vfs) = weak.upgrade() else { return };
-            if restarted {
-                vfs.removals.try_again();
-                vfs.check_sent();
-            } else if !idle {
-                vfs.send_old();
-                // The server may be away for long, and age goes on meanwhile. One at a time suffices.
-                if let Ok(turn) = letting_go.clone().try_lock_owned() {
-                    let (weak, runtime) = (weak.clone(), runtime.clone());
-                    vfs.runtime.clone().spawn(Box::pin(async move {
-                        vfs.let_go().await;
-                        drop(turn);
-                        if vfs.removals.has_refused() {
-                            drop(vfs);
-                            runtime.sleep(AGAIN).await;
-                            weak.upgrade().inspect(|vfs| vfs.removals.try_again());
-                        }
-                    }));
+            match next {
+                Next::Restarted => {
+                    vfs.removals.try_again();
+                    vfs.check_sent();
                 }
+                Next::Again => vfs.removals.try_again(),
+                Next::Look => {}
+                Next::Send => {
+                    vfs.send_old();
+                    // The server may be away for long, and age goes on meanwhile. One at a time suffices.
+                    if let Ok(turn) = letting_go.clone().try_lock_owned() {
+                        vfs.runtime.clone().spawn(Box::pin(async move {
+                            vfs.let_go().await;
+                            drop(turn);
+                            // What was refused has its time from now on.
+                            vfs.wake.notify_one();
+                        }));
+                    }
+                }
+            }
+            if again.is_none() {
+                pause = AGAIN.0;
             }
         }
     };

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
 
+use larder_protocol::name::Name;
 use parking_lot::{Condvar, Mutex};
 
 use super::Kernel;
@@ -24,6 +25,8 @@ struct Queue {
 #[derive(Default)]
 struct Pending {
     data: BTreeSet<u64>,
+    /// By the number of their directory.
+    names: BTreeSet<(u64, Name)>,
     running: bool,
     ended: bool,
 }
@@ -49,6 +52,14 @@ impl Notifier {
         }
     }
 
+    /// A name of a directory is to be looked up again.
+    pub(super) fn inval_name(&self, dir: u64, name: &Name) {
+        let mut pending = self.queue.pending.lock();
+        if pending.running && pending.names.insert((dir, name.clone())) {
+            self.queue.filled.notify_one();
+        }
+    }
+
     /// A file's attributes are no longer good. The kernel knows when this returns, unless it does not know the file
     /// yet: then false.
     pub(super) fn expire_attrs(&self, node: u64) -> bool {
@@ -70,19 +81,25 @@ impl Notifier {
 impl Queue {
     fn run(&self, kernel: &dyn Kernel) {
         loop {
-            let node = {
+            let (data, name) = {
                 let mut pending = self.pending.lock();
                 loop {
                     if pending.ended {
                         return;
                     }
-                    if let Some(node) = pending.data.pop_first() {
-                        break node;
+                    let next = (pending.data.pop_first(), pending.names.pop_first());
+                    if next != (None, None) {
+                        break next;
                     }
                     self.filled.wait(&mut pending);
                 }
             };
-            kernel.inval_data(node);
+            if let Some(node) = data {
+                kernel.inval_data(node);
+            }
+            if let Some((dir, name)) = name {
+                kernel.inval_name(dir, &name);
+            }
         }
     }
 }
@@ -99,6 +116,10 @@ mod tests {
     impl Kernel for Told {
         fn inval_data(&self, node: u64) {
             self.0.lock().send(node).expect("the test listens");
+        }
+
+        fn inval_name(&self, dir: u64, name: &Name) {
+            self.0.lock().send(10_000 + dir + name.as_bytes().len() as u64).expect("the test listens");
         }
 
         fn expire_attrs(&self, node: u64) -> bool {
@@ -119,6 +140,8 @@ mod tests {
         notifier.start(Arc::new(Told(Mutex::new(tell)))).unwrap();
         notifier.inval_data(7);
         assert_eq!(told.recv_timeout(Duration::from_secs(5)), Ok(7), "what came before there was a kernel is moot");
+        notifier.inval_name(4, &Name::new(b"abc").unwrap());
+        assert_eq!(told.recv_timeout(Duration::from_secs(5)), Ok(10_007));
         notifier.expire_attrs(8);
         assert_eq!(told.try_recv(), Ok(1008), "without the thread");
         notifier.stop();

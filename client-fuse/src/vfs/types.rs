@@ -280,6 +280,9 @@ pub trait Kernel: Send + Sync + 'static {
     /// Drops the kernel's pages of a file. Called from a thread that serves no requests, so it may block.
     fn inval_data(&self, node: u64);
 
+    /// A name of a directory is to be looked up again before it is used. Called as [`inval_data`](Kernel::inval_data) is.
+    fn inval_name(&self, dir: u64, name: &Name);
+
     /// The attributes that the kernel has of a file are to be asked for again before they are used; its pages stay.
     /// Called while a request for the file is being served, so it must wait for no other. False if the kernel does not
     /// know the file: it may be about to learn of it, from a reply that it has and has not used yet.

@@ -263,6 +263,7 @@ pub fn open_on(
         slots: Mutex::new(slots),
         replayed: AtomicU64::new(0),
         promises: OnceLock::new(),
+        upkeep: upkeep::Upkeep::default(),
     });
     upkeep::start(&volume);
     Ok(volume)

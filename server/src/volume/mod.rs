@@ -59,6 +59,7 @@ pub struct Volume {
     slots: Mutex<Slots>,
     replayed: AtomicU64,
     promises: OnceLock<Arc<PromiseKeeper>>,
+    upkeep: upkeep::Upkeep,
 }
 
 /// The objects whose attributes a reply shows.

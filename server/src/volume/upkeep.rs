@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use larder_protocol::error::ErrorCode;
 use larder_protocol::runtime::RuntimeExt;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::Volume;
 use super::content::ContentId;
@@ -19,7 +21,23 @@ const TIDY_EVERY: Duration = Duration::from_secs(1);
 /// How long a file must be left alone before it is settled.
 const SETTLE_AFTER: Duration = Duration::from_secs(1);
 
-/// Begins a volume's upkeep. It ends with the volume.
+/// A volume's upkeep while it goes on.
+#[derive(Default)]
+pub(super) struct Upkeep {
+    ending: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Upkeep {
+    /// Ends it, once what has begun is done.
+    async fn end(&self) {
+        self.ending.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+/// Begins a volume's upkeep. It ends with the volume, or when it is closed.
 pub(super) fn start(volume: &Arc<Volume>) {
     let weak = Arc::downgrade(volume);
     volume.data.writer.on_effects(Box::new({
@@ -40,21 +58,26 @@ pub(super) fn start(volume: &Arc<Volume>) {
     });
 }
 
-/// Does something again and again for as long as the volume is there.
+/// Does something again and again for as long as the volume is there and not closed.
 fn every<F: Future<Output = ()> + Send>(
     volume: &Arc<Volume>,
     pause: Duration,
     work: impl Fn(Arc<Volume>) -> F + Send + Sync + 'static,
 ) {
     let weak = Arc::downgrade(volume);
-    let runtime = Arc::clone(&volume.runtime);
-    volume.runtime.spawn(Box::pin(async move {
+    let (runtime, ending) = (Arc::clone(&volume.runtime), volume.upkeep.ending.clone());
+    let task = async move {
         loop {
-            runtime.sleep(pause).await;
+            tokio::select! {
+                biased;
+                () = ending.cancelled() => return,
+                () = runtime.sleep(pause) => {}
+            }
             let Some(volume) = weak.upgrade() else { return };
             work(volume).await;
         }
-    }));
+    };
+    volume.runtime.spawn(Box::pin(volume.upkeep.tasks.track_future(task)));
 }
 
 /// Carries out what a committed batch leaves to do outside of the metadata.
@@ -78,7 +101,8 @@ fn follow(volume: &Arc<Volume>, effects: Effects) {
 fn remove_old(volume: &Volume, removed: Vec<(ContentId, u64)>) {
     for (id, intent) in removed {
         let data = Arc::clone(&volume.data);
-        volume.runtime.spawn(Box::pin(async move { data.remove_content(id, intent).await }));
+        let removing = async move { data.remove_content(id, intent).await };
+        volume.runtime.spawn(Box::pin(volume.upkeep.tasks.track_future(removing)));
     }
 }
 
@@ -129,6 +153,8 @@ impl Volume {
     /// # Errors
     /// `Io` if something could not be made durable; it is named in the log, and recovery will look after it.
     pub async fn close(self: &Arc<Self>) -> Result<(), ErrorCode> {
+        // Or the process ends in the middle of it.
+        self.upkeep.end().await;
         let left = self.data.settle_idle(Duration::MAX).await;
         self.data.sync_acknowledged().await;
         self.data.drop_scratch().await;
@@ -144,5 +170,32 @@ impl Volume {
         let meta = Arc::clone(&self.data.meta);
         self.runtime.blocking(move || meta.sync().and_then(|()| meta.tidy())).await.ok_or(ErrorCode::Internal)??;
         if left == 0 { Ok(()) } else { Err(ErrorCode::Io) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use larder_protocol::ids::{Epoch, VolumeId};
+    use larder_protocol::runtime::{BusyPoll, SharedRuntime, SystemRuntime};
+
+    use super::*;
+    use crate::volume::{Durability, VolumeConfig, create, open};
+
+    #[test]
+    fn nothing_goes_on_when_a_volume_is_closed() {
+        let (runtime, executors) = SystemRuntime::start("test", 2, BusyPoll::none()).unwrap();
+        let runtime: SharedRuntime = Arc::new(runtime);
+        for durability in [Durability::Power, Durability::Process] {
+            let dir = tempfile::tempdir().unwrap();
+            let id = VolumeId(7);
+            create(dir.path(), id, "test").unwrap();
+            let dir = dir.path().to_owned();
+            let volume = open(VolumeConfig { id, dir, durability, epoch: Epoch(1), runtime: runtime.clone() }).unwrap();
+            assert!(volume.upkeep.tasks.len() >= 2);
+            let executor = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            executor.block_on(volume.close()).unwrap();
+            assert!(volume.upkeep.tasks.is_empty());
+        }
+        executors.stop(Duration::from_secs(10));
     }
 }
