@@ -172,12 +172,13 @@ impl Process {
     }
 }
 
-/// Where the threads of a process are in the kernel that wait there for what cannot be interrupted.
+/// Where the threads of a process are in the kernel that cannot be interrupted there, or wait for a FUSE mount.
 pub(crate) fn stacks(process: u32) -> String {
     let read = |path: PathBuf, what: &str| fs::read_to_string(path.join(what)).unwrap_or_default();
     let tasks = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten().map(|task| task.path());
-    let stuck = tasks.filter(|task| read(task.clone(), "stat").contains(") D "));
-    stuck.map(|task| format!("{}{}", read(task.clone(), "comm"), read(task, "stack"))).collect()
+    let stacks = tasks.map(|task| (read(task.clone(), "stat"), read(task.clone(), "comm"), read(task, "stack")));
+    let stuck = stacks.filter(|(stat, _, stack)| stat.contains(") D ") || stack.contains("fuse_"));
+    stuck.map(|(_, comm, stack)| format!("{comm}{stack}")).collect()
 }
 
 impl Drop for Process {

@@ -3,7 +3,7 @@
 //! A *run* has rounds. Each round has a *world* ([`world`]: a server, mounts, the network and the disks of both), *workers*
 //! with a *workload* each ([`workload`]) and *faults* ([`fault`]), again and again at random times. A workload knows what
 //! it was told: what was acknowledged, and what was under way when its mount died and so may have happened or not. After
-//! each fault that a program notices, and at the end, from the same mount and from one that has seen nothing, it checks
+//! each fault, and at the end, from the same mount and from one that has seen nothing, it checks
 //! that what it was told is there and nothing else ([`round`]). What comes of it is an [`outcome`], and a [`report`].
 //!
 //! - **C1** An operation that fails is a finding, unless its mount was taken down meanwhile or the disk is out of order on

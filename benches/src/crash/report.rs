@@ -123,7 +123,7 @@ pub fn json(outcomes: &[Outcome]) -> Value {
     let rows = table(outcomes).into_iter().map(|((mode, fault), row)| {
         json!({
             "mode": mode, "fault": fault, "rounds": row.rounds, "times": row.strikes, "findings": row.findings,
-            "longest_wait_us": micros(row.wait), "longest_recovery_us": micros(row.recovery),
+            "longest_wait_us": micros(row.wait), "longest_recovery_us": row.recovery.map(micros),
         })
     });
     let findings: usize = outcomes.iter().map(|outcome| outcome.findings.len()).sum();
@@ -146,8 +146,9 @@ pub struct Row {
     pub findings: usize,
     /// The longest that a program waited for it.
     pub wait: Duration,
-    /// The longest time from its end until all programs had looked and found what they were told.
-    pub recovery: Duration,
+    /// The longest time from its end until all programs had looked and found what they were told: through what broke next,
+    /// where that came before. `None` if it was never seen.
+    pub recovery: Option<Duration>,
 }
 
 /// The table: by mode and fault.
@@ -164,7 +165,7 @@ pub fn table(outcomes: &[Outcome]) -> BTreeMap<(String, String), Row> {
             row.strikes += strikes.len();
             row.wait = strikes.iter().map(|strike| strike.longest_wait).max().unwrap_or_default().max(row.wait);
             let recoveries = strikes.iter().filter_map(|strike| strike.recovery());
-            row.recovery = recoveries.map(|span| span.to - span.from).max().unwrap_or_default().max(row.recovery);
+            row.recovery = recoveries.map(|span| span.to - span.from).max().max(row.recovery);
             let of_it = |finding: &&Finding| finding.fault.is_none_or(|of| of == *fault);
             row.findings += outcome.findings.iter().filter(of_it).count();
         }

@@ -36,7 +36,7 @@ const PROGRESS: Duration = Duration::from_secs(120);
 /// How often it is looked at what processes use.
 const SAMPLED: Duration = Duration::from_millis(500);
 /// How long it may take until what is not needed any more is let go of.
-const QUIET: Duration = Duration::from_secs(15);
+const QUIET: Duration = Duration::from_secs(60);
 /// Bytes that a store or a cache may occupy when all files are removed: the free pages of its database, and its journal.
 const EMPTY: u64 = 48 << 20;
 
@@ -124,8 +124,8 @@ impl Round {
 /// one just starts a process: who reads it would wait for its end for as long as this thread lives.
 fn have_own_files() -> io::Result<()> {
     let first = libc::STDERR_FILENO as libc::c_uint + 1;
-    // SAFETY: this thread uses and closes nothing that another one opened: workloads keep no file open between two steps,
-    // and what it shares with others is behind an `Arc` that `judge` outlives it with. The table of the others stays.
+    // SAFETY: this thread uses and closes nothing that another one opened, for workloads keep no file open between two
+    // steps. What it shares with others that owns a descriptor is dropped by the main thread, which joins this one first.
     let done = unsafe { libc::close_range(first, libc::c_uint::MAX, libc::CLOSE_RANGE_UNSHARE as libc::c_int) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
@@ -135,13 +135,17 @@ fn have_own_files() -> io::Result<()> {
 /// # Errors
 /// If a world cannot be made. What goes wrong in it is a finding.
 pub fn run(plan: &Plan, progress: &mut dyn FnMut(&Outcome)) -> Result<Outcome> {
-    let world = World::new(plan)?;
+    // In worlds of several modes each has its turn to write what the others read.
+    let mut modes = plan.modes.clone();
+    let turn = plan.seed % modes.len().max(1) as u64;
+    modes.rotate_left(turn as usize);
+    let world = World::new(&Plan { modes: modes.clone(), ..plan.clone() })?;
     let common = Common::new(world.dir(), Source::new(world.dir(), FILES)?);
     let mut random = SmallRng::seed_from_u64(plan.seed);
-    let turn = random.random_range(0..plan.modes.len());
+    let turn = random.random_range(0..modes.len());
     let (mut workers, mut work) = (Vec::new(), Vec::new());
     for (number, seat) in world.seats.iter().enumerate() {
-        for (place, workload) in of_seat(number, &plan.modes, turn, &common).into_iter().enumerate() {
+        for (place, workload) in of_seat(number, &modes, turn, &common).into_iter().enumerate() {
             let who = format!("seat {number} ({}), {}", seat.mode().name(), workload.name());
             let dir = format!("seat{number}-{place}");
             let (_, mount) = seat.wait_mounted().context("the mount is gone before it was used")?;
@@ -228,6 +232,7 @@ fn strike(round: &Round, watchdog: &Watchdog, random: &mut SmallRng, progress: &
         lock(&round.strikes).push(Strike::new(fault, from));
         let done = round.watched(watchdog, &fault.name(), || fault.strike(&round.world, random));
         let to = round.begin.elapsed();
+        let is_lost = done.is_err();
         let what = match done {
             Ok(what) => what,
             Err(error) => {
@@ -239,6 +244,11 @@ fn strike(round: &Round, watchdog: &Watchdog, random: &mut SmallRng, progress: &
             strike.span = Span { from, to, what };
         }
         round.strikes_done.fetch_add(1, Ordering::SeqCst);
+        if is_lost {
+            // What it has broken stays so, and who waits for it would only hide what is wrong.
+            round.world.give_up();
+            return;
+        }
     }
 }
 
@@ -347,8 +357,12 @@ mod tests {
         assert!(has_own.recv().unwrap());
         drop(writer);
         rustix::io::ioctl_fionbio(&reader, true).unwrap();
-        // The end, and not that it would have to wait.
-        assert_eq!(reader.read(&mut [0]).unwrap(), 0);
+        let begin = Instant::now();
+        // Another test's child has a copy, too, until it execs.
+        while let Err(error) = reader.read(&mut [0]).map(|len| assert_eq!(len, 0)) {
+            assert!(begin.elapsed() < Duration::from_secs(10), "not the end: {error}");
+            thread::sleep(Duration::from_millis(5));
+        }
         drop(end);
         worker.join().unwrap();
     }

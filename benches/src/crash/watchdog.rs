@@ -73,8 +73,11 @@ fn watch((doing, changed): &(Mutex<Doing>, Condvar), dir: &Path, limit: Duration
             guard = changed.wait_timeout(guard, left).unwrap_or_else(PoisonError::into_inner).0;
             continue;
         }
-        guard.overdue = Some(stacks(std::process::id()));
+        let stacks = stacks(std::process::id());
+        guard.overdue = Some(stacks.clone());
         drop(guard);
+        // At once: should nothing help, it would never be told.
+        eprintln!("crash: nothing has come back for {limit:?}; what waits: {stacks}");
         for mount in mounts(dir) {
             // What waits for it fails then, with ENOTCONN. That it is in use still is as good.
             let _ = unmount(&mount, UnmountFlags::FORCE | UnmountFlags::DETACH);
@@ -113,14 +116,15 @@ mod tests {
         let server = Server::start(dir.path(), "process").unwrap();
         let mount = Mount::new(dir.path(), "mnt", &server, Mode::Direct, "hard").unwrap();
         let watchdog = Watchdog::new(dir.path(), Duration::from_millis(500));
-        let list = || fs::read_dir(mount.path()).map(|entries| entries.count());
+        let list = || fs::read_dir(mount.path())?.collect::<io::Result<Vec<_>>>().map(|entries| entries.len());
         let (listed, overdue) = watchdog.watched("a list", list);
         assert_eq!((listed.unwrap(), overdue), (0, None));
         server.signal(Signal::STOP).unwrap();
         let (listed, overdue) = watchdog.watched("another one", list);
         server.signal(Signal::CONT).unwrap();
         assert_eq!(listed.unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
-        assert!(overdue.unwrap().starts_with("another one took longer than 500ms"));
+        let overdue = overdue.unwrap();
+        assert!(overdue.starts_with("another one took longer than 500ms") && overdue.contains("fuse_"), "{overdue}");
         // And it goes on.
         assert_eq!(watchdog.watched("nothing", || 1), (1, None));
     }

@@ -13,6 +13,7 @@ use super::outcome::{Span, Work};
 use super::round::Round;
 use super::workload::{Broken, Workload};
 use crate::lock;
+use crate::mount::Mode;
 
 /// A step that took longer is a pause.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -49,9 +50,17 @@ impl Worker {
         note(&mut lock(&round.work[self.number]))
     }
 
+    /// A step, or a look, took from then until then.
+    fn took(&self, round: &Round, from: Duration, to: Duration, what: &str) {
+        if to - from > PAUSE {
+            self.noted(round, |work| work.pauses.push(Span { from, to, what: what.to_owned() }));
+        }
+        round.credit(from, to);
+    }
+
     /// Works until the round is over, or something is wrong.
     pub(super) fn run(&mut self, round: &Round) {
-        let mut struck = 0;
+        let (mut struck, mut before) = (0, round.world.disorder());
         while !round.is_over.load(Ordering::SeqCst) {
             let strikes = round.strikes_done.load(Ordering::SeqCst);
             if strikes != struck {
@@ -64,7 +73,8 @@ impl Worker {
             }
             let seat = &round.world.seats[self.seat];
             let Some((life, mount)) = seat.wait_mounted() else { return };
-            let disorder = round.world.disorder();
+            // Since the step before this one: a program may be told late, or find what it failed to remove.
+            let disorder = std::mem::replace(&mut before, round.world.disorder());
             let from = round.begin.elapsed();
             let done = self.workload.step(&mount.join(&self.dir), &mut self.random);
             let to = round.begin.elapsed();
@@ -73,12 +83,8 @@ impl Worker {
                 work.steps += 1;
                 work.acknowledged = acknowledged;
                 work.failed += u64::from(done.is_err());
-                if to - from > PAUSE {
-                    let what = if done.is_ok() { "waited" } else { "failed" };
-                    work.pauses.push(Span { from, to, what: what.to_owned() });
-                }
             });
-            round.credit(from, to);
+            self.took(round, from, to, if done.is_ok() { "waited" } else { "failed" });
             if to - from > STUCK {
                 round.found(&self.who, format!("it waited for {:.1?}; {}", to - from, last_lines(&seat.log())));
                 return;
@@ -87,8 +93,8 @@ impl Worker {
             let of_mount = seat.is_over(life) && may_be(&error, &OF_A_DEAD_MOUNT);
             let was_in_disorder = disorder % 2 == 1 || round.world.disorder() != disorder;
             let of_disk = was_in_disorder && may_be(&error, &OF_A_BAD_DISK);
-            // What was lost with an error that nobody heeded is not there.
-            let is_excused = was_in_disorder && !self.workload.heeds_close();
+            // Who ignores what close(2) says may read back less than it wrote, where it is written when it is closed.
+            let is_excused = was_in_disorder && !self.workload.heeds_close() && seat.mode() != Mode::Direct;
             if (is_broken(&error) && !is_excused) || !(of_mount || of_disk) {
                 // What is there tells whether an operation was lost, done twice, or refused for nothing.
                 let there = self.workload.check(&mount.join(&self.dir));
@@ -98,6 +104,11 @@ impl Worker {
             if !self.look(round, |workload, dir| workload.settle(dir)) {
                 return;
             }
+        }
+        // After the last strike, too.
+        let strikes = round.strikes_done.load(Ordering::SeqCst);
+        if strikes != struck && self.look(round, |workload, dir| workload.check(dir)) {
+            round.looked_after(struck..strikes);
         }
     }
 
@@ -115,8 +126,16 @@ impl Worker {
                 thread::sleep(Duration::from_millis(10));
                 continue;
             }
+            let from = round.begin.elapsed();
+            let looked = look(&mut *self.workload, &mount.join(&self.dir));
+            let to = round.begin.elapsed();
             self.noted(round, |work| work.checks += 1);
-            match look(&mut *self.workload, &mount.join(&self.dir)) {
+            self.took(round, from, to, "looked");
+            if to - from > STUCK {
+                round.found(&self.who, format!("it looked for {:.1?}; {}", to - from, last_lines(&seat.log())));
+                return false;
+            }
+            match looked {
                 Ok(Ok(())) => return true,
                 // A program that meets the end of its mount says what it likes: it is looked at once more.
                 _ if seat.is_over(life) || round.world.disorder() != disorder => continue,

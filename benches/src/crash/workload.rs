@@ -15,6 +15,7 @@ mod sqlite;
 mod untar;
 
 use std::io::{self, Read};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
@@ -24,7 +25,7 @@ use std::time::{Duration, Instant};
 use rand::rngs::SmallRng;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
 use poll::{Poll, Polled};
 use register::{Register, RegisterUse};
@@ -62,7 +63,7 @@ pub trait Workload: Send {
     /// As with [`settle`](Workload::settle).
     fn check(&mut self, dir: &Path) -> io::Result<Result<(), Broken>>;
 
-    /// Whether it heeds what close(2) says. Who does not may read on what was lost on a bad disk.
+    /// Whether it heeds what close(2) says. Who does not may read back less than it wrote after the disk was bad.
     fn heeds_close(&self) -> bool {
         true
     }
@@ -70,6 +71,9 @@ pub trait Workload: Send {
     /// Operations that were acknowledged so far.
     fn acknowledged(&self) -> u64;
 }
+
+/// The kernel counts how long it may use attributes from when the caller comes to run after the answer.
+const LATE: Duration = Duration::from_millis(500);
 
 /// What the workloads of a world share.
 pub struct Common {
@@ -99,7 +103,7 @@ pub fn of_seat(seat: usize, modes: &[Mode], turn: usize, common: &Common) -> Vec
     };
     let poll = match (seat, modes[seat]) {
         (0, _) => Poll::writer(common.polled.clone()),
-        (_, Mode::Nfs) => Poll::reader(common.polled.clone(), ATTRIBUTES_FOR),
+        (_, Mode::Nfs) => Poll::reader(common.polled.clone(), ATTRIBUTES_FOR + LATE),
         (_, Mode::Afs | Mode::Direct) => Poll::reader(common.polled.clone(), Duration::ZERO),
     };
     let mut all: Vec<Box<dyn Workload>> = vec![
@@ -144,21 +148,31 @@ fn output(dir: &Path, command: &mut Command) -> io::Result<Output> {
     // What is mounted there.
     let kind = || rustix::fs::statfs(dir).map(|info| info.f_type);
     let (mounted, began) = (kind(), Instant::now());
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut child =
+        command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let (out, err) = (child.stdout.take(), child.stderr.take());
     thread::scope(|scope| {
         let (out, err) = (scope.spawn(|| heard(out)), scope.spawn(|| heard(err)));
         let mut gone = 0;
+        let mut why = None;
         while !ends_within(&child, LOOKS.0)? {
             gone = if kind() == mounted { 0 } else { gone + 1 };
-            if gone >= LOOKS.1 || began.elapsed() > LIMIT {
-                child.kill()?;
+            why = if gone >= LOOKS.1 {
+                Some("killed, for its mount was gone".to_owned())
+            } else {
+                (began.elapsed() > LIMIT).then(|| format!("killed after {LIMIT:?}"))
+            };
+            if why.is_some() {
+                // With all that it has started, which may have its pipes.
+                kill_process_group(Pid::from_child(&child), Signal::KILL)?;
                 break;
             }
         }
         let status = child.wait()?;
         let defect = |_| io::Error::other("a reader met a defect");
-        Ok(Output { status, stdout: out.join().map_err(defect)??, stderr: err.join().map_err(defect)?? })
+        let (stdout, mut stderr) = (out.join().map_err(defect)??, err.join().map_err(defect)??);
+        stderr.extend(why.unwrap_or_default().bytes());
+        Ok(Output { status, stdout, stderr })
     })
 }
 
@@ -246,13 +260,13 @@ mod tests {
         let place = dir.path().join("mount");
         std::fs::create_dir(&place).unwrap();
         let (at, started) = (place.clone(), dir.path().join("started"));
-        let program = format!("touch {}; exec sleep 1000", started.display());
+        let program = format!("touch {}; sleep 1000; true", started.display());
         let end = thread::spawn(move || run(&at, Command::new("sh").args(["-c", &program])).unwrap_err().to_string());
         while !started.exists() {
             thread::sleep(Duration::from_millis(5));
         }
         std::fs::remove_dir(place).unwrap();
-        assert!(end.join().unwrap().contains("SIGKILL"));
+        assert!(end.join().unwrap().contains("killed, for its mount was gone"));
     }
 
     #[test]

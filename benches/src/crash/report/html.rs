@@ -72,7 +72,7 @@ pub(super) fn page(outcomes: &[Outcome]) -> String {
             row.rounds,
             row.strikes,
             seconds(row.wait),
-            seconds(row.recovery),
+            row.recovery.map_or("–".to_owned(), seconds),
             row.findings
         );
     }

@@ -26,6 +26,8 @@ pub(super) struct Sqlite {
     tried: u64,
     /// Those that are in this database: committed, or seen in it.
     committed: BTreeSet<u64>,
+    /// One that was not answered, and may be there or not.
+    undecided: Option<u64>,
     total: u64,
 }
 
@@ -66,7 +68,9 @@ impl Workload for Sqlite {
         let values: Vec<String> = (0..rows).map(|row| format!("({tx},{row},{rows})")).collect();
         let sql =
             format!("PRAGMA synchronous=FULL; BEGIN IMMEDIATE; INSERT INTO t VALUES {}; COMMIT;", values.join(","));
+        self.undecided = Some(tx);
         self.sql(dir, &sql)?;
+        self.undecided = None;
         self.committed.insert(tx);
         self.total += 1;
         Ok(())
@@ -87,13 +91,12 @@ impl Workload for Sqlite {
         let found = self.sql(dir, "SELECT DISTINCT tx FROM t;")?;
         let found: BTreeSet<u64> = found.lines().filter_map(|line| line.trim().parse().ok()).collect();
         let lost: Vec<_> = self.committed.difference(&found).collect();
-        // Those that failed may be there.
-        let strange = found.last().filter(|last| **last > self.tried);
-        if !lost.is_empty() || strange.is_some() {
-            return Ok(Err(format!("committed and lost: {lost:?}; never begun: {strange:?}")));
+        let strange: Vec<_> = found.difference(&self.committed).filter(|tx| Some(**tx) != self.undecided).collect();
+        if !lost.is_empty() || !strange.is_empty() {
+            return Ok(Err(format!("committed and lost: {lost:?}; not committed, and there: {strange:?}")));
         }
-        // Seen, they are there for good.
-        self.committed = found;
+        // Seen or not seen, that is for good.
+        (self.committed, self.undecided) = (found, None);
         Ok(Ok(()))
     }
 
