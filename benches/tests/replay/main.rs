@@ -11,6 +11,7 @@ mod history;
 mod machine;
 mod model;
 mod mounts;
+mod orphans;
 #[cfg(feature = "failpoints")]
 mod planted;
 mod races;

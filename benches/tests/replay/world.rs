@@ -132,6 +132,11 @@ impl World {
         self.engines.lock().unwrap().content.clone()
     }
 
+    /// The metadata on it.
+    pub(crate) fn meta(&self) -> Arc<MemoryMetadata> {
+        self.engines.lock().unwrap().meta.clone()
+    }
+
     /// Ends the server in good order.
     pub(crate) async fn shut_down(&self) {
         let process = self.process.lock().unwrap().take().expect("a server runs");

@@ -2,6 +2,7 @@
 //! restarted.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use larder_protocol::attr::Credential;
@@ -38,11 +39,14 @@ pub(super) fn start(vfs: &Arc<Vfs>) {
     let letting_go = Arc::new(tokio::sync::Mutex::new(()));
     let task = async move {
         let shared = client.shared();
-        let (mut again, mut pause) = (None, AGAIN.0);
+        let (mut again, mut pause, succeeded) = (None, AGAIN.0, Arc::new(AtomicBool::new(false)));
         loop {
             let Some(vfs) = weak.upgrade() else { return };
             let idle = !vfs.unsent.any() && !vfs.removals.has_forgets();
             let now = runtime.boottime();
+            if succeeded.swap(false, Ordering::Relaxed) {
+                pause = AGAIN.0;
+            }
             if vfs.removals.has_refused() {
                 again.get_or_insert_with(|| {
                     let at = now + pause;
@@ -75,17 +79,18 @@ pub(super) fn start(vfs: &Arc<Vfs>) {
                     vfs.send_old();
                     // The server may be away for long, and age goes on meanwhile. One at a time suffices.
                     if let Ok(turn) = letting_go.clone().try_lock_owned() {
+                        let succeeded = succeeded.clone();
                         vfs.runtime.clone().spawn(Box::pin(async move {
                             vfs.let_go().await;
                             drop(turn);
+                            if !vfs.removals.has_refused() {
+                                succeeded.store(true, Ordering::Relaxed);
+                            }
                             // What was refused has its time from now on.
                             vfs.wake.notify_one();
                         }));
                     }
                 }
-            }
-            if again.is_none() {
-                pause = AGAIN.0;
             }
         }
     };

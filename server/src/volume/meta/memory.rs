@@ -43,6 +43,7 @@ struct State {
     unsynced: Vec<(u64, Batch)>,
     durable: u64,
     fail_next_commit: Option<StoreError>,
+    is_full: bool,
 }
 
 impl State {
@@ -76,7 +77,7 @@ impl MemoryMetadata {
 
     fn starting_with(tables: Tables, durable: u64) -> MemoryMetadata {
         let (live, disk) = (tables.clone(), tables);
-        let state = State { live, disk, unsynced: Vec::new(), durable, fail_next_commit: None };
+        let state = State { live, disk, unsynced: Vec::new(), durable, fail_next_commit: None, is_full: false };
         MemoryMetadata { state: RwLock::new(state), writer: Mutex::new(()) }
     }
 
@@ -90,6 +91,11 @@ impl MemoryMetadata {
             durable = *sequence;
         }
         MemoryMetadata::starting_with(tables, durable)
+    }
+
+    /// Lets all commits fail, without a change, for as long as the disk is full.
+    pub fn set_full(&self, is_full: bool) {
+        self.state.write().is_full = is_full;
     }
 
     /// Lets the next commit fail with `error`, without a change.
@@ -108,6 +114,9 @@ impl Metadata for MemoryMetadata {
         let mut state = self.state.write();
         if let Some(error) = state.fail_next_commit.take() {
             return Err(error);
+        }
+        if state.is_full {
+            return Err(StoreError::Full);
         }
         state.live.apply(batch);
         state.unsynced.push((sequence, batch.clone()));
