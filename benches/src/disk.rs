@@ -12,7 +12,7 @@ use rustix::mount::{UnmountFlags, unmount};
 
 use crate::process::run;
 
-/// How long it may be in use that is to be unmounted.
+/// How long a file system may stay in use before unmounting it fails.
 const BUSY_FOR: Duration = Duration::from_secs(30);
 
 /// A file system mounted at a directory, until it is dropped.

@@ -136,6 +136,11 @@ const LOOKS: (Duration, u32) = (Duration::from_secs(1), 5);
 /// Bytes of it in an error.
 const TOLD: usize = 2000;
 
+/// What is mounted there. Differs when a mount is gone.
+fn kind_of_mount(dir: &Path) -> Result<i64, Errno> {
+    rustix::fs::statfs(dir).map(|info| i64::from(info.f_type))
+}
+
 /// Runs a program that works in `dir` to its end, which is soon if it says too much, and by a kill if it takes too long or
 /// its mount is gone.
 fn output(dir: &Path, command: &mut Command) -> io::Result<Output> {
@@ -145,9 +150,7 @@ fn output(dir: &Path, command: &mut Command) -> io::Result<Output> {
         pipe.map_or(Ok(0), |pipe| pipe.take(SAID).read_to_end(&mut said))?;
         Ok(said)
     }
-    // What is mounted there.
-    let kind = || rustix::fs::statfs(dir).map(|info| info.f_type);
-    let (mounted, began) = (kind(), Instant::now());
+    let (mounted, began) = (kind_of_mount(dir), Instant::now());
     let mut child =
         command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let (out, err) = (child.stdout.take(), child.stderr.take());
@@ -156,7 +159,7 @@ fn output(dir: &Path, command: &mut Command) -> io::Result<Output> {
         let mut gone = 0;
         let mut why = None;
         while !ends_within(&child, LOOKS.0)? {
-            gone = if kind() == mounted { 0 } else { gone + 1 };
+            gone = if kind_of_mount(dir) == mounted { 0 } else { gone + 1 };
             why = if gone >= LOOKS.1 {
                 Some("killed, for its mount was gone".to_owned())
             } else {

@@ -31,19 +31,19 @@ pub enum Fault {
     ClientStop,
     /// `kill -9` of the server and of all clients at once.
     AllKill,
-    /// Nothing passes between the clients and the server, for longer than a lease.
+    /// Nothing passes between some clients and the server, for longer than a lease.
     Partition,
-    /// Nothing passes in one direction.
+    /// Nothing passes between some clients and the server in one direction.
     OneWay,
-    /// Connections are reset.
+    /// Connections of some clients are reset.
     Reset,
-    /// Connections end in the middle of a message.
+    /// Connections of some clients end in the middle of a message.
     Truncate,
-    /// Connections are closed in one direction.
+    /// Connections of some clients are closed in one direction.
     HalfClose,
-    /// What the server says is lost until its connections are ended.
+    /// What the server says to some clients is lost until their connections are ended.
     Mute,
-    /// 1 Mbit/s and 300 ms.
+    /// 1 Mbit/s and 300 ms between some clients and the server.
     SlowLink,
     /// The disk of the server is full for a while.
     DiskFull,
