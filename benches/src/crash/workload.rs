@@ -138,7 +138,7 @@ const TOLD: usize = 2000;
 
 /// What is mounted there. Differs when a mount is gone.
 fn kind_of_mount(dir: &Path) -> Result<i64, Errno> {
-    rustix::fs::statfs(dir).map(|info| i64::from(info.f_type))
+    rustix::fs::statfs(dir).map(|info| info.f_type)
 }
 
 /// Runs a program that works in `dir` to its end, which is soon if it says too much, and by a kill if it takes too long or
