@@ -14,6 +14,7 @@ mod replace;
 mod sqlite;
 mod untar;
 
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -208,6 +209,16 @@ fn broken_unless_gone(dir: &Path, error: &io::Error) -> io::Result<Result<(), Br
     // Of what the kernel knows by itself it would tell of a mount that is gone, too; this it has to ask for.
     rustix::fs::statfs(dir)?;
     Ok(Err(error.to_string()))
+}
+
+/// A file of the volume's root, which all workers share, to be written. Not truncated: a reader would be right to see that.
+fn open_shared(dir: &Path, name: &str) -> io::Result<File> {
+    OpenOptions::new().write(true).create(true).truncate(false).open(dir.join("..").join(name))
+}
+
+/// A promise that was broken as the error of a step.
+fn kept(promise: Result<(), Broken>) -> io::Result<()> {
+    promise.map_err(|broken| io::Error::new(io::ErrorKind::InvalidData, broken))
 }
 
 /// What a missing file has.

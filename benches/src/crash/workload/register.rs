@@ -7,7 +7,7 @@
 //! life stores. Else it may be a mix, as of NFS, but of whole blocks, each of them at least as
 //! new as what was acknowledged before the file was opened, and none newer than what was begun.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use rand::Rng;
 use rand::rngs::SmallRng;
 
-use super::{Broken, Workload, kind_of_mount, none_if_missing, pattern};
+use super::{Broken, Workload, kept, kind_of_mount, none_if_missing, open_shared, pattern};
 
 /// A file, and what its writer was told.
 #[derive(Debug)]
@@ -92,9 +92,7 @@ impl RegisterUse {
     }
 
     fn write(&self, dir: &Path, version: u64) -> io::Result<()> {
-        // Not truncated: a reader would be right to see that.
-        let path = dir.join("..").join(self.register.name);
-        let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+        let file = open_shared(dir, self.register.name)?;
         for (index, bytes) in self.register.version(version).chunks(AT_ONCE).enumerate() {
             file.write_all_at(bytes, (index * AT_ONCE) as u64)?;
         }
@@ -198,8 +196,8 @@ impl Workload for RegisterUse {
             };
             self.write(dir, next).inspect_err(cut)?;
             self.register.acked.store(next, Ordering::SeqCst);
-        } else if let Err(broken) = self.read(dir)? {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, broken));
+        } else {
+            kept(self.read(dir)?)?;
         }
         self.done += 1;
         std::thread::sleep(random.random_range(Duration::ZERO..self.register.rest));
