@@ -114,15 +114,23 @@ pub fn run_twice<T: Send + Digested, F: Future<Output = T>>(worlds: Worlds<'_>, 
 }
 
 /// A seed to begin at that was hardly begun at before.
-pub(crate) fn fresh() -> u64 {
+fn fresh() -> u64 {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     // Leaves room for any number of seeds, and is short enough to be typed.
     now.as_millis() as u64 % 1_000_000_000
 }
 
+/// The seed to begin at: `LARDER_SEED`, or a fresh one.
+///
+/// # Panics
+/// If the variable is not a number.
+pub fn first() -> u64 {
+    variable("LARDER_SEED").unwrap_or_else(fresh)
+}
+
 fn seeds(worlds: Worlds<'_>) -> Vec<u64> {
     let count = variable("LARDER_SEEDS").unwrap_or(worlds.count);
-    let first = variable("LARDER_SEED").unwrap_or_else(fresh);
+    let first = first();
     println!("{}: {count} seeds from {first} on (LARDER_SEED={first} LARDER_SEEDS={count})", worlds.test);
     // Alone, a seed that is given is to be repeated.
     let old = if count > 1 { worlds.once_failed } else { &[] };
