@@ -98,6 +98,8 @@ pub struct Setup<'a> {
     pub failpoint: Option<&'a str>,
     /// The file that says by how many seconds the client's calendar is wrong.
     pub clock: Option<&'a Path>,
+    /// Which boot of its machine the client takes this for.
+    pub boot: Option<u64>,
 }
 
 /// A mounted client.
@@ -133,13 +135,14 @@ impl Mount {
         let path = dir.join(name);
         fs::create_dir_all(&path)?;
         ensure!(Path::new("/dev/fuse").exists(), "/dev/fuse is missing: load the fuse module; mounts cannot be tested");
-        let mut command = if setup.failpoint.is_some() || setup.clock.is_some() {
+        let mut command = if setup.failpoint.is_some() || setup.clock.is_some() || setup.boot.is_some() {
             Command::new(binary("larder-failpoints")?)
         } else {
             command("larder", setup.namespace)?
         };
         command.envs(setup.failpoint.map(|failpoint| ("FAILPOINTS", failpoint)));
         command.envs(setup.clock.map(|clock| ("LARDER_WALL_CLOCK", clock)));
+        command.envs(setup.boot.map(|boot| ("LARDER_BOOT", boot.to_string())));
         command.args(["mount", "--foreground", "--mode", mode.name()]);
         if mode == Mode::Afs {
             let cache = setup.cache.map_or_else(|| dir.join(format!("{name}.cache")), Path::to_owned);
@@ -168,6 +171,26 @@ impl Mount {
     /// How this mount caches.
     pub fn mode(&self) -> Mode {
         self.mode
+    }
+
+    /// What the disk cache (afs mode) holds, as `larder cache list` has it.
+    ///
+    /// # Errors
+    /// What that command says.
+    pub fn cached(&self) -> Result<Vec<serde_json::Value>> {
+        let listed = run(Command::new(binary("larder")?).args(["cache", "list", "--json"]).arg(&self.path))?;
+        Ok(serde_json::from_slice(&listed.stdout)?)
+    }
+
+    /// Removes all conflicts of the disk cache.
+    ///
+    /// # Errors
+    /// If they cannot be removed.
+    pub fn forget_conflicts(&self) -> Result<()> {
+        for file in self.cached()?.iter().filter(|file| file["state"] == "conflict") {
+            run(Command::new(binary("larder")?).args(["cache", "forget"]).arg(&self.path).arg(file["id"].to_string()))?;
+        }
+        Ok(())
     }
 
     /// A path below the mount point.

@@ -87,8 +87,12 @@ impl World {
 
     /// The client that dies, at this place if one is named.
     fn mount(&self, failpoint: Option<&str>) -> anyhow::Result<Mount> {
+        self.mount_as(&Setup { failpoint, ..Setup::default() })
+    }
+
+    fn mount_as(&self, setup: &Setup<'_>) -> anyhow::Result<Mount> {
         let cache = self.dir.path().join("cache");
-        let setup = Setup { cache: Some(&cache), failpoint, ..Setup::default() };
+        let setup = Setup { cache: Some(&cache), ..*setup };
         Mount::set_up(self.dir.path(), "mnt", self.server.address(), Mode::Afs, &setup)
     }
 
@@ -103,14 +107,8 @@ impl World {
     }
 }
 
-fn cached(mount: &Mount) -> Vec<serde_json::Value> {
-    let mut command = Command::new(binary("larder").unwrap());
-    let listed = run(command.args(["cache", "list", "--json"]).arg(mount.path())).unwrap();
-    serde_json::from_slice(&listed.stdout).unwrap()
-}
-
 fn of_state(mount: &Mount, state: &str) -> Vec<serde_json::Value> {
-    cached(mount).into_iter().filter(|file| file["state"] == state).collect()
+    mount.cached().unwrap().into_iter().filter(|file| file["state"] == state).collect()
 }
 
 fn verify(mount: &Mount) {
@@ -213,13 +211,43 @@ fn what_another_client_has_replaced_meanwhile_becomes_a_conflict() {
         assert_eq!(conflicts.len(), 1, "{point:?}: {conflicts:?}");
         let kept = fs::read(conflicts[0]["path"].as_str().unwrap()).unwrap();
         assert!(writes_in(&kept) >= told.writes, "{point:?}");
-        let id = conflicts[0]["id"].to_string();
-        let mut forget = Command::new(binary("larder").unwrap());
-        run(forget.args(["cache", "forget"]).arg(mount.path()).arg(id)).unwrap();
+        mount.forget_conflicts().unwrap();
         assert!(of_state(&mount, "conflict").is_empty());
         mount.close(false).unwrap();
         world.end();
     }
+}
+
+#[test]
+fn what_a_power_cut_may_have_torn_is_kept_beside_and_not_stored() {
+    let world = World::new();
+    let in_boot =
+        |boot| world.mount_as(&Setup { boot: Some(boot), options: "fsync=local", ..Setup::default() }).unwrap();
+    let mount = in_boot(1);
+    store(mount.at("synced"), b"before").unwrap();
+    let [torn, synced] =
+        ["file", "synced"].map(|name| OpenOptions::new().read(true).write(true).open(mount.at(name)).unwrap());
+    torn.write_all_at(b"not closed", 0).unwrap();
+    synced.write_all_at(b"synced", 0).unwrap();
+    synced.sync_all().unwrap();
+    mount.signal(rustix::process::Signal::KILL).unwrap();
+    // What closes them has nobody to store them.
+    drop((torn, synced));
+    mount.bury().unwrap();
+
+    let mount = in_boot(2);
+    let other = world.other();
+    assert!(fs::read(other.at("file")).unwrap() == after(0), "what was closed before was replaced");
+    assert_eq!(fs::read(mount.at("synced")).unwrap(), b"synced");
+    assert_eq!(fs::read(other.at("synced")).unwrap(), b"synced");
+    let conflicts = of_state(&mount, "conflict");
+    assert_eq!(conflicts.len(), 1, "{conflicts:?}");
+    assert!(conflicts[0]["why"].as_str().unwrap().contains("started anew"), "{conflicts:?}");
+    let kept = fs::read(conflicts[0]["path"].as_str().unwrap()).unwrap();
+    assert!(kept.starts_with(b"not closed") && kept.len() == LEN);
+    other.close(false).unwrap();
+    mount.close(false).unwrap();
+    world.end();
 }
 
 /// A version of a file for the next test: its number, and nothing else.

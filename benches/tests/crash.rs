@@ -10,15 +10,12 @@ use larder_benches::crash::round::run;
 use larder_benches::crash::{Fault, Plan, report};
 use larder_benches::mount::Mode;
 use larder_benches::process::binary;
+use larder_benches::seeds;
 use larder_benches::size::Size;
-
-fn seed() -> u64 {
-    std::env::var("LARDER_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random)
-}
 
 /// Rounds of this fault, one after the other.
 fn rounds(fault: Fault, modes: &[Mode], rounds: usize) {
-    let base = seed();
+    let base = seeds::first();
     for seed in (0..rounds as u64).map(|round| base.wrapping_add(round)) {
         let length = Duration::from_millis(Size::get().pick(500, 1000, 5000) as u64);
         let plan = Plan { modes: modes.to_vec(), faults: vec![fault], seed, length, durability: None };
@@ -62,7 +59,7 @@ fn everything_that_breaks_in_one_world_breaks_no_promise() {
         Size::Full => Fault::value_variants().to_vec(),
         _ => vec![Fault::ServerPower, Fault::IoError, Fault::ClientKill, Fault::FlippedContent, Fault::Reset],
     };
-    let seed = seed();
+    let seed = seeds::first();
     let plan = Plan { modes: Mode::ALL.to_vec(), faults, seed, length: Duration::ZERO, durability: None };
     let outcome = run(&plan, &mut |_| ()).unwrap_or_else(|error| panic!("{error:#}"));
     assert!(outcome.findings.is_empty(), "LARDER_SEED={seed}: {:#?}", outcome.findings);
@@ -99,8 +96,8 @@ fn only_what_is_built_for_tests_can_die_at_a_failpoint() {
     };
     for program in ["larderd", "larder"] {
         let of_tests = format!("{program}-failpoints");
-        // The names of the variables that say where, and what time it is.
-        for name in ["FAILPOINTS", "LARDER_WALL_CLOCK"] {
+        // The names of the variables that say where, what time it is, and which boot.
+        for name in ["FAILPOINTS", "LARDER_WALL_CLOCK", "LARDER_BOOT"] {
             assert!(!holds(program, name), "{program} heeds {name}");
             assert!(holds(&of_tests, name), "{of_tests} does not heed {name}");
         }

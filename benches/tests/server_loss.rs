@@ -232,6 +232,8 @@ fn after_a_rename_without_an_answer_the_names_are_looked_up_again(mode: Mode) {
     let error = fs::rename(&new, &state).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(Errno::TIMEDOUT.raw_os_error()), "{error}");
     assert!(judge.at("state.new").exists(), "it was renamed in time");
+    // Nor is what is looked up until then kept.
+    assert!(new.exists());
     let begin = Instant::now();
     while judge.at("state.new").exists() {
         assert!(begin.elapsed() < Duration::from_secs(30), "it was never renamed");

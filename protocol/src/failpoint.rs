@@ -43,6 +43,20 @@ pub const fn wall_clock_is_off_by() -> i64 {
     0
 }
 
+/// Which boot of the machine this is, if the environment variable `LARDER_BOOT` says so: for tests that cut the power of a
+/// disk only.
+#[cfg(feature = "failpoints")]
+pub fn boot() -> Option<std::num::NonZeroU64> {
+    std::env::var("LARDER_BOOT").ok()?.parse().ok()
+}
+
+/// What the machine says: this build has no failpoints.
+#[cfg(not(feature = "failpoints"))]
+#[inline(always)]
+pub const fn boot() -> Option<std::num::NonZeroU64> {
+    None
+}
+
 /// A bug that tests plant on purpose: whatever looks for such bugs must find it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Planted {

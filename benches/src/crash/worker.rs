@@ -19,7 +19,7 @@ use crate::mount::Mode;
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// No step takes so long, but one that waits for what never comes. A step of a program has hundreds of operations.
-const STUCK: Duration = Duration::from_secs(120);
+pub(super) const STUCK: Duration = Duration::from_secs(120);
 /// What calls on a mount come to whose client is gone; the last one where it is not mounted any more, or not yet.
 const OF_A_DEAD_MOUNT: [Errno; 4] = [Errno::NOTCONN, Errno::CONNABORTED, Errno::IO, Errno::NOENT];
 /// What they come to when the server's disk is full or fails.

@@ -129,8 +129,10 @@ pub fn of_seat(seat: usize, modes: &[Mode], turn: usize, common: &Common) -> Vec
 /// Bytes that a program may say. Some say the same for ever on a mount that is gone: to git a directory that cannot be
 /// read has no end.
 const SAID: u64 = 1 << 20;
-/// How long it may take: longer than any step.
-const LIMIT: Duration = Duration::from_secs(150);
+/// How long it may take. Its end is an error then as any other, which a disk that was in disorder may excuse: so this must
+/// be less than what no step may take.
+const LIMIT: Duration = Duration::from_secs(100);
+const _: () = assert!(LIMIT.as_secs() < super::worker::STUCK.as_secs());
 /// How often it is looked whether the mount is gone that it works on, and how often that must be so until it is killed:
 /// some wait for ever then, such as fsx for what sendfile(2) did not send.
 const LOOKS: (Duration, u32) = (Duration::from_secs(1), 5);

@@ -267,8 +267,8 @@ impl Client {
     /// Changes something, exactly once.
     ///
     /// # Errors
-    /// The server's, or that there is no answer. After `MaybeExecuted` the operation is not executed any more if it was
-    /// not before; its slot is of no use until the server has said so.
+    /// The server's, or that there is no answer. After `MaybeExecuted` the server may carry the operation out even now, as
+    /// one that waits for leases; its slot is of no use until the server has said what became of it.
     pub async fn mutate(self: &Arc<Client>, cred: &Credential, op: Op) -> Result<Mutated, Failure> {
         let (kind, started) = (op.kind(), self.shared.runtime.boottime());
         let carried = match &op {

@@ -129,6 +129,10 @@ impl Vfs {
         if !is_unsure || names.is_empty() {
             return;
         }
+        if self.afs.is_none() {
+            // Before the names expire: none that comes now is kept.
+            names.iter().for_each(|(dir, _)| self.unsure.insert(*dir));
+        }
         let expired = self.notifier.expire_names();
         for (dir, name) in names {
             let Some(dir) = self.nodes.by_fid(*dir) else { continue };

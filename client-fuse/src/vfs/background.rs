@@ -70,6 +70,7 @@ pub(super) fn start(vfs: &Arc<Vfs>) {
             let Some(vfs) = weak.upgrade() else { return };
             match next {
                 Next::Restarted => {
+                    vfs.unsure.server_restarted(vfs.runtime.boottime());
                     vfs.removals.try_again();
                     vfs.check_sent();
                 }

@@ -26,6 +26,7 @@ mod sending;
 mod space;
 mod stats;
 mod types;
+mod unsure;
 mod xattrs;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -85,6 +86,7 @@ pub struct Vfs {
     counters: Counters,
     unsent: Unsent,
     removals: names::Removals,
+    unsure: unsure::UnsureDirs,
     notifier: Notifier,
     wake: Arc<Notify>,
 }
@@ -177,6 +179,7 @@ impl Vfs {
             counters: Counters::default(),
             unsent: Unsent::default(),
             removals: names::Removals::default(),
+            unsure: unsure::UnsureDirs::default(),
             notifier: Notifier::default(),
             wake: Arc::new(Notify::new()),
         });
@@ -253,9 +256,11 @@ impl Vfs {
         }
         self.client.goodbye().await;
         self.abort();
-        if let Some(afs) = &self.afs
-            && let Err(error) = afs.disk.flush()
-        {
+        let Some(afs) = &self.afs else { return };
+        if let Err(error) = afs.disk.sync_all_dirty() {
+            tracing::warn!("the cache cannot be synced: {error}; a power cut may take what is not stored yet");
+        }
+        if let Err(error) = afs.disk.flush() {
             tracing::warn!("the index of the cache cannot be written: {error}; some of it will be fetched again");
         }
     }

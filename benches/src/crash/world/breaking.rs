@@ -123,7 +123,10 @@ impl World {
         mount.signal(Signal::KILL)?;
         mount.bury()?;
         medium.go_back(instant)?;
-        self.mount(number)
+        seat.cuts.fetch_add(1, Ordering::SeqCst);
+        self.mount(number)?;
+        // Its user looks what it kept, and has no use for it.
+        lock(&seat.mount).as_ref().map_or(Ok(()), Mount::forget_conflicts)
     }
 
     pub(in crate::crash) fn kill_all(&self) -> Result<()> {

@@ -143,6 +143,9 @@ impl World {
     /// # Errors
     /// What the user who does that is told.
     pub fn remove_everything(&self) -> Result<()> {
+        for seat in self.seats.iter().filter(|seat| seat.mode == Mode::Afs) {
+            lock(&seat.mount).as_ref().map_or(Ok(()), Mount::forget_conflicts)?;
+        }
         let seats = self.seats.iter().enumerate();
         for (seat, of) in
             seats.map(|(number, seat)| (seat, format!("seat{number}-"))).chain([(&self.seats[0], String::new())])
@@ -189,7 +192,9 @@ impl World {
             Mode::Nfs => format!("hard,acregmax={0},acdirmax={0}", ATTRIBUTES_FOR.as_secs()),
             Mode::Afs | Mode::Direct => "hard".to_owned(),
         };
-        let setup = Setup { cache: Some(&seat.cache), options: &options, failpoint, clock, ..Setup::default() };
+        // The machine goes on; its client is to know better.
+        let boot = Some(seat.cuts.load(Ordering::SeqCst)).filter(|cuts| *cuts > 0);
+        let setup = Setup { cache: Some(&seat.cache), options: &options, failpoint, clock, boot, ..Setup::default() };
         let mount = Mount::set_up(self.dir.path(), &name, &self.proxies[number].address(), seat.mode, &setup)?;
         *lock(&seat.mount) = Some(mount);
         seat.mounted.notify_all();

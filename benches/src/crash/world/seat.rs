@@ -18,6 +18,8 @@ pub struct Seat {
     pub(super) doomed: AtomicU64,
     pub(super) mount: Mutex<Option<Mount>>,
     pub(super) mounted: Condvar,
+    /// Power cuts so far.
+    pub(super) cuts: AtomicU64,
     /// No mount comes any more.
     pub(super) is_given_up: AtomicBool,
     pub(super) cache: PathBuf,
@@ -32,6 +34,7 @@ impl Seat {
             doomed: AtomicU64::new(u64::MAX),
             mount: Mutex::new(None),
             mounted: Condvar::new(),
+            cuts: AtomicU64::new(0),
             is_given_up: AtomicBool::new(false),
             cache,
             medium: Mutex::new(medium),

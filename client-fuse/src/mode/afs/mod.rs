@@ -31,7 +31,8 @@
 //! 8. A server process with another epoch is told so only when everything promised by the one before is void here, in
 //!    the kernel too.
 //! 9. A disk cache is used again after a restart: its copies by their `change`. What was left dirty is stored if the
-//!    server's version is the one that it was based on, else kept as a conflict.
+//!    server's version is the one that it was based on, else kept as a conflict; as is what was never synced here if the
+//!    machine was started anew since, for then the copy may lack anything, also of what it was based on.
 //! 10. A callback that is broken to make room voids nothing but the promise: what is known is asked about again.
 //! 11. The disk cache has a size, evicts by least recent use, and never what is dirty, open or pinned.
 //! 12. For its own changes a client keeps its callbacks: if a reply's *before* is what it has, it patches its copy.

@@ -25,6 +25,8 @@ enum Recovered {
     Stored,
     /// It had been stored, or had no changes.
     WasStored,
+    /// It is not stored: the machine was started anew, and what was not synced may be lacking.
+    Uncertain,
 }
 
 impl Vfs {
@@ -55,6 +57,9 @@ impl Vfs {
                     continue;
                 }
                 Ok(Recovered::WasStored) => continue,
+                Ok(Recovered::Uncertain) => {
+                    "the machine was started anew before it was closed, and some of it may be lacking".to_owned()
+                }
                 // It stays where it is, for the next time.
                 Err(Error::Aborted | Error::TimedOut { .. }) => return,
                 Err(Error::Refused(ErrorCode::Conflict)) => "it was changed by another client meanwhile".to_owned(),
@@ -87,6 +92,10 @@ impl Vfs {
         }
         if attr.data_version != left.base {
             return Err(ErrorCode::Conflict.into());
+        }
+        if !left.is_certain {
+            // Not only what was written last: of a copy that had not reached the disk when it was opened, anything.
+            return Ok(Recovered::Uncertain);
         }
         let (cred, base) = (Arc::new(cred), Some(left.base));
         let (change, asked, checksums) = self.send_store(afs, &left.file, || left.size, &cred, base).await?;

@@ -55,7 +55,7 @@ impl DiskCache {
                 let clean = state.clean.peek(&fid).filter(|clean| clean.row.version == version || trusted(clean))?;
                 (clean.row.clone(), clean.live.upgrade(), clean.verified)
             };
-            let whole = live.is_none() && !verified && (row.size <= VERIFY_MAX || row.boot != self.boot);
+            let whole = live.is_none() && !verified && (row.size <= VERIFY_MAX || row.boot != self.boot.get());
             let checked = match live {
                 Some(file) => check_open(&row, &self.layout.clean(row.id)).map(|()| file),
                 None => self
@@ -72,8 +72,8 @@ impl DiskCache {
                     let file = clean.live.upgrade().unwrap_or(file);
                     clean.live = Arc::downgrade(&file);
                     clean.verified |= whole;
-                    if whole && clean.row.boot != self.boot {
-                        clean.row.boot = self.boot;
+                    if whole && clean.row.boot != self.boot.get() {
+                        clean.row.boot = self.boot.get();
                         state.clean_changed(fid);
                     }
                     state.touch(fid);
@@ -234,7 +234,7 @@ impl DiskCache {
                 size: found.len(),
                 mtime: mtime(&found),
                 inode: found.ino(),
-                boot: self.boot,
+                boot: self.boot.get(),
                 checksums: checksums.into(),
                 name: name.or(old_name).or_else(|| state.clean.peek(&file.fid())?.row.name.clone()),
                 used: stamp,

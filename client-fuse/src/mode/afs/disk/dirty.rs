@@ -11,7 +11,7 @@ use larder_protocol::ids::Fid;
 
 use super::index::ConflictRow;
 use super::layout::{Origin, Place, make_dir, sync_dir};
-use super::state::{Dirty, keep_name};
+use super::state::{Dirty, State, keep_name};
 use super::{CHECK_BLOCK, CacheFile, DiskCache};
 
 /// A dirty file of an earlier life.
@@ -33,6 +33,8 @@ pub struct LeftDirty {
     pub modified: SystemTime,
     /// The name that a program used for it, if that is known.
     pub name: Option<Vec<u8>>,
+    /// Whether it is what was written: a file that was not synced before the machine was started anew may lack anything.
+    pub is_certain: bool,
 }
 
 impl DiskCache {
@@ -42,13 +44,21 @@ impl DiskCache {
     /// # Errors
     /// What the system says; `NotFound` if somebody removed the file.
     pub fn mark_dirty(&self, file: &Arc<CacheFile>, base: u64, uid: u32, gid: u32) -> io::Result<()> {
-        let origin = Origin { base, uid, gid };
+        let origin = Origin { base, uid, gid, boot: Some(self.boot) };
         let mut state = self.state.lock();
-        if *file.place.lock() == Place::Dirty(origin) {
+        let place = *file.place.lock();
+        // What was synced stays so.
+        if let Place::Dirty(old) = place
+            && (Origin { boot: origin.boot, ..old }) == origin
+        {
             return Ok(());
         }
+        self.move_to_dirty(&mut state, file, origin)
+    }
+
+    fn move_to_dirty(&self, state: &mut State, file: &Arc<CacheFile>, origin: Origin) -> io::Result<()> {
         let left = state.dirty.get(&file.id()).is_some_and(|dirty| dirty.left);
-        let Some(name) = self.relocate(&mut state, file, Place::Dirty(origin))? else {
+        let Some(name) = self.relocate(state, file, Place::Dirty(origin))? else {
             let text = format!("the copy of {} in the cache was removed", file.fid());
             return Err(io::Error::new(io::ErrorKind::NotFound, text));
         };
@@ -62,18 +72,44 @@ impl DiskCache {
     /// # Errors
     /// What the system says; `NotFound` if somebody removed the file.
     pub fn sync_dirty(&self, file: &Arc<CacheFile>) -> io::Result<()> {
-        file.file().sync_all()?;
-        let place = *file.place.lock();
-        match place {
-            Place::Dirty(_) => {
-                sync_dir(&self.layout.dirty())?;
-                // The name may have gone to another file's directory, or nowhere.
-                file.path().metadata()?;
-                Ok(())
+        loop {
+            let before = *file.place.lock();
+            file.file().sync_all()?;
+            let mut state = self.state.lock();
+            match *file.place.lock() {
+                // What it is based on now may have come after the sync.
+                place if place != before => continue,
+                Place::Dirty(_) => {}
+                Place::Gone => return Err(io::ErrorKind::NotFound.into()),
+                _ => return Ok(()),
             }
-            Place::Gone => Err(io::ErrorKind::NotFound.into()),
-            _ => Ok(()),
+            // What an earlier boot left does not get better by it.
+            if let Place::Dirty(origin) = before
+                && origin.boot == Some(self.boot)
+            {
+                self.move_to_dirty(&mut state, file, Origin { boot: None, ..origin })?;
+            }
+            break;
         }
+        sync_dir(&self.layout.dirty())?;
+        // The name may have gone to another file's directory, or nowhere.
+        file.path().metadata()?;
+        Ok(())
+    }
+
+    /// As [`sync_dirty`](DiskCache::sync_dirty), of all dirty files of this boot: at the end of a mount, that they be
+    /// stored by the next one whatever happens to the machine in between.
+    ///
+    /// # Errors
+    /// The first that there was, once all was tried.
+    pub fn sync_all_dirty(&self) -> io::Result<()> {
+        let files: Vec<Arc<CacheFile>> = {
+            let state = self.state.lock();
+            let unsynced = state.dirty.values().filter(|dirty| dirty.origin.boot == Some(self.boot));
+            unsynced.filter_map(|dirty| dirty.live.upgrade()).collect()
+        };
+        let synced: Vec<io::Result<()>> = files.iter().map(|file| self.sync_dirty(file)).collect();
+        synced.into_iter().collect()
     }
 
     /// The file is stored: it is the clean copy of this version from now on, unless it alone exceeds the limit.
@@ -115,9 +151,11 @@ impl DiskCache {
             }
         };
         let found = file.file().metadata()?;
-        let Origin { base, uid, gid } = dirty.origin;
+        let Origin { base, uid, gid, boot } = dirty.origin;
         let name = dirty.name.as_deref().map(<[u8]>::to_vec);
-        Ok(LeftDirty { fid: dirty.fid, base, uid, gid, size: found.len(), modified: found.modified()?, name, file })
+        let is_certain = boot.is_none_or(|boot| boot == self.boot);
+        let (size, modified) = (found.len(), found.modified()?);
+        Ok(LeftDirty { fid: dirty.fid, base, uid, gid, size, modified, name, file, is_certain })
     }
 
     /// The server does not take the file: puts it aside, durably, for its user to decide. Returns where it is.

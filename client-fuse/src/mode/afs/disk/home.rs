@@ -2,9 +2,11 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::num::NonZeroU64;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
+use larder_protocol::failpoint;
 use larder_protocol::ids::ClientId;
 use rustix::fs::FlockOperation;
 
@@ -127,11 +129,14 @@ fn read_small(path: &Path) -> io::Result<Option<String>> {
     }
 }
 
-/// Tells this boot of the machine from others; 0 if the system does not say.
-pub(super) fn boot() -> u64 {
-    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let digits: String = text.chars().filter(char::is_ascii_hexdigit).take(16).collect();
-    u64::from_str_radix(&digits, 16).unwrap_or(0)
+/// Tells this boot of the machine from others; if the system does not say, all are one.
+pub(super) fn boot() -> NonZeroU64 {
+    let of_system = || {
+        let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+        let digits: String = text.chars().filter(char::is_ascii_hexdigit).take(16).collect();
+        NonZeroU64::new(u64::from_str_radix(&digits, 16).ok()?)
+    };
+    failpoint::boot().or_else(of_system).unwrap_or(NonZeroU64::MIN)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 //! index.sqlite       what is known of clean copies, conflicts and pins
 //! new/ID             being fetched
 //! files/xx/ID        clean copies; xx is the low byte of ID in hexadecimal
-//! dirty/VOLUME.VNODE.GENERATION.BASE.UID.GID.ID
+//! dirty/VOLUME.VNODE.GENERATION.BASE.UID.GID.BOOT.ID
 //! conflicts/VOLUME.VNODE.GENERATION.BASE.ID
 //! ```
 //!
@@ -15,6 +15,7 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
+use std::num::NonZeroU64;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -54,6 +55,9 @@ pub(super) struct Origin {
     pub(super) uid: u32,
     /// That user's group.
     pub(super) gid: u32,
+    /// The boot of the machine in which it became dirty. `None` once it is synced, with all that it was based on: then it
+    /// outlives a power cut.
+    pub(super) boot: Option<NonZeroU64>,
 }
 
 /// The paths in one cache directory.
@@ -108,7 +112,10 @@ impl Layout {
         match place {
             Place::New | Place::Gone => self.new_file(id),
             Place::Clean | Place::Replaced => self.clean(id),
-            Place::Dirty(Origin { base, uid, gid }) => self.dirty().join(format!("{fid}.{base}.{uid}.{gid}.{id}")),
+            Place::Dirty(Origin { base, uid, gid, boot }) => {
+                let boot = boot.map_or(0, NonZeroU64::get);
+                self.dirty().join(format!("{fid}.{base}.{uid}.{gid}.{boot}.{id}"))
+            }
             Place::Conflict { base } => self.conflicts().join(format!("{fid}.{base}.{id}")),
         }
     }
@@ -207,7 +214,7 @@ impl Layout {
     pub(super) fn list_dirty(&self) -> io::Result<Vec<(u64, Fid, Origin)>> {
         let mut found = Vec::new();
         for name in names(&self.dirty())? {
-            match numbers::<7>(&name).and_then(parse_dirty) {
+            match numbers::<8>(&name).and_then(parse_dirty) {
                 Some(entry) => found.push(entry),
                 None => self.leave_alone(DIRTY, &name),
             }
@@ -239,8 +246,9 @@ impl Layout {
     }
 }
 
-fn parse_dirty([volume, vnode, generation, base, uid, gid, id]: [u64; 7]) -> Option<(u64, Fid, Origin)> {
-    let origin = Origin { base, uid: uid.try_into().ok()?, gid: gid.try_into().ok()? };
+fn parse_dirty([volume, vnode, generation, base, uid, gid, boot, id]: [u64; 8]) -> Option<(u64, Fid, Origin)> {
+    let boot = NonZeroU64::new(boot);
+    let origin = Origin { base, uid: uid.try_into().ok()?, gid: gid.try_into().ok()?, boot };
     Some((id, fid(volume, vnode, generation)?, origin))
 }
 
@@ -334,7 +342,7 @@ mod tests {
         let layout = Layout::new(dir.path().join("cache"));
         layout.make_dirs().unwrap();
         let fid = Fid { volume: VolumeId(7), vnode: 1 << 39, generation: u64::MAX };
-        let origin = Origin { base: u64::MAX, uid: u32::MAX, gid: 0 };
+        let origin = Origin { base: u64::MAX, uid: u32::MAX, gid: 0, boot: NonZeroU64::new(u64::MAX) };
         for place in [Place::New, Place::Clean, Place::Dirty(origin), Place::Conflict { base: 3 }] {
             let path = layout.path(fid, 0x1ff, place);
             make_dir(path.parent().unwrap()).unwrap();

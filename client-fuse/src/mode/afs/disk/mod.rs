@@ -34,6 +34,7 @@ mod tests;
 mod upkeep;
 
 use std::io;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -75,7 +76,7 @@ pub struct DiskCache {
     limit: u64,
     volume: String,
     identity: Identity,
-    boot: u64,
+    boot: NonZeroU64,
     state: Mutex<State>,
     index: Mutex<Index>,
     home: Mutex<Lock>,

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::num::NonZeroU64;
 use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Weak};
 
@@ -28,7 +29,7 @@ impl DiskCache {
     }
 
     /// Opens a cache in a certain boot of the machine.
-    pub(super) fn open_in_boot(options: Options, boot: u64) -> Result<DiskCache, CacheError> {
+    pub(super) fn open_in_boot(options: Options, boot: NonZeroU64) -> Result<DiskCache, CacheError> {
         let Options { dir, limit, volume, new_client, wall_nanos } = options;
         // The process may change its directory.
         let dir = std::path::absolute(&dir).unwrap_or(dir);

@@ -212,8 +212,8 @@ impl DiskCache {
             match checked {
                 Ok(_) => {
                     clean.verified = true;
-                    if clean.row.boot != self.boot {
-                        clean.row.boot = self.boot;
+                    if clean.row.boot != self.boot.get() {
+                        clean.row.boot = self.boot.get();
                         state.clean_changed(fid);
                     }
                 }

@@ -65,7 +65,7 @@ fn a_replaced_copy_that_is_open_can_still_become_dirty() {
     install(&cache, 1, 6, b"new");
     cache.mark_dirty(&old, 5, 0, 0).unwrap();
     drop(old);
-    assert_eq!(on_disk(&dir), ["dirty/1.1.3.5.0.0.1", "files/02/2"]);
+    assert_eq!(on_disk(&dir), ["dirty/1.1.3.5.0.0.77.1", "files/02/2"]);
     assert!(cache.has(fid(1), 6));
 }
 
@@ -92,7 +92,7 @@ fn versions_are_renamed_in_clean_copies_and_under_dirty_ones() {
         cache.rename_version(fid(vnode), 5, 6);
     }
     assert!(cache.has(fid(1), 6) && !cache.has(fid(1), 5));
-    assert_eq!(dirty.path(), dir.path().join("dirty/1.2.3.6.10.20.2"));
+    assert_eq!(dirty.path(), dir.path().join("dirty/1.2.3.6.10.20.77.2"));
     cache.flush().unwrap();
     drop((cache, dirty));
     let cache = open(&dir);
@@ -100,8 +100,8 @@ fn versions_are_renamed_in_clean_copies_and_under_dirty_ones() {
     let left = cache.left_dirty();
     assert_eq!((left[0].base, left[0].uid, left[0].gid), (6, 10, 20));
     cache.rename_version(fid(2), 6, 7);
-    assert_eq!(on_disk(&dir), ["dirty/1.2.3.7.10.20.2", "files/01/1"]);
-    assert_eq!(left[0].file.path(), dir.path().join("dirty/1.2.3.7.10.20.2"));
+    assert_eq!(on_disk(&dir), ["dirty/1.2.3.7.10.20.77.2", "files/01/1"]);
+    assert_eq!(left[0].file.path(), dir.path().join("dirty/1.2.3.7.10.20.77.2"));
 }
 
 #[test]
@@ -195,22 +195,22 @@ fn a_file_that_was_changed_behind_the_cache_is_dropped() {
 #[test]
 fn large_files_are_checked_whole_only_after_the_machine_started_anew() {
     let dir = temporary();
-    let cache = DiskCache::open_in_boot(options(dir.path()), 1).unwrap();
+    let cache = open_in(&dir, 1);
     let data = vec![7; VERIFY_MAX as usize + 1];
     let path = install(&cache, 1, 5, &data).path();
     install(&cache, 2, 5, &data);
     cache.flush().unwrap();
     drop(cache);
     flip(&path, 99);
-    let cache = DiskCache::open_in_boot(options(dir.path()), 1).unwrap();
+    let cache = open_in(&dir, 1);
     assert!(cache.find(fid(1), 5).is_some(), "too large to be checked at each start");
     drop(cache);
-    let cache = DiskCache::open_in_boot(options(dir.path()), 2).unwrap();
+    let cache = open_in(&dir, 2);
     assert!(cache.find(fid(1), 5).is_none());
     assert!(cache.find(fid(2), 5).is_some());
     cache.flush().unwrap();
     drop(cache);
-    let cache = DiskCache::open_in_boot(options(dir.path()), 2).unwrap();
+    let cache = open_in(&dir, 2);
     flip(&dir.path().join("files/02/2"), 99);
     assert!(cache.find(fid(2), 5).is_some(), "it was found good in this boot");
 }

@@ -9,12 +9,14 @@ fn the_place_of_a_file_follows_what_it_is() {
     let file = install(&cache, 1, 5, b"data");
     assert_eq!(on_disk(&dir), ["files/01/1"]);
     cache.mark_dirty(&file, 5, 1000, 100).unwrap();
-    assert_eq!(on_disk(&dir), ["dirty/1.1.3.5.1000.100.1"]);
-    cache.mark_dirty(&file, 5, 1000, 100).unwrap();
+    assert_eq!(on_disk(&dir), ["dirty/1.1.3.5.1000.100.77.1"]);
     cache.sync_dirty(&file).unwrap();
+    assert_eq!(on_disk(&dir), ["dirty/1.1.3.5.1000.100.0.1"]);
+    cache.mark_dirty(&file, 5, 1000, 100).unwrap();
+    assert_eq!(on_disk(&dir), ["dirty/1.1.3.5.1000.100.0.1"], "it stays synced");
     assert!(cache.find(fid(1), 5).is_none(), "a dirty file is no copy of any version");
     cache.mark_dirty(&file, 6, 0, 0).unwrap();
-    assert_eq!(on_disk(&dir), ["dirty/1.1.3.6.0.0.1"]);
+    assert_eq!(on_disk(&dir), ["dirty/1.1.3.6.0.0.77.1"], "what it is based on now is not");
     file.file().write_all_at(b"more data", 0).unwrap();
     assert_eq!(cache.usage().dirty_bytes, 9);
     cache.mark_clean(&file, 7, vec![checksum(b"more data")]).unwrap();
@@ -68,6 +70,37 @@ fn what_is_dirty_when_the_process_is_killed_is_left() {
     assert!(cache.has(fid(1), 6));
     let new = fetched(&cache, 9, b"");
     assert!(left.iter().all(|left| left.file.id() < new.id()), "numbers are not used twice");
+}
+
+#[test]
+fn what_was_not_synced_is_uncertain_once_the_machine_was_started_anew() {
+    let dir = temporary();
+    let cache = open_in(&dir, 1);
+    let files: Vec<_> = (1..=4).map(|vnode| install(&cache, vnode, 5, b"data")).collect();
+    files.iter().for_each(|file| cache.mark_dirty(file, 5, 0, 0).unwrap());
+    cache.sync_dirty(&files[1]).unwrap();
+    cache.sync_dirty(&files[2]).unwrap();
+    cache.mark_dirty(&files[2], 6, 0, 0).unwrap();
+    drop((files, cache));
+    let certain = |cache: &DiskCache| cache.left_dirty().iter().map(|left| left.is_certain).collect::<Vec<_>>();
+    assert_eq!(certain(&open_in(&dir, 1)), [true; 4], "only the process was killed");
+    let cache = open_in(&dir, 2);
+    assert_eq!(certain(&cache), [false, true, false, false]);
+    // What was written before does not become certain by a sync of what is left of it.
+    cache.sync_all_dirty().unwrap();
+    assert_eq!(certain(&cache), [false, true, false, false]);
+}
+
+#[test]
+fn what_is_dirty_at_the_end_of_a_mount_is_synced() {
+    let dir = temporary();
+    let cache = open_in(&dir, 1);
+    let files = [1, 2].map(|vnode| install(&cache, vnode, 5, b"data"));
+    cache.mark_dirty(&files[0], 5, 0, 0).unwrap();
+    cache.sync_all_dirty().unwrap();
+    assert_eq!(on_disk(&dir), ["dirty/1.1.3.5.0.0.0.1", "files/02/2"]);
+    drop((files, cache));
+    assert!(open_in(&dir, 2).left_dirty()[0].is_certain);
 }
 
 #[test]

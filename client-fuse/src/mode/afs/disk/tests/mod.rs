@@ -28,7 +28,15 @@ fn options(dir: &Path) -> Options {
 }
 
 fn open(dir: &TempDir) -> DiskCache {
-    DiskCache::open(options(dir.path())).unwrap()
+    open_in(dir, 77)
+}
+
+fn boot(number: u64) -> NonZeroU64 {
+    NonZeroU64::new(number).unwrap()
+}
+
+fn open_in(dir: &TempDir, number: u64) -> DiskCache {
+    DiskCache::open_in_boot(options(dir.path()), boot(number)).unwrap()
 }
 
 fn open_limited(dir: &TempDir, limit: u64) -> DiskCache {
