@@ -62,6 +62,9 @@ impl Metadata for RecordedMeta {
     fn commit(&self, sequence: u64, batch: &Batch, durable: bool) -> StoreResult<()> {
         self.0.around(|| self.0.meta.commit(sequence, batch, durable))
     }
+    fn is_in_doubt(&self) -> bool {
+        self.0.meta.is_in_doubt()
+    }
     fn durable_up_to(&self) -> u64 {
         self.0.meta.durable_up_to()
     }

@@ -7,6 +7,7 @@ use larder_protocol::error::ErrorCode;
 use larder_protocol::ids::Fid;
 
 use super::dirty::DirtyFile;
+use super::scratch::Scratch;
 use super::{Data, inline_contents};
 use crate::failpoint::Failpoint;
 use crate::volume::content::ContentId;
@@ -157,8 +158,7 @@ impl Data {
         };
         if moved.is_err() {
             let data = Arc::clone(self);
-            // Behind the gate that the caller holds.
-            self.runtime.spawn(Box::pin(async move { data.remove_content(id, intent).await }));
+            self.runtime.spawn(Box::pin(async move { data.discard(Scratch { id, intent }).await }));
         }
         moved
     }

@@ -3,7 +3,8 @@
 //! **D9.** A scratch content file has its vnode's number and a version of its own. Before it is made, an
 //! `Intent::Remove` of it is committed; that goes with the batch that makes it the vnode's contents, or once the file's
 //! removal is durable. So a crash leaves nothing of it behind. Such an intent needs no gate: nothing reads it but
-//! recovery.
+//! recovery. While a failed batch is in doubt ([`Metadata::is_in_doubt`](crate::volume::meta::Metadata::is_in_doubt)) none
+//! is removed: it may be the vnode's contents after the next start.
 
 use std::sync::Arc;
 
@@ -63,6 +64,9 @@ impl Data {
     }
 
     fn is_installed(&self, id: ContentId) -> Result<bool, ErrorCode> {
+        if self.meta.is_in_doubt() {
+            return Err(ErrorCode::Io);
+        }
         let snapshot = self.meta.snapshot()?;
         let record = Verified(&*snapshot).vnode(id.vnode)?;
         Ok(record.is_some_and(|record| record.body == Body::Content { version: id.version }))

@@ -11,7 +11,7 @@ use larder_protocol::ids::ClientId;
 use larder_protocol::limits::{MAX_STAGES, STAGE_KEPT};
 use larder_protocol::name::Name;
 use larder_protocol::payload::Payload;
-use larder_protocol::service::file::{NewContents, Op, OpReply, StageRequest};
+use larder_protocol::service::file::{NewContents, Op, OpReply, StageRequest, WriteRequest};
 
 use super::tests::{World, root};
 use crate::volume::Durability;
@@ -353,6 +353,67 @@ async fn a_store_that_fails_leaves_the_old_contents() {
     world.crash(true, 4);
     world.check(0, "after a power cut").await;
     at_rest(&world).await;
+}
+
+/// A file with small contents `old` gets others by a commit that fails and may be in effect after the next start, which it
+/// is if `survives`.
+async fn replace_in_doubt(survives: bool, commits_before: usize, old: &Bytes, how: impl AsyncFn(&mut World)) -> World {
+    let mut world = World::new(1, Durability::Power).await;
+    store(&mut world, 0, whole(old), None).await.unwrap();
+    world.model[0] = old.to_vec();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    world.meta.doubt_commit(commits_before);
+    how(&mut world).await;
+    assert!(world.meta.is_in_doubt());
+    world.check(0, "before the restart").await;
+    // All that can be tidied up is.
+    tokio::time::sleep(STAGE_KEPT * 2).await;
+    assert!(world.meta.is_in_doubt());
+    world.volume.data.drop_scratch().await;
+    world.restart(survives);
+    world
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_failed_commit_may_have_made_contents_is_kept_until_the_next_start() {
+    let new = bytes(3 * BLOCK, 2);
+    for survives in [false, true] {
+        for old in [bytes(5, 1), bytes(2 * BLOCK, 1)] {
+            let mut world = replace_in_doubt(survives, 1, &old, async |world| {
+                assert_eq!(store(world, 0, whole(&new), None).await, Err(ErrorCode::Io));
+            })
+            .await;
+            if survives {
+                world.model[0] = new.to_vec();
+            }
+            world.check(0, "after a store").await;
+            at_rest(&world).await;
+
+            let mut world = replace_in_doubt(survives, 1, &old, async |world| {
+                world.stage(0, 1, true, 0, new.clone()).await.unwrap();
+                let staged = NewContents::Staged { stage: 1, size: 3 * BLOCK };
+                assert_eq!(store(world, 0, staged, None).await, Err(ErrorCode::Io));
+            })
+            .await;
+            if survives {
+                world.model[0] = new.to_vec();
+            }
+            world.check(0, "after a store of staged contents").await;
+            at_rest(&world).await;
+        }
+        // Contents that move out of the metadata, for a write that never comes. That they are to be removed is committed
+        // first.
+        for commits_before in [0, 1, 2] {
+            let world = replace_in_doubt(survives, commits_before, &bytes(5, 1), async |world| {
+                let data = Payload(bytes(INLINE_MAX, 3));
+                let request = WriteRequest { fid: world.fids[0], offset: BLOCK, data, stable: false };
+                assert_eq!(world.volume.write(&root(), request).await.map(|_| ()), Err(ErrorCode::Io));
+            })
+            .await;
+            world.check(0, "after a write").await;
+            at_rest(&world).await;
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

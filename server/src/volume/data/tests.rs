@@ -17,6 +17,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use crate::volume::content::memory::MemoryContent;
+use crate::volume::meta::Metadata;
 use crate::volume::meta::memory::MemoryMetadata;
 use crate::volume::record::{BLOCK, INLINE_MAX};
 use crate::volume::{Durability, Volume, open_on, prepare};
@@ -147,6 +148,16 @@ impl World {
             self.meta = Arc::new(self.meta.power_cut(0));
             self.content = Arc::new(self.content.power_cut(Some(seed)));
         }
+        self.reopen();
+    }
+
+    /// The process ends and the volume is opened again; what is in doubt is in effect then, or is not.
+    pub(super) fn restart(&mut self, in_effect: bool) {
+        self.meta = Arc::new(self.meta.power_cut(if in_effect { u64::MAX } else { self.meta.durable_up_to() }));
+        self.reopen();
+    }
+
+    fn reopen(&mut self) {
         self.epoch += 1;
         self.volume = open(&self.meta, &self.content, self.durability, self.epoch, &self.runtime);
     }

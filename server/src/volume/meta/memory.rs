@@ -43,6 +43,10 @@ struct State {
     unsynced: Vec<(u64, Batch)>,
     durable: u64,
     fail_next_commit: Option<StoreError>,
+    /// Commits until one fails and comes to the disk all the same.
+    until_doubt: Option<usize>,
+    /// That batch. None is accepted any more.
+    in_doubt: Option<(u64, Batch)>,
     is_full: bool,
 }
 
@@ -77,16 +81,28 @@ impl MemoryMetadata {
 
     fn starting_with(tables: Tables, durable: u64) -> MemoryMetadata {
         let (live, disk) = (tables.clone(), tables);
-        let state = State { live, disk, unsynced: Vec::new(), durable, fail_next_commit: None, is_full: false };
+        let state = State {
+            live,
+            disk,
+            unsynced: Vec::new(),
+            durable,
+            fail_next_commit: None,
+            until_doubt: None,
+            in_doubt: None,
+            is_full: false,
+        };
         MemoryMetadata { state: RwLock::new(state), writer: Mutex::new(()) }
     }
 
     /// What a power cut at this moment leaves: every durable batch, and of the others those up to the sequence number
-    /// `up_to`. Batches go to the disk in order, so it is always the first ones that survive.
+    /// `up_to`. Batches go to the disk in order, so it is always the first ones that survive. The last of them is one that
+    /// failed and is in doubt.
     pub fn power_cut(&self, up_to: u64) -> MemoryMetadata {
         let state = self.state.read();
         let (mut tables, mut durable) = (state.disk.clone(), state.durable);
-        for (sequence, batch) in state.unsynced.iter().take_while(|(sequence, _)| *sequence <= up_to) {
+        for (sequence, batch) in
+            state.unsynced.iter().chain(&state.in_doubt).take_while(|(sequence, _)| *sequence <= up_to)
+        {
             tables.apply(batch);
             durable = *sequence;
         }
@@ -101,6 +117,11 @@ impl MemoryMetadata {
     /// Lets the next commit fail with `error`, without a change.
     pub fn fail_next_commit(&self, error: StoreError) {
         self.state.write().fail_next_commit = Some(error);
+    }
+
+    /// Lets the commit after so many others fail, though it has come to the disk, and all that come after it.
+    pub fn doubt_commit(&self, after: usize) {
+        self.state.write().until_doubt = Some(after);
     }
 }
 
@@ -118,12 +139,29 @@ impl Metadata for MemoryMetadata {
         if state.is_full {
             return Err(StoreError::Full);
         }
+        let failed = || StoreError::Engine("it has failed before".to_owned());
+        if state.in_doubt.is_some() {
+            return Err(failed());
+        }
+        match state.until_doubt {
+            Some(0) => {
+                state.until_doubt = None;
+                state.in_doubt = Some((sequence, batch.clone()));
+                return Err(failed());
+            }
+            Some(left) => state.until_doubt = Some(left - 1),
+            None => {}
+        }
         state.live.apply(batch);
         state.unsynced.push((sequence, batch.clone()));
         if durable {
             state.make_durable();
         }
         Ok(())
+    }
+
+    fn is_in_doubt(&self) -> bool {
+        self.state.read().in_doubt.is_some()
     }
 
     fn durable_up_to(&self) -> u64 {
@@ -202,6 +240,21 @@ mod tests {
         assert_eq!((value(&engine, 1), engine.durable_up_to()), (None, 0));
         engine.commit(1, &put(1, 1), true).unwrap();
         assert_eq!(value(&engine, 1), Some(vec![1]));
+    }
+
+    #[test]
+    fn a_commit_in_doubt_may_come_back_and_is_the_last_one() {
+        let engine = MemoryMetadata::new();
+        engine.doubt_commit(1);
+        engine.commit(1, &put(1, 1), true).unwrap();
+        assert!(!engine.is_in_doubt());
+        assert!(engine.commit(2, &put(1, 2), true).is_err() && engine.is_in_doubt());
+        assert_eq!(value(&engine, 1), Some(vec![1]));
+        assert_eq!(value(&engine.power_cut(1), 1), Some(vec![1]));
+        assert_eq!(value(&engine.power_cut(2), 1), Some(vec![2]));
+        assert!(engine.commit(3, &put(1, 3), true).is_err());
+        assert_eq!(value(&engine.power_cut(3), 1), Some(vec![2]));
+        assert!(!engine.power_cut(3).is_in_doubt());
     }
 
     #[test]

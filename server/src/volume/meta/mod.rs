@@ -39,13 +39,19 @@ pub trait Metadata: Send + Sync + 'static {
         self.snapshot()
     }
 
-    /// Applies a batch: all of it or, with an error, nothing. Snapshots taken after it returned see it. `sequence`
+    /// Applies a batch: all of it or, with an error, nothing, but for what [`is_in_doubt`](Metadata::is_in_doubt) says.
+    /// Snapshots taken after it returned see it. `sequence`
     /// names it and grows from batch to batch. When `durable` is set it survives a power cut once this returns;
     /// otherwise it survives the end of the process, and a power cut after the next [`sync`](Metadata::sync).
     ///
     /// # Errors
     /// `Full` when there is no room; the engine is usable afterwards.
     fn commit(&self, sequence: u64, batch: &Batch, durable: bool) -> StoreResult<()>;
+
+    /// Whether a batch that failed, and that no snapshot shows, may be in effect after the next start: its commit had come
+    /// to the disk, or may have, when the engine failed. Until this is false again nothing may be removed because
+    /// snapshots do not refer to it.
+    fn is_in_doubt(&self) -> bool;
 
     /// The highest sequence number that, with all before it, survives a power cut.
     fn durable_up_to(&self) -> u64;

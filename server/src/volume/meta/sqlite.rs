@@ -59,6 +59,9 @@ pub struct SqliteMetadata {
     tidied: AtomicU64,
     /// A sync failed: the kernel has dropped what it could not write and a second sync would succeed all the same.
     sync_failed: AtomicBool,
+    /// The last commit failed, and may be in effect after the next start all the same: where the log could not be synced
+    /// it holds the whole batch, which only this process leaves out. The next commit takes its place.
+    in_doubt: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -174,6 +177,7 @@ impl SqliteMetadata {
             durable: AtomicU64::new(0),
             tidied: AtomicU64::new(0),
             sync_failed: AtomicBool::new(false),
+            in_doubt: AtomicBool::new(false),
         })
     }
 
@@ -236,6 +240,7 @@ impl Metadata for SqliteMetadata {
         match result {
             Ok(()) => {
                 *place = Some(writer);
+                self.in_doubt.store(false, Ordering::Release);
                 self.committed.store(sequence, Ordering::Release);
                 if durable {
                     self.durable.fetch_max(sequence, Ordering::AcqRel);
@@ -246,6 +251,10 @@ impl Metadata for SqliteMetadata {
                 if matches!(&error, StoreError::Io(error) if error.get_ref().is_some_and(|e| e.is::<SyncFailed>())) {
                     self.sync_failed.store(true, Ordering::Release);
                 }
+                // Where there was no room, the end of the batch was not written, which makes it one.
+                if !matches!(error, StoreError::Full) {
+                    self.in_doubt.store(true, Ordering::Release);
+                }
                 // SQLite has rolled back by itself after some errors. A connection that cannot is closed, which does.
                 if writer.connection.is_autocommit() || writer.run("ROLLBACK").is_ok() {
                     *place = Some(writer);
@@ -253,6 +262,10 @@ impl Metadata for SqliteMetadata {
                 Err(error)
             }
         }
+    }
+
+    fn is_in_doubt(&self) -> bool {
+        self.in_doubt.load(Ordering::Acquire)
     }
 
     fn durable_up_to(&self) -> u64 {
