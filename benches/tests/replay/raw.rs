@@ -58,6 +58,7 @@ impl Link {
                     return;
                 }
             }
+            let _ = to_server.shutdown().await;
         });
         tokio::spawn(async move { tokio::io::copy(&mut from_server, &mut answers).await });
         let client = LarderClient::new(tarpc::client::Config::default(), ClientTransport::new(near)).spawn();

@@ -7,6 +7,7 @@ use std::time::Duration;
 use larder_protocol::error::ErrorCode;
 use larder_protocol::ids::Fid;
 use larder_protocol::payload::Payload;
+use larder_protocol::runtime::Clocks;
 use larder_protocol::service::file::{Op, OpReply, RenameHow};
 use larder_server::volume::Durability;
 use tokio::time::sleep;
@@ -150,6 +151,25 @@ fn older_numbers_are_out_of_order_also_after_a_crash() {
         assert_eq!(link.mutate(1, &mkdir(root, "a")).await.err(), refused);
         link.mutate(3, &mkdir(root, "c")).await.unwrap();
     });
+}
+
+#[test]
+fn a_client_that_is_away_for_hours_is_not_forgotten_whatever_the_calendar_says() {
+    for seed in 0..20 {
+        in_virtual_time(async move {
+            let clocks = Clocks { drift: 0, jumps: true };
+            let world = World::with_clocks(seed, Durability::Power, Disk::Instant, clocks);
+            let root = world.volume().root();
+            // By now it is wrong.
+            sleep(Duration::from_secs(600)).await;
+            let link = Link::greeted(&world, 1, 1).await;
+            link.mutate(1, &mkdir(root, "a")).await.unwrap();
+            drop(link);
+            sleep(Duration::from_secs(3 * 3600 + 1800)).await;
+            let link = Link::greeted(&world, 1, 2).await;
+            link.mutate(2, &mkdir(root, "b")).await.unwrap();
+        });
+    }
 }
 
 #[test]

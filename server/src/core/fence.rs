@@ -148,6 +148,11 @@ impl Fence {
         self.clients.retain(|_, client| !client.connections.is_empty() || client.last_seen >= before);
     }
 
+    /// The clients that have connections, or had one and have not expired.
+    pub fn known(&self) -> impl Iterator<Item = ClientId> + '_ {
+        self.clients.keys().copied()
+    }
+
     /// Number of clients that have connections.
     pub fn connected(&self) -> usize {
         self.clients.values().filter(|client| !client.connections.is_empty()).count()
@@ -232,8 +237,10 @@ mod tests {
         assert_eq!(fence.connected(), 0);
         assert_eq!(hello(&mut fence, 2, who(2, 0, 3)), Verdict::Fenced);
         fence.expire(NOW);
+        assert_eq!(fence.known().collect::<Vec<_>>(), [ClientId(1)]);
         assert_eq!(hello(&mut fence, 3, who(1, 0, 3)), Verdict::Fenced);
         fence.expire(NOW + Duration::from_secs(1));
+        assert_eq!(fence.known().count(), 0);
         assert_eq!(hello(&mut fence, 4, who(1, 0, 3)), accept(&[]));
         fence.expire(NOW * 2);
         assert_eq!(fence.connected(), 1, "a connected client does not expire");

@@ -241,7 +241,7 @@ impl Sessions {
     }
 
     /// Forgets clients that have been away for long.
-    pub fn expire(&self) {
+    fn expire(&self) {
         let now = self.runtime.boottime();
         if let Some(before) = now.checked_sub(CLIENT_FORGOTTEN_AFTER) {
             self.inner.lock().fence.expire(before);
@@ -264,6 +264,12 @@ impl Sessions {
     pub fn connected(&self) -> BTreeSet<ClientId> {
         let inner = self.inner.lock();
         inner.open.values().filter_map(|session| session.identity.lock().map(|identity| identity.client)).collect()
+    }
+
+    /// The clients that this process has heard of in the last day, by a clock that cannot be set.
+    pub fn heard_of(&self) -> BTreeSet<ClientId> {
+        self.expire();
+        self.inner.lock().fence.known().collect()
     }
 
     /// Number of clients that have connections.

@@ -238,10 +238,9 @@ impl Server {
                 () = self.shared.ending.cancelled() => return,
                 () = self.shared.runtime.sleep(EXPIRY_INTERVAL) => {}
             }
-            self.shared.sessions.expire();
-            let connected = self.shared.sessions.connected();
+            let (heard_of, connected) = (self.shared.sessions.heard_of(), self.shared.sessions.connected());
             for volume in self.volumes.opened() {
-                if let Err(code) = volume.expire_clients(&connected).await {
+                if let Err(code) = volume.expire_clients(&connected, &heard_of).await {
                     warn!(
                         volume = volume.name(),
                         "cannot forget clients that are long gone: {code}; trying in an hour"

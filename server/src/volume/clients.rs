@@ -80,9 +80,17 @@ impl Volume {
 
     /// Forgets clients that have been silent for a day, and notes that the connected ones were heard of.
     ///
+    /// How long a client has been silent is known from the calendar, the only clock that goes on when the server is
+    /// restarted. It may be set, so it does not count for those that this process has `heard_of` in the last day. It is
+    /// not to be called before clients that live have had time to come back to a server that was restarted.
+    ///
     /// # Errors
     /// As the store fails.
-    pub async fn expire_clients(self: &Arc<Self>, connected: &BTreeSet<ClientId>) -> Result<(), ErrorCode> {
+    pub async fn expire_clients(
+        self: &Arc<Self>,
+        connected: &BTreeSet<ClientId>,
+        heard_of: &BTreeSet<ClientId>,
+    ) -> Result<(), ErrorCode> {
         let known = {
             let snapshot = self.data.meta.snapshot()?;
             rows(&Verified(&*snapshot))?
@@ -96,7 +104,7 @@ impl Volume {
                     let Some(row) = cx.draft.record::<ClientRecord>(Table::Clients, &key)? else { return Ok(()) };
                     Ok(cx.draft.put(Table::Clients, &key, &ClientRecord { last_seen: now, ..row })?)
                 });
-            } else if silent > CLIENT_FORGOTTEN_AFTER.as_secs() as i64 {
+            } else if !heard_of.contains(&client) && silent > CLIENT_FORGOTTEN_AFTER.as_secs() as i64 {
                 tracing::info!("volume {}: client {client} has been gone for a day and is forgotten", self.name);
                 self.client_gone(client, None).await?;
             }
@@ -107,5 +115,46 @@ impl Volume {
     /// Which clients the volume holds slots for.
     pub fn clients(&self) -> usize {
         self.slots.lock().replay.clients()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use larder_protocol::attr::Credential;
+    use larder_protocol::ids::{Epoch, OpId, VolumeId};
+    use larder_protocol::name::Name;
+    use larder_protocol::runtime::{SharedRuntime, SimRuntime};
+    use larder_protocol::service::file::Op;
+
+    use super::*;
+    use crate::volume::content::memory::MemoryContent;
+    use crate::volume::meta::memory::MemoryMetadata;
+    use crate::volume::{Durability, open_on, prepare};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_is_forgotten_after_a_day_unless_it_was_heard_of() {
+        let runtime: SharedRuntime = Arc::new(SimRuntime::new(1));
+        let (meta, content) = (Arc::new(MemoryMetadata::new()), Arc::new(MemoryContent::new()));
+        prepare(&*meta, VolumeId::ROOT, "root", runtime.wall()).unwrap();
+        let volume = open_on(meta, content, Durability::Power, Epoch(1), runtime).unwrap();
+        let [away, gone, there] = [1, 2, 3].map(ClientId);
+        for client in [away, gone, there] {
+            let id = OpId { client, incarnation: 1, slot: 0, seq: 1 };
+            let name = Name::new(format!("{}", client.0).as_bytes()).unwrap();
+            let op = Op::Mkdir { dir: volume.root(), name, mode: 0o755, umask: 0 };
+            volume.mutate(&Credential::root(), id, op).await.unwrap();
+        }
+        let (connected, heard_of) = (BTreeSet::from([there]), BTreeSet::from([away, there]));
+        let expire = || volume.expire_clients(&connected, &heard_of);
+        tokio::time::sleep(Duration::from_secs(23 * 3600)).await;
+        expire().await.unwrap();
+        assert_eq!(volume.clients(), 3);
+        tokio::time::sleep(Duration::from_secs(2 * 3600)).await;
+        expire().await.unwrap();
+        assert_eq!(volume.clients(), 2);
+        volume.expire_clients(&BTreeSet::new(), &BTreeSet::new()).await.unwrap();
+        assert_eq!(volume.clients(), 1, "the one that was there two hours ago");
     }
 }
