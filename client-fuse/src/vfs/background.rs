@@ -82,11 +82,8 @@ pub(super) fn start(vfs: &Arc<Vfs>) {
                     if let Ok(turn) = letting_go.clone().try_lock_owned() {
                         let succeeded = succeeded.clone();
                         vfs.runtime.clone().spawn(Box::pin(async move {
-                            vfs.let_go().await;
+                            succeeded.store(vfs.let_go().await, Ordering::Relaxed);
                             drop(turn);
-                            if !vfs.removals.has_refused() {
-                                succeeded.store(true, Ordering::Relaxed);
-                            }
                             // What was refused has its time from now on.
                             vfs.wake.notify_one();
                         }));
@@ -99,13 +96,13 @@ pub(super) fn start(vfs: &Arc<Vfs>) {
 }
 
 impl Vfs {
-    /// Tells the server which orphans it need not keep. What fails is tried again later, and freed at the latest when the
-    /// client leaves.
-    async fn let_go(&self) {
+    /// Tells the server which orphans it need not keep, and says whether it took all. What fails is tried again later, and
+    /// freed at the latest when the client leaves.
+    async fn let_go(&self) -> bool {
         loop {
             let mut fids = self.removals.take_forgets(MAX_FORGET);
             if fids.is_empty() {
-                return;
+                return true;
             }
             // One that is being opened after all is let go when it is closed.
             fids.retain(|fid| !self.nodes.keep(*fid));
@@ -117,11 +114,12 @@ impl Vfs {
             }
             // One that is damaged must not keep the others.
             for fid in fids {
-                if !self.told_to_forget(vec![fid]).await {
+                // The one before may have taken long, and this one may have been opened meanwhile.
+                if !self.nodes.keep(fid) && !self.told_to_forget(vec![fid]).await {
                     self.removals.refused(fid);
                 }
             }
-            return;
+            return false;
         }
     }
 

@@ -10,6 +10,8 @@ use larder_protocol::ids::{Epoch, Fid, ROOT_VNODE, VolumeId};
 use larder_protocol::runtime::SharedRuntime;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::content::Content;
 use super::content::files::FileContent;
@@ -254,6 +256,7 @@ pub fn open_on(
         removed: Mutex::default(),
         touched: Mutex::default(),
         syncing: std::array::from_fn(|_| Mutex::new(())),
+        tasks: TaskTracker::new(),
     });
     let volume = Arc::new(Volume {
         name: header.name,
@@ -263,7 +266,7 @@ pub fn open_on(
         slots: Mutex::new(slots),
         replayed: AtomicU64::new(0),
         promises: OnceLock::new(),
-        upkeep: upkeep::Upkeep::default(),
+        ending: CancellationToken::new(),
     });
     upkeep::start(&volume);
     Ok(volume)

@@ -40,6 +40,7 @@ use larder_protocol::service::file::{
 };
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use crate::core::replay::{Admission, Replay};
 use crate::promises::PromiseKeeper;
@@ -59,7 +60,8 @@ pub struct Volume {
     slots: Mutex<Slots>,
     replayed: AtomicU64,
     promises: OnceLock<Arc<PromiseKeeper>>,
-    upkeep: upkeep::Upkeep,
+    /// Set when the volume is closed: what it does by itself ends.
+    ending: CancellationToken,
 }
 
 /// The objects whose attributes a reply shows.

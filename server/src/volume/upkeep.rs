@@ -5,8 +5,6 @@ use std::time::Duration;
 
 use larder_protocol::error::ErrorCode;
 use larder_protocol::runtime::RuntimeExt;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use super::Volume;
 use super::content::ContentId;
@@ -20,22 +18,6 @@ const SETTLE_EVERY: Duration = Duration::from_millis(500);
 const TIDY_EVERY: Duration = Duration::from_secs(1);
 /// How long a file must be left alone before it is settled.
 const SETTLE_AFTER: Duration = Duration::from_secs(1);
-
-/// A volume's upkeep while it goes on.
-#[derive(Default)]
-pub(super) struct Upkeep {
-    ending: CancellationToken,
-    tasks: TaskTracker,
-}
-
-impl Upkeep {
-    /// Ends it, once what has begun is done.
-    async fn end(&self) {
-        self.ending.cancel();
-        self.tasks.close();
-        self.tasks.wait().await;
-    }
-}
 
 /// Begins a volume's upkeep. It ends with the volume, or when it is closed.
 pub(super) fn start(volume: &Arc<Volume>) {
@@ -65,7 +47,7 @@ fn every<F: Future<Output = ()> + Send>(
     work: impl Fn(Arc<Volume>) -> F + Send + Sync + 'static,
 ) {
     let weak = Arc::downgrade(volume);
-    let (runtime, ending) = (Arc::clone(&volume.runtime), volume.upkeep.ending.clone());
+    let (runtime, ending) = (Arc::clone(&volume.runtime), volume.ending.clone());
     let task = async move {
         loop {
             tokio::select! {
@@ -77,7 +59,7 @@ fn every<F: Future<Output = ()> + Send>(
             work(volume).await;
         }
     };
-    volume.runtime.spawn(Box::pin(volume.upkeep.tasks.track_future(task)));
+    volume.data.later(task);
 }
 
 /// Carries out what a committed batch leaves to do outside of the metadata.
@@ -101,8 +83,7 @@ fn follow(volume: &Arc<Volume>, effects: Effects) {
 fn remove_old(volume: &Volume, removed: Vec<(ContentId, u64)>) {
     for (id, intent) in removed {
         let data = Arc::clone(&volume.data);
-        let removing = async move { data.remove_content(id, intent).await };
-        volume.runtime.spawn(Box::pin(volume.upkeep.tasks.track_future(removing)));
+        volume.data.later(async move { data.remove_content(id, intent).await });
     }
 }
 
@@ -153,8 +134,10 @@ impl Volume {
     /// # Errors
     /// `Io` if something could not be made durable; it is named in the log, and recovery will look after it.
     pub async fn close(self: &Arc<Self>) -> Result<(), ErrorCode> {
-        // Or the process ends in the middle of it.
-        self.upkeep.end().await;
+        // Or the process ends in the middle of what goes on.
+        self.ending.cancel();
+        self.data.tasks.close();
+        self.data.tasks.wait().await;
         let left = self.data.settle_idle(Duration::MAX).await;
         self.data.sync_acknowledged().await;
         self.data.drop_scratch().await;
@@ -167,6 +150,8 @@ impl Volume {
         self.data.finish_removals().await;
         self.data.store_touched();
         self.data.writer.flush_lazy().await?;
+        // Nor in what a request has left that was cut off, or one of these batches.
+        self.data.tasks.wait().await;
         let meta = Arc::clone(&self.data.meta);
         self.runtime.blocking(move || meta.sync().and_then(|()| meta.tidy())).await.ok_or(ErrorCode::Internal)??;
         if left == 0 { Ok(()) } else { Err(ErrorCode::Io) }
@@ -175,6 +160,8 @@ impl Volume {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use larder_protocol::ids::{Epoch, VolumeId};
     use larder_protocol::runtime::{BusyPoll, SharedRuntime, SystemRuntime};
 
@@ -191,10 +178,18 @@ mod tests {
             create(dir.path(), id, "test").unwrap();
             let dir = dir.path().to_owned();
             let volume = open(VolumeConfig { id, dir, durability, epoch: Epoch(1), runtime: runtime.clone() }).unwrap();
-            assert!(volume.upkeep.tasks.len() >= 2);
+            assert!(volume.data.tasks.len() >= 2);
             let executor = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let is_done = Arc::new(AtomicBool::new(false));
+            volume.data.later({
+                let (runtime, is_done) = (runtime.clone(), is_done.clone());
+                async move {
+                    runtime.sleep(Duration::from_millis(300)).await;
+                    is_done.store(true, Ordering::SeqCst);
+                }
+            });
             executor.block_on(volume.close()).unwrap();
-            assert!(volume.upkeep.tasks.is_empty());
+            assert!(volume.data.tasks.is_empty() && is_done.load(Ordering::SeqCst));
         }
         executors.stop(Duration::from_secs(10));
     }

@@ -168,7 +168,7 @@ impl Data {
     /// As [`drop_kept`](Data::drop_kept), with nobody waiting for it.
     pub(super) fn drop_kept_later(self: &Arc<Self>, kept: Arc<Kept>) {
         let data = Arc::clone(self);
-        self.runtime.spawn(Box::pin(async move { data.drop_kept(&kept).await }));
+        self.later(async move { data.drop_kept(&kept).await });
     }
 }
 

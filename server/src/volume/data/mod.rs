@@ -60,6 +60,7 @@ use larder_protocol::ids::{Epoch, Fid, Verifier, VolumeId};
 use larder_protocol::runtime::{RuntimeExt, SharedRuntime};
 
 use parking_lot::Mutex;
+use tokio_util::task::TaskTracker;
 
 use super::content::{Content, ContentId};
 use super::context::{ChangeCounter, Context};
@@ -112,6 +113,8 @@ pub(super) struct Data {
     /// Held by vnode while a file is synced: the kernel reports a failure once, and whoever else asks must find it
     /// counted.
     pub(super) syncing: [Mutex<()>; SYNC_LOCKS],
+    /// What goes on beside requests: it ends before the volume is closed.
+    pub(super) tasks: TaskTracker,
 }
 
 impl Data {
@@ -120,6 +123,11 @@ impl Data {
         // Incarnations are far apart, and a disk does not fail that often.
         let volume = self.incarnation.wrapping_add(self.distrusted.load(Ordering::Acquire));
         Verifier { epoch: self.epoch, volume }
+    }
+
+    /// Does something that nobody waits for but the end of the volume.
+    pub(super) fn later(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.runtime.spawn(Box::pin(self.tasks.track_future(work)));
     }
 
     /// The record that a file handle names, as it is now (D6).

@@ -158,7 +158,7 @@ impl Data {
         };
         if moved.is_err() {
             let data = Arc::clone(self);
-            self.runtime.spawn(Box::pin(async move { data.discard(Scratch { id, intent }).await }));
+            self.later(async move { data.discard(Scratch { id, intent }).await });
         }
         moved
     }

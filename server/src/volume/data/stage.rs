@@ -210,6 +210,6 @@ impl Data {
     /// As [`drop_stage`](Data::drop_stage), with nobody waiting for it.
     pub(super) fn drop_stage_later(self: &Arc<Self>, stage: Arc<Stage>) {
         let data = Arc::clone(self);
-        self.runtime.spawn(Box::pin(async move { data.drop_stage(&stage).await }));
+        self.later(async move { data.drop_stage(&stage).await });
     }
 }
