@@ -22,8 +22,6 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub(super) const STUCK: Duration = Duration::from_secs(120);
 /// What calls on a mount come to whose client is gone; the last one where it is not mounted any more, or not yet.
 const OF_A_DEAD_MOUNT: [Errno; 4] = [Errno::NOTCONN, Errno::CONNABORTED, Errno::IO, Errno::NOENT];
-/// What they come to when the server's disk is full or fails.
-const OF_A_BAD_DISK: [Errno; 3] = [Errno::NOSPC, Errno::IO, Errno::ROFS];
 
 pub(super) struct Worker {
     /// Which one of the round's.
@@ -91,8 +89,9 @@ impl Worker {
             }
             let Err(error) = done else { continue };
             let of_mount = seat.is_over(life) && may_be(&error, &OF_A_DEAD_MOUNT);
-            let was_in_disorder = disorder % 2 == 1 || round.world.disorder() != disorder;
-            let of_disk = was_in_disorder && may_be(&error, &OF_A_BAD_DISK);
+            let causes = disorder.causes_until(round.world.disorder());
+            let was_in_disorder = !causes.is_empty();
+            let of_disk = was_in_disorder && may_be(&error, causes);
             // Who ignores what close(2) says may read back less than it wrote, where it is written when it is closed.
             let is_excused = was_in_disorder && !self.workload.heeds_close() && seat.mode() != Mode::Direct;
             if (is_broken(&error) && !is_excused) || !(of_mount || of_disk) {
@@ -122,7 +121,7 @@ impl Worker {
         loop {
             let Some((life, mount)) = seat.wait_mounted() else { return false };
             let disorder = round.world.disorder();
-            if disorder % 2 == 1 {
+            if !disorder.is_none() {
                 thread::sleep(Duration::from_millis(10));
                 continue;
             }

@@ -37,15 +37,17 @@ pub(super) fn run(args: &CacheArgs) -> anyhow::Result<()> {
             Ok(())
         }
         CacheVerb::List => {
-            let mut files = Vec::new();
+            let mut files: Vec<Value> = Vec::new();
             loop {
-                let piece = ask(&mut caller, CacheCommand::List(files.len() as u64))?;
+                let after = files.last().and_then(|last| last["id"].as_u64()).unwrap_or(0);
+                let piece = ask(&mut caller, CacheCommand::List(after))?;
                 let Some(Value::Array(piece)) = piece.get("files").cloned() else { bail!("a strange answer") };
                 if piece.is_empty() {
                     break;
                 }
                 files.extend(piece);
             }
+            files.sort_by_key(|file| file["inode"].as_u64());
             if let Some(path) = &below {
                 let wanted: HashSet<u64> = regular_files(path)?.iter().map(|(inode, _)| *inode).collect();
                 files.retain(|file| file["inode"].as_u64().is_some_and(|inode| wanted.contains(&inode)));
@@ -249,6 +251,14 @@ fn listed(file: &Listed) -> Value {
     })
 }
 
+/// Some of a list, from behind a file's number on. Not from a place on: what is in the cache changes between two pieces.
+fn piece_after(mut all: Vec<Listed>, after: u64, len: usize) -> Vec<Listed> {
+    all.retain(|file| file.id > after);
+    all.sort_unstable_by_key(|file| file.id);
+    all.truncate(len);
+    all
+}
+
 fn verified(one: &Verified) -> Value {
     json!({
         "name": one.name.as_deref().map_or_else(|| json!(one.fid.to_string()), |name| shown_name(Some(name))),
@@ -275,10 +285,9 @@ async fn carry_out(vfs: &Vfs, command: CacheCommand) -> Result<Value, Error> {
             }
             status
         }
-        CacheCommand::List(from) => {
-            let all = vfs.cache_list().await?;
-            let piece = all.iter().skip(usize::try_from(from).unwrap_or(usize::MAX)).take(PIECE);
-            json!({ "files": piece.map(listed).collect::<Vec<_>>() })
+        CacheCommand::List(after) => {
+            let piece = piece_after(vfs.cache_list().await?, after, PIECE);
+            json!({ "files": piece.iter().map(listed).collect::<Vec<_>>() })
         }
         CacheCommand::VerifyAll => verify(vfs.cache_verify(None).await?),
         CacheCommand::Verify(inode) => verify(vfs.cache_verify(Some(inode)).await?),
@@ -305,4 +314,42 @@ async fn carry_out(vfs: &Vfs, command: CacheCommand) -> Result<Value, Error> {
             forgotten => forgotten.map(|()| json!({ "ok": true }))?,
         },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use larder_protocol::ids::{Fid, VolumeId};
+
+    use super::*;
+
+    #[test]
+    fn a_list_in_pieces_has_each_file_once_though_others_come_and_go() {
+        let file = |id: u64| Listed {
+            id,
+            // In the order of the list others are before it, or behind.
+            fid: Fid { volume: VolumeId(1), vnode: 1000 - id, generation: 1 },
+            name: None,
+            size: 0,
+            state: ListedState::Clean,
+            version: 1,
+            pinned: false,
+            open: false,
+            last_used: UNIX_EPOCH,
+        };
+        let (mut cache, mut seen) = (Vec::from_iter((1..=100).map(file)), Vec::new());
+        loop {
+            let piece = piece_after(cache.clone(), seen.last().copied().unwrap_or(0), 10);
+            if piece.is_empty() {
+                break;
+            }
+            seen.extend(piece.iter().map(|file| file.id));
+            // One that was seen goes, and one comes.
+            cache.retain(|file| file.id != seen[0] && file.id != seen[seen.len() - 1]);
+            if cache.len() > 50 {
+                cache.insert(0, file(1000 - cache.len() as u64));
+            }
+        }
+        assert!((1..=100).all(|id| seen.iter().filter(|seen| **seen == id).count() == 1), "{seen:?}");
+        assert!(seen.is_sorted() && seen.len() > 100);
+    }
 }

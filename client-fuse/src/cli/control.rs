@@ -46,7 +46,7 @@ pub(super) enum Command {
 pub(super) enum CacheCommand {
     /// How full is it?
     Status,
-    /// What is in it, from this place on?
+    /// What is in it, with larger numbers than this?
     List(u64),
     /// Is all of it as it was made?
     VerifyAll,

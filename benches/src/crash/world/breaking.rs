@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 
+use super::disorder::Kind;
 use super::{World, clock_file};
 use crate::lock;
 use crate::medium::{self, Failure};
@@ -166,11 +167,11 @@ impl World {
     pub(in crate::crash) fn fill_disk(&self, lasts: Duration) -> Result<()> {
         let path = lock(&self.medium).as_ref().context("the server's disk is none that can be full")?.path().to_owned();
         let hog = path.join("hog");
-        self.disorder.fetch_add(1, Ordering::SeqCst);
+        self.disorders.begin(Kind::Full);
         medium::fill(&hog)?;
         thread::sleep(lasts);
         fs::remove_file(hog)?;
-        self.disorder.fetch_add(1, Ordering::SeqCst);
+        self.disorders.end(Kind::Full);
         Ok(())
     }
 
@@ -178,13 +179,13 @@ impl World {
     pub(in crate::crash) fn fail_disk(&self, how: Failure, lasts: Duration) -> Result<()> {
         let (mut server, mut medium) = (lock(&self.server), lock(&self.medium));
         let medium = medium.as_mut().context("the server's disk is none that can fail")?;
-        self.disorder.fetch_add(1, Ordering::SeqCst);
+        self.disorders.begin(Kind::Failing);
         medium.fail(how)?;
         thread::sleep(lasts);
         server.abandon()?;
         medium.mend()?;
         server.restart()?;
-        self.disorder.fetch_add(1, Ordering::SeqCst);
+        self.disorders.end(Kind::Failing);
         Ok(())
     }
 

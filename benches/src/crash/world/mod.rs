@@ -1,6 +1,7 @@
 //! A server, the mounts of a round, and what is between and under them.
 
 mod breaking;
+mod disorder;
 mod seat;
 
 use std::fs;
@@ -12,6 +13,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
+pub use disorder::Disorder;
+use disorder::Disorders;
 pub use seat::Seat;
 
 use super::fault::Fault;
@@ -38,8 +41,8 @@ pub struct World {
     proxies: Vec<Proxy>,
     server: Mutex<Server>,
     medium: Mutex<Option<Medium>>,
-    /// Odd while the server's disk is out of order on purpose.
-    disorder: AtomicU64,
+    /// When the server's disk was out of order on purpose.
+    disorders: Disorders,
     /// Files that faults have made so far.
     victims: AtomicU64,
     /// Calendars can be set.
@@ -87,7 +90,7 @@ impl World {
             proxies,
             server: Mutex::new(server),
             medium: Mutex::new(medium),
-            disorder: AtomicU64::new(0),
+            disorders: Disorders::default(),
             victims: AtomicU64::new(0),
             is_dated,
             dir,
@@ -116,9 +119,9 @@ impl World {
         format!("victim-{}", self.victims.fetch_add(1, Ordering::SeqCst))
     }
 
-    /// Odd while the server's disk is out of order on purpose; differs if it was in between.
-    pub fn disorder(&self) -> u64 {
-        self.disorder.load(Ordering::SeqCst)
+    /// How the server's disk is out of order on purpose.
+    pub fn disorder(&self) -> Disorder {
+        self.disorders.now()
     }
 
     /// The processes there are, with what they are called. One that is being replaced is left out.
