@@ -35,7 +35,7 @@ pub struct Link {
     pub is_mute: bool,
     /// How long everything takes, each way.
     pub delay: Duration,
-    /// Bytes per second and connection, each way. 0: no limit.
+    /// Bytes per second of all connections together, each way. 0: no limit.
     pub rate: u64,
 }
 
@@ -57,6 +57,23 @@ struct State {
     /// Connections so far.
     connections: AtomicU64,
     open: Mutex<Vec<Arc<Connection>>>,
+    /// When the link has passed on what it was given, each way.
+    passed: [Mutex<Option<Instant>>; 2],
+}
+
+impl State {
+    /// Takes its turn on a link of this many bytes per second, and waits until `len` bytes have passed.
+    fn pass(&self, way: Way, len: usize, rate: u64) {
+        let until = {
+            let mut passed = lock(&self.passed[way as usize]);
+            let now = Instant::now();
+            let until =
+                passed.map_or(now, |passed| passed.max(now)) + Duration::from_secs_f64(len as f64 / rate as f64);
+            *passed = Some(until);
+            until
+        };
+        thread::sleep(until.saturating_duration_since(Instant::now()));
+    }
 }
 
 struct Connection {
@@ -91,6 +108,7 @@ impl Proxy {
             changed: Condvar::new(),
             connections: AtomicU64::new(0),
             open: Mutex::default(),
+            passed: Default::default(),
         });
         let ended = Arc::new(Mutex::new(false));
         let (shared, over) = (Arc::clone(&state), Arc::clone(&ended));
@@ -111,6 +129,7 @@ impl Proxy {
     /// What the network is like from now on.
     pub fn set(&self, link: Link) {
         *lock(&self.state.link) = link;
+        self.state.passed.iter().for_each(|passed| *lock(passed) = None);
         if link.is_mute {
             lock(&self.state.open).iter().for_each(|connection| *lock(&connection.is_mute) = true);
         }
@@ -279,7 +298,7 @@ fn pass_on(pipe: &Pipe, mut to: TcpStream, way: Way, connection: &Connection, st
         };
         thread::sleep((sent + link.delay).saturating_duration_since(Instant::now()));
         if link.rate > 0 {
-            thread::sleep(Duration::from_secs_f64(piece.len() as f64 / link.rate as f64));
+            state.pass(way, piece.len(), link.rate);
         }
         if way == Way::Down && *lock(&connection.is_mute) {
             continue;
@@ -315,6 +334,11 @@ mod tests {
     fn pair() -> Pair {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let proxy = Proxy::start(&listener.local_addr().unwrap().to_string()).unwrap();
+        let (client, server) = connection(&proxy, &listener);
+        Pair { proxy, client, server }
+    }
+
+    fn connection(proxy: &Proxy, listener: &TcpListener) -> (TcpStream, TcpStream) {
         let mut client = TcpStream::connect(proxy.address()).unwrap();
         let (mut server, _) = listener.accept().unwrap();
         for end in [&client, &server] {
@@ -327,7 +351,27 @@ mod tests {
         server.write_all(&byte).unwrap();
         client.read_exact(&mut byte).unwrap();
         assert_eq!(byte, *b"a");
-        Pair { proxy, client, server }
+        (client, server)
+    }
+
+    #[test]
+    fn connections_share_a_slow_link() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let proxy = Proxy::start(&listener.local_addr().unwrap().to_string()).unwrap();
+        let mut connections = [(); 3].map(|()| connection(&proxy, &listener));
+        proxy.set(Link { rate: 300_000, ..Link::default() });
+        let begin = Instant::now();
+        for (client, server) in &mut connections {
+            client.write_all(&[7; 30_000]).unwrap();
+            server.write_all(&[7; 30_000]).unwrap();
+        }
+        let mut got = vec![0; 30_000];
+        for (client, server) in &mut connections {
+            client.read_exact(&mut got).unwrap();
+            server.read_exact(&mut got).unwrap();
+        }
+        // Both directions beside each other.
+        assert!(begin.elapsed() >= Duration::from_millis(300), "{:?}", begin.elapsed());
     }
 
     #[test]
@@ -384,7 +428,7 @@ mod tests {
 
         let Pair { proxy, mut client, server } = pair();
         proxy.end(End::Reset);
-        assert!(matches!(client.read(&mut still), Ok(0) | Err(_)));
+        assert_eq!(client.read(&mut still).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
         drop(server);
     }
 }

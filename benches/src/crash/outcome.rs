@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::fault::Fault;
-use super::resources::Curve;
+use super::resources::{Curve, Thinned};
 use crate::mount::Mode;
 
 /// What a round does. The seed decides when what is done; the machine decides what meets it.
@@ -52,6 +52,8 @@ pub struct Strike {
     pub fault: Fault,
     /// When, and what was done.
     pub span: Span,
+    /// The failpoint at which a process was to die, and whether it did.
+    pub place: Option<(&'static str, bool)>,
     /// The longest step of a worker that met this fault more than any other.
     pub longest_wait: Duration,
     /// Workers that have looked since, and found what they were told.
@@ -64,7 +66,7 @@ impl Strike {
     /// One that begins.
     pub(super) fn new(fault: Fault, from: Duration) -> Strike {
         let span = Span { from, to: from, what: "under way".to_owned() };
-        Strike { fault, span, longest_wait: Duration::ZERO, looked: 0, recovered: None }
+        Strike { fault, span, place: None, longest_wait: Duration::ZERO, looked: 0, recovered: None }
     }
 
     /// From its end until all workers had looked.
@@ -89,6 +91,8 @@ pub struct Work {
     pub checks: u64,
     /// Steps that took long.
     pub pauses: Vec<Span>,
+    /// How many operations were acknowledged by when.
+    pub progress: Thinned<(Duration, u64)>,
 }
 
 /// What came of a round, or has come of it so far.

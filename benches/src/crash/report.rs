@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::fault::Fault;
 use super::outcome::{Finding, Outcome, Span, Strike, coarsen};
-use super::resources::{Curve, Sample};
+use super::resources::{Sample, Thinned};
 
 /// Spans of a kind that are written out of a round; of more, those that are close become one.
 const SPANS: usize = 1000;
@@ -45,8 +45,9 @@ fn few(spans: &[Span], took: Duration) -> Vec<Span> {
 }
 
 /// Each sample, or fewer.
-fn few_samples(curve: &Curve) -> impl Iterator<Item = &Sample> {
-    curve.samples.iter().step_by(curve.samples.len().div_ceil(SAMPLES).max(1))
+fn few_samples<T>(samples: &Thinned<T>) -> impl Iterator<Item = &T> {
+    let kept = samples.kept();
+    kept.iter().step_by(kept.len().div_ceil(SAMPLES).max(1))
 }
 
 fn spans(spans: &[Span], took: Duration) -> Value {
@@ -86,6 +87,15 @@ pub fn checked(outcomes: &[Outcome]) -> BTreeMap<String, u64> {
     checked
 }
 
+/// How often processes died at each failpoint, and how often they were to and did not come there in their time.
+pub fn places(outcomes: &[Outcome]) -> BTreeMap<&'static str, [u64; 2]> {
+    let mut places: BTreeMap<&str, [u64; 2]> = BTreeMap::new();
+    for (name, died) in outcomes.iter().flat_map(|outcome| &outcome.strikes).filter_map(|strike| strike.place) {
+        places.entry(name).or_default()[usize::from(!died)] += 1;
+    }
+    places
+}
+
 /// All of it.
 pub fn json(outcomes: &[Outcome]) -> Value {
     let sample = |sample: &Sample| json!({"memory": sample.memory, "files": sample.files, "at_us": micros(sample.at)});
@@ -94,6 +104,7 @@ pub fn json(outcomes: &[Outcome]) -> Value {
             json!({
                 "who": work.who, "steps": work.steps, "acknowledged": work.acknowledged, "failed": work.failed,
                 "checks": work.checks,
+                "progress": few_samples(&work.progress).map(|(at, count)| json!([micros(*at), count])).collect::<Vec<_>>(),
                 "pauses": spans(&work.pauses, outcome.took),
             })
         });
@@ -105,7 +116,7 @@ pub fn json(outcomes: &[Outcome]) -> Value {
             json!({
                 "who": curve.who, "most_memory": curve.most.memory, "most_files": curve.most.files,
                 "first": sample(&curve.first()), "last": sample(&curve.last()),
-                "samples": few_samples(curve).map(sample).collect::<Vec<_>>(),
+                "samples": few_samples(&curve.samples).map(sample).collect::<Vec<_>>(),
             })
         });
         let depots = outcome.depots.iter();
@@ -126,11 +137,15 @@ pub fn json(outcomes: &[Outcome]) -> Value {
             "longest_wait_us": micros(row.wait), "longest_recovery_us": row.recovery.map(micros),
         })
     });
+    let failpoints: BTreeMap<_, _> = places(outcomes)
+        .into_iter()
+        .map(|(name, [died, missed])| (name, json!({"died": died, "did_not_come": missed})))
+        .collect();
     let findings: usize = outcomes.iter().map(|outcome| outcome.findings.len()).sum();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "verdict": if findings == 0 { "every promise was kept" } else { "promises were broken" },
-        "checked": checked(outcomes), "table": rows.collect::<Vec<_>>(),
+        "checked": checked(outcomes), "failpoints": failpoints, "table": rows.collect::<Vec<_>>(),
         "rounds": outcomes.iter().map(round).collect::<Vec<_>>(),
     })
 }

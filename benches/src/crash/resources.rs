@@ -11,7 +11,11 @@ use std::os::unix::fs::MetadataExt;
 pub const MORE_FILES: u64 = 24;
 /// Bytes of memory that a process may have at the end beyond what it had at first: what caches and allocators keep.
 pub const MORE_MEMORY: u64 = 192 << 20;
-/// Samples of a process until only every other one is kept.
+/// When a process that lives long has all that it needs for its work: what it has more at the end has grown.
+pub const SETTLED: Duration = Duration::from_secs(300);
+/// Bytes of memory by which a process may grow after that.
+pub const GROWTH: u64 = 32 << 20;
+/// Samples until only every other one is kept.
 const SAMPLES: usize = 512;
 
 /// What a process uses at a time.
@@ -35,30 +39,81 @@ impl Sample {
     }
 }
 
+/// Samples over time, the first one among them: of many every other one, or fewer.
+#[derive(Clone, Debug)]
+pub struct Thinned<T> {
+    kept: Vec<T>,
+    /// Of so many one is kept.
+    step: usize,
+    skipped: usize,
+}
+
+impl<T> Default for Thinned<T> {
+    fn default() -> Thinned<T> {
+        Thinned { kept: Vec::new(), step: 1, skipped: 0 }
+    }
+}
+
+impl<T> Thinned<T> {
+    /// Adds one.
+    pub fn add(&mut self, sample: T) {
+        self.skipped += 1;
+        if self.skipped < self.step && !self.kept.is_empty() {
+            return;
+        }
+        self.skipped = 0;
+        self.kept.push(sample);
+        if self.kept.len() > SAMPLES {
+            let mut index = 0;
+            self.kept.retain(|_| {
+                index += 1;
+                index % 2 == 1
+            });
+            self.step *= 2;
+        }
+    }
+
+    /// Those that are kept.
+    pub fn kept(&self) -> &[T] {
+        &self.kept
+    }
+}
+
+/// One process after the other in a place.
+#[derive(Clone, Copy, Debug)]
+struct Life {
+    process: u32,
+    began: Duration,
+    /// What it used when it had what it needs.
+    settled: Option<Sample>,
+}
+
 /// What the processes in one place use over time.
 #[derive(Clone, Debug)]
 pub struct Curve {
     /// Which process.
     pub who: String,
-    /// All of the round, with the first one and the last one.
-    pub samples: Vec<Sample>,
+    /// All of the round.
+    pub samples: Thinned<Sample>,
     /// The most there ever was of each.
     pub most: Sample,
-    /// Of so many samples one is kept.
-    step: usize,
-    skipped: usize,
+    first: Sample,
     last: Sample,
+    life: Life,
 }
 
 impl Curve {
-    /// A curve that begins with this.
-    pub fn new(who: String, first: Sample) -> Curve {
-        Curve { who, samples: vec![first], most: first, step: 1, skipped: 0, last: first }
+    /// A curve that begins with this process.
+    pub fn new(who: String, process: u32, first: Sample) -> Curve {
+        let life = Life { process, began: first.at, settled: None };
+        let mut samples = Thinned::default();
+        samples.add(first);
+        Curve { who, samples, most: first, first, last: first, life }
     }
 
     /// What there was first.
     pub fn first(&self) -> Sample {
-        self.samples[0]
+        self.first
     }
 
     /// What there was last.
@@ -66,25 +121,18 @@ impl Curve {
         self.last
     }
 
-    /// Adds a sample.
-    pub fn add(&mut self, sample: Sample) {
+    /// Adds what the process in this place uses by now.
+    pub fn add(&mut self, process: u32, sample: Sample) {
+        if process != self.life.process {
+            self.life = Life { process, began: sample.at, settled: None };
+        }
+        if sample.at.saturating_sub(self.life.began) >= SETTLED {
+            self.life.settled.get_or_insert(sample);
+        }
         self.most.memory = self.most.memory.max(sample.memory);
         self.most.files = self.most.files.max(sample.files);
         self.last = sample;
-        self.skipped += 1;
-        if self.skipped < self.step {
-            return;
-        }
-        self.skipped = 0;
-        self.samples.push(sample);
-        if self.samples.len() > SAMPLES {
-            let mut index = 0;
-            self.samples.retain(|_| {
-                index += 1;
-                index % 2 == 1
-            });
-            self.step *= 2;
-        }
+        self.samples.add(sample);
     }
 
     /// What there is too much of at the end.
@@ -96,7 +144,12 @@ impl Curve {
         if last.memory > first.memory + MORE_MEMORY {
             return Some(format!("{} MiB of memory, where it had {}", last.memory >> 20, first.memory >> 20));
         }
-        None
+        let settled = self.life.settled?;
+        let grown = last.memory.saturating_sub(settled.memory);
+        (grown > GROWTH).then(|| {
+            let (mib, after, time) = (last.memory >> 20, settled.memory >> 20, last.at - settled.at);
+            format!("{mib} MiB of memory, and had {after} at work {time:.0?} ago")
+        })
     }
 }
 
@@ -156,9 +209,10 @@ mod tests {
     #[test]
     fn a_long_curve_stays_short_and_keeps_its_ends_and_its_most() {
         let sample = |n: u64| Sample { at: Duration::from_secs(n), memory: n << 20, files: 10 };
-        let mut curve = Curve::new("server".to_owned(), sample(0));
-        (1..100_000).for_each(|n| curve.add(sample(n % 50_000)));
-        assert!(curve.samples.len() <= SAMPLES);
+        let mut curve = Curve::new("server".to_owned(), 1, sample(0));
+        (1..100_000).for_each(|n| curve.add(1, sample(n % 50_000)));
+        let kept = curve.samples.kept();
+        assert!((SAMPLES / 2..=SAMPLES).contains(&kept.len()) && kept[0] == sample(0));
         assert_eq!((curve.first(), curve.last(), curve.most.memory), (sample(0), sample(49_999), 49_999 << 20));
     }
 
@@ -166,14 +220,30 @@ mod tests {
     fn what_is_left_behind_is_noticed() {
         let first = Sample { at: Duration::ZERO, memory: 50 << 20, files: 30 };
         let excess = |memory, files| {
-            let mut curve = Curve::new("server".to_owned(), first);
+            let mut curve = Curve::new("server".to_owned(), 1, first);
             // What was used meanwhile does not matter.
-            curve.add(Sample { at: Duration::ZERO, memory: 4 << 30, files: 4000 });
-            curve.add(Sample { at: Duration::ZERO, memory, files });
+            curve.add(1, Sample { at: Duration::ZERO, memory: 4 << 30, files: 4000 });
+            curve.add(1, Sample { at: Duration::ZERO, memory, files });
             curve.excess()
         };
         assert_eq!(excess(first.memory + MORE_MEMORY, first.files + MORE_FILES), None);
         assert!(excess(first.memory + MORE_MEMORY + 1, first.files).is_some());
         assert!(excess(first.memory, first.files + MORE_FILES + 1).is_some());
+    }
+
+    #[test]
+    fn a_process_that_lives_long_may_not_grow() {
+        let sample = |at: Duration, memory| Sample { at, memory, files: 10 };
+        let excess = |ends_as, grown| {
+            let first = 30 << 20;
+            let mut curve = Curve::new("server".to_owned(), 1, sample(Duration::ZERO, first));
+            curve.add(1, sample(SETTLED, first * 2));
+            curve.add(1, sample(SETTLED * 2, first * 3));
+            curve.add(ends_as, sample(SETTLED * 4, first * 2 + grown));
+            curve.excess()
+        };
+        assert_eq!(excess(1, GROWTH), None);
+        assert!(excess(1, GROWTH + 1).is_some_and(|what| what.contains("900s ago")));
+        assert_eq!(excess(2, GROWTH + 1), None, "another process begins anew");
     }
 }

@@ -14,10 +14,11 @@ use rand::rngs::SmallRng;
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{Rng, SeedableRng};
 
+use super::fault::Struck;
 use super::outcome::{Depot, Finding, Outcome, Plan, Span, Strike, Work, credit};
-use super::resources::{Curve, Sample, descriptors, size};
+use super::resources::{Curve, Sample, Thinned, descriptors, size};
 use super::watchdog::Watchdog;
-use super::worker::{Worker, last_lines};
+use super::worker::{STUCK, Worker, last_lines};
 use super::workload::{Common, of_seat};
 use super::world::World;
 use crate::lock;
@@ -29,6 +30,8 @@ const FILES: usize = 60;
 const REST_MS: (u64, u64) = (200, 900);
 /// How long a worker may take to end its step once nothing is broken any more.
 const PATIENCE: Duration = Duration::from_secs(180);
+/// How long it may take to end it when no mount is left.
+const GIVEN_UP: Duration = Duration::from_secs(120);
 /// How long one strike, one check or the end may take.
 const OVERDUE: Duration = Duration::from_secs(300);
 /// How often the outcome so far is told.
@@ -49,6 +52,8 @@ pub(super) struct Round {
     pub(super) strikes_done: AtomicU64,
     /// In the order of the workers.
     pub(super) work: Vec<Mutex<Work>>,
+    /// Since when each of them is in its step, or looks.
+    pub(super) steps: Vec<Mutex<Option<Duration>>>,
     plan: Plan,
     findings: Mutex<Vec<Finding>>,
     strikes: Mutex<Vec<Strike>>,
@@ -91,13 +96,28 @@ impl Round {
         lock(&self.findings).is_empty()
     }
 
+    /// Notes what processes use, and how far workers are; and tells of one that does not get on.
     fn sample(&self) {
+        let now = self.begin.elapsed();
+        for (work, step) in self.work.iter().zip(&self.steps) {
+            let (who, since) = {
+                let mut work = lock(work);
+                let acknowledged = work.acknowledged;
+                work.progress.add((now, acknowledged));
+                (work.who.clone(), *lock(step))
+            };
+            if let Some(since) = since.filter(|since| now.saturating_sub(*since) > STUCK + STUCK / 4) {
+                // Once: the round ends with it.
+                *lock(step) = None;
+                self.found(&who, format!("it is still waiting after {:.1?}", now - since));
+            }
+        }
         for (who, process) in self.world.processes() {
             let Some(sample) = Sample::of(process, self.begin.elapsed()) else { continue };
             let mut curves = lock(&self.resources);
             match curves.iter_mut().find(|curve| curve.who == who) {
-                Some(curve) => curve.add(sample),
-                None => curves.push(Curve::new(who, sample)),
+                Some(curve) => curve.add(process, sample),
+                None => curves.push(Curve::new(who, process, sample)),
             }
         }
     }
@@ -150,7 +170,15 @@ pub fn run(plan: &Plan, progress: &mut dyn FnMut(&Outcome)) -> Result<Outcome> {
             let dir = format!("seat{number}-{place}");
             let (_, mount) = seat.wait_mounted().context("the mount is gone before it was used")?;
             fs::create_dir(mount.join(&dir))?;
-            let mine = Work { who: who.clone(), steps: 0, acknowledged: 0, failed: 0, checks: 0, pauses: Vec::new() };
+            let mine = Work {
+                who: who.clone(),
+                steps: 0,
+                acknowledged: 0,
+                failed: 0,
+                checks: 0,
+                pauses: Vec::new(),
+                progress: Thinned::default(),
+            };
             let random = SmallRng::seed_from_u64(random.random());
             workers.push(Worker { number: work.len(), who, seat: number, dir, workload, random });
             work.push(Mutex::new(mine));
@@ -161,6 +189,7 @@ pub fn run(plan: &Plan, progress: &mut dyn FnMut(&Outcome)) -> Result<Outcome> {
         begin: Instant::now(),
         is_over: AtomicBool::new(false),
         strikes_done: AtomicU64::new(0),
+        steps: work.iter().map(|_| Mutex::default()).collect(),
         work,
         plan: plan.clone(),
         findings: Mutex::default(),
@@ -200,6 +229,16 @@ pub fn run(plan: &Plan, progress: &mut dyn FnMut(&Outcome)) -> Result<Outcome> {
         let logs: Vec<String> = round.world.seats.iter().map(|seat| last_lines(&seat.log())).collect();
         round.found("the round", format!("workers wait, {PATIENCE:?} after all was mended: {logs:?}"));
         round.world.give_up();
+        // What is known by now is not lost, whatever becomes of them.
+        progress(&round.outcome());
+        let given_up = Instant::now();
+        while threads.iter().any(|thread| !thread.is_finished()) && given_up.elapsed() < GIVEN_UP {
+            thread::sleep(Duration::from_millis(5));
+        }
+        if threads.iter().any(|thread| !thread.is_finished()) {
+            round.found("the round", format!("workers wait, {GIVEN_UP:?} after all mounts were taken down"));
+            return Ok(round.outcome());
+        }
     }
     let all = threads.len();
     let workers: Vec<Worker> = threads.into_iter().filter_map(|thread| thread.join().ok()).collect();
@@ -233,15 +272,12 @@ fn strike(round: &Round, watchdog: &Watchdog, random: &mut SmallRng, progress: &
         let done = round.watched(watchdog, &fault.name(), || fault.strike(&round.world, random));
         let to = round.begin.elapsed();
         let is_lost = done.is_err();
-        let what = match done {
-            Ok(what) => what,
-            Err(error) => {
-                round.found("the fault", format!("{}: {error:#}", fault.name()));
-                "failed".to_owned()
-            }
-        };
+        let Struck { what, place } = done.unwrap_or_else(|error| {
+            round.found("the fault", format!("{}: {error:#}", fault.name()));
+            Struck { what: "failed".to_owned(), place: None }
+        });
         if let Some(strike) = lock(&round.strikes).last_mut() {
-            strike.span = Span { from, to, what };
+            (strike.span, strike.place) = (Span { from, to, what }, place);
         }
         round.strikes_done.fetch_add(1, Ordering::SeqCst);
         if is_lost {

@@ -56,6 +56,17 @@ impl Worker {
         round.credit(from, to);
     }
 
+    fn begins(&self, round: &Round) -> Duration {
+        let now = round.begin.elapsed();
+        *lock(&round.steps[self.number]) = Some(now);
+        now
+    }
+
+    fn ends(&self, round: &Round) -> Duration {
+        *lock(&round.steps[self.number]) = None;
+        round.begin.elapsed()
+    }
+
     /// Works until the round is over, or something is wrong.
     pub(super) fn run(&mut self, round: &Round) {
         let (mut struck, mut before) = (0, round.world.disorder());
@@ -73,9 +84,9 @@ impl Worker {
             let Some((life, mount)) = seat.wait_mounted() else { return };
             // Since the step before this one: a program may be told late, or find what it failed to remove.
             let disorder = std::mem::replace(&mut before, round.world.disorder());
-            let from = round.begin.elapsed();
+            let from = self.begins(round);
             let done = self.workload.step(&mount.join(&self.dir), &mut self.random);
-            let to = round.begin.elapsed();
+            let to = self.ends(round);
             let acknowledged = self.workload.acknowledged();
             self.noted(round, |work| {
                 work.steps += 1;
@@ -125,9 +136,9 @@ impl Worker {
                 thread::sleep(Duration::from_millis(10));
                 continue;
             }
-            let from = round.begin.elapsed();
+            let from = self.begins(round);
             let looked = look(&mut *self.workload, &mount.join(&self.dir));
-            let to = round.begin.elapsed();
+            let to = self.ends(round);
             self.noted(round, |work| work.checks += 1);
             self.took(round, from, to, "looked");
             if to - from > STUCK {

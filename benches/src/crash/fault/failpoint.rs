@@ -9,6 +9,7 @@ use rand::Rng;
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 
+use super::Struck;
 use crate::crash::world::World;
 use crate::mount::Mode;
 
@@ -18,7 +19,7 @@ const PASSES: u32 = 30;
 const LIVES: Duration = Duration::from_millis(1500);
 
 /// Lets the server die, or the client of a seat if it caches on disk.
-pub(super) fn strike(world: &World, seat: usize, random: &mut SmallRng) -> Result<String> {
+pub(super) fn strike(world: &World, seat: usize, random: &mut SmallRng) -> Result<Struck> {
     let is_client = world.seats[seat].mode() == Mode::Afs && random.random_bool(0.4);
     // Some places are passed once in a life.
     let passes = if random.random_bool(0.3) { 0 } else { random.random_range(0..PASSES) };
@@ -31,5 +32,5 @@ pub(super) fn strike(world: &World, seat: usize, random: &mut SmallRng) -> Resul
         ("the server".to_owned(), name, world.doom_server(&failpoints(name), LIVES)?)
     };
     let how = if died { "died" } else { "was killed, for it did not come" };
-    Ok(format!("{who} {how} at {name} after {passes} passes"))
+    Ok(Struck { what: format!("{who} {how} at {name} after {passes} passes"), place: Some((name, died)) })
 }

@@ -104,7 +104,7 @@ impl Fault {
     ///
     /// # Errors
     /// If what is broken does not come back, or is not refused that should be.
-    pub fn strike(self, world: &World, random: &mut SmallRng) -> Result<String> {
+    pub(super) fn strike(self, world: &World, random: &mut SmallRng) -> Result<Struck> {
         let lasts = Duration::from_millis(random.random_range(LASTS.0..LASTS.1));
         let longer_than_a_lease = world.lease() + world.lease() / 2 + lasts;
         let seats: Vec<usize> = (0..world.seats.len()).filter(|seat| self.is_of(world.seats[*seat].mode())).collect();
@@ -117,7 +117,7 @@ impl Fault {
             some = (0..world.seats.len()).collect();
         }
         let whom = format!("seats {some:?}");
-        Ok(match self {
+        let what = match self {
             Fault::ServerKill => {
                 world.kill_server(|_| {
                     std::thread::sleep(lasts / 4);
@@ -186,7 +186,7 @@ impl Fault {
                 format!("the disk failed ({how:?}) for {lasts:.1?} and was mended")
             }
             Fault::TornJournal => torn::strike(world, seat, random)?,
-            Fault::Failpoint => failpoint::strike(world, seat, random)?,
+            Fault::Failpoint => return failpoint::strike(world, seat, random),
             Fault::WallClock => {
                 let who = (random.random_bool(0.5)).then_some(seat);
                 let days = [-1, 1][random.random_range(0..2)];
@@ -210,6 +210,15 @@ impl Fault {
                 ensure!(!refused.is_empty(), "a second server or client was not refused");
                 format!("a second one was refused: {refused}")
             }
-        })
+        };
+        Ok(Struck { what, place: None })
     }
+}
+
+/// What was broken.
+pub(super) struct Struck {
+    /// What was done.
+    pub(super) what: String,
+    /// The failpoint at which a process was to die, and whether it did.
+    pub(super) place: Option<(&'static str, bool)>,
 }

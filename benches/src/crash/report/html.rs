@@ -3,9 +3,9 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use super::{checked, faults, few_samples, modes, recoveries, strikes, table};
-use crate::crash::outcome::{Outcome, Span, coarsen};
-use crate::crash::resources::{Curve, MORE_FILES, MORE_MEMORY};
+use super::{checked, faults, few_samples, modes, places, recoveries, strikes, table};
+use crate::crash::outcome::{Outcome, Span, Work, coarsen};
+use crate::crash::resources::{Curve, GROWTH, MORE_FILES, MORE_MEMORY, SETTLED};
 
 /// Pixels for the names of lanes, and for their time.
 const NAMES: f64 = 230.0;
@@ -27,7 +27,7 @@ th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: l
 .bad { color: var(--bad) } .good { color: var(--good) } .soft { color: var(--soft) }
 details { border-top: 1px solid var(--line); padding: .4rem 0 } summary { cursor: pointer }
 svg text { font: 11px system-ui, sans-serif; fill: var(--ink) }
-svg polyline { fill: none; stroke: var(--wait) } svg .lane { stroke: var(--line) } svg .fault { fill: var(--fault) } svg .wait { fill: var(--wait) }
+svg polyline { fill: none; stroke: var(--wait) } svg .rate { stroke: var(--soft) } svg .lane { stroke: var(--line) } svg .fault { fill: var(--fault) } svg .wait { fill: var(--wait) }
 svg .back { fill: var(--good) }
 svg .finding { stroke: var(--bad); stroke-width: 2 } svg .shade { fill: var(--fault); opacity: .12 }
 @media print { details { break-inside: avoid } }
@@ -79,6 +79,16 @@ pub(super) fn page(outcomes: &[Outcome]) -> String {
     page.push_str("</table></div><h2>What was checked</h2><div class=wide><table><tr><th>what<th>times</tr>");
     for (what, times) in checked(outcomes) {
         let _ = write!(page, "<tr><td>{what}<td>{times}</tr>");
+    }
+    let places = places(outcomes);
+    if !places.is_empty() {
+        page.push_str(
+            "</table></div><h2>Failpoints</h2><div class=wide><table><tr><th>place<th>processes died there<th>did not \
+             come there in their time</tr>",
+        );
+        for (name, [died, missed]) in places {
+            let _ = write!(page, "<tr><td>{name}<td>{died}<td>{missed}</tr>");
+        }
     }
     page.push_str("</table></div><h2>Rounds</h2>");
     outcomes.iter().for_each(|outcome| round(&mut page, outcome));
@@ -150,6 +160,13 @@ fn timeline(page: &mut String, outcome: &Outcome) {
         let (lane, y) = (number + 1, LANE * (number as f64 + 1.5));
         name(page, lane, &format!("{} ({})", work.who, work.acknowledged));
         let _ = write!(page, "<line class=lane x1={NAMES} x2={} y1='{y:.1}' y2='{y:.1}' />", NAMES + TIME);
+        let most = rates(work).map(|(_, rate)| rate).fold(0.001, f64::max);
+        page.push_str("<polyline class=rate points='");
+        for (time, rate) in rates(work) {
+            let _ =
+                write!(page, "{:.1},{:.1} ", at(time), LANE * (lane as f64 + 1.0) - 1.0 - (LANE - 3.0) * rate / most);
+        }
+        let _ = write!(page, "'><title>up to {most:.0} operations a second</title></polyline>");
         for pause in &coarsen(&work.pauses, grain) {
             bar(page, pause, "wait", LANE * lane as f64 + 4.0, LANE - 8.0);
         }
@@ -162,10 +179,19 @@ fn timeline(page: &mut String, outcome: &Outcome) {
     let _ = write!(
         page,
         "<text x={NAMES} y={y}>0</text><text x={} y={y} text-anchor=end>{}</text></svg></div>\
-         <p class=soft>Orange: what broke. Green: until all programs had looked and found what they were told. Blue: steps of more than 100 ms. In brackets: operations acknowledged.</p>",
+         <p class=soft>Orange: what broke. Green: until all programs had looked and found what they were told. Blue: steps of more than 100 ms. Grey: operations acknowledged a second, each lane to its own measure; in brackets all of them.</p>",
         NAMES + TIME,
         seconds(outcome.took)
     );
+}
+
+/// Operations a second at each time.
+fn rates(work: &Work) -> impl Iterator<Item = (Duration, f64)> {
+    let samples: Vec<_> = few_samples(&work.progress).copied().collect();
+    (1..samples.len()).map(move |index| {
+        let ((from, before), (to, now)) = (samples[index - 1], samples[index]);
+        (to, now.saturating_sub(before) as f64 / (to.saturating_sub(from)).as_secs_f64().max(0.001))
+    })
 }
 
 fn mib(bytes: u64) -> String {
@@ -207,8 +233,11 @@ fn resources(page: &mut String, outcome: &Outcome) {
     }
     let _ = write!(
         page,
-        "<p class=soft>At the end a process may have {MORE_FILES} descriptors and {} more than at first.</p>",
-        mib(MORE_MEMORY)
+        "<p class=soft>At the end a process may have {MORE_FILES} descriptors and {} more than at first, and {} more than \
+         it had at work {} s after it began.</p>",
+        mib(MORE_MEMORY),
+        mib(GROWTH),
+        SETTLED.as_secs()
     );
 }
 
@@ -219,7 +248,7 @@ fn spark(page: &mut String, curve: &Curve) {
         page,
         "<svg width=120 height=20 viewBox='0 0 120 20' role=img aria-label='memory over time'><polyline points='"
     );
-    for sample in few_samples(curve) {
+    for sample in few_samples(&curve.samples) {
         let (x, y) = (120.0 * sample.at.as_secs_f64() / total, 19.0 - 18.0 * sample.memory as f64 / most);
         let _ = write!(page, "{x:.1},{y:.1} ");
     }
