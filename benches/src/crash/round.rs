@@ -308,6 +308,8 @@ fn judge(round: &Round, watchdog: &Watchdog, mut workers: Vec<Worker>) {
     if let Err(error) = judged {
         round.found("the judge", format!("{error:#}"));
     }
+    // They may keep files open.
+    drop(workers);
     if round.is_sound() {
         round.watched(watchdog, "to remove everything", || empty(round));
     }

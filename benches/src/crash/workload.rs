@@ -7,6 +7,7 @@
 mod append;
 mod fsx;
 mod git;
+pub mod holding;
 mod names;
 mod poll;
 mod register;
@@ -115,6 +116,7 @@ pub fn of_seat(seat: usize, modes: &[Mode], turn: usize, common: &Common) -> Vec
         Box::new(of(&common.large)),
         Box::new(poll),
         Box::new(fsx::Fsx::new(&common.dir.join(format!("seat{seat}")))),
+        Box::new(holding::Holding::new(&common.dir.join(format!("seat{seat}")))),
     ];
     let programs: [Box<dyn Workload>; 3] = [
         Box::new(sqlite::Sqlite::default()),

@@ -1,0 +1,129 @@
+//! A server that dies at any place of its code that matters, under programs on mounts of every mode: they wait, and all
+//! that they did is there once, as if nothing had been.
+#![allow(clippy::unwrap_used, reason = "a failed call fails the test")]
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use larder_benches::mount::{Mode, Mount};
+use larder_benches::process::{run, scratch};
+use larder_benches::server::Server;
+use larder_benches::size::Size;
+use larder_server::failpoint::Failpoint;
+
+/// How soon the server comes to each place, with all that is done.
+const WITHIN: Duration = Duration::from_secs(30);
+/// A file that one program changes and the others read.
+const SHARED: &str = "shared";
+
+fn bytes(len: usize, seed: usize) -> Vec<u8> {
+    (0..len).map(|at| (at / 253 + at * 7 + seed * 31) as u8).collect()
+}
+
+/// Does all that a server does at its places, each operation in a way that fails when it is done twice.
+fn work(dir: &Path, round: usize) {
+    let at = |name: &str| dir.join(format!("{name}-{round}"));
+    fs::create_dir(at("directory")).unwrap();
+    let small = at("directory").join("small");
+    let mut file = File::create_new(&small).unwrap();
+    file.write_all(&bytes(300, round)).unwrap();
+    drop(file);
+    // Contents that move out of the metadata.
+    let file = OpenOptions::new().write(true).open(&small).unwrap();
+    file.write_all_at(&bytes(40_000, round + 1), 200).unwrap();
+    file.sync_all().unwrap();
+    file.set_len(1_000 + round as u64).unwrap();
+    drop(file);
+    for piece in 0..3 {
+        let mut log = OpenOptions::new().append(true).create(true).open(at("log")).unwrap();
+        log.write_all(format!("{round} {piece}\n").as_bytes()).unwrap();
+    }
+    // More than a piece of a store.
+    fs::write(at("large"), bytes((2 << 20) + 17, round)).unwrap();
+    fs::hard_link(at("large"), at("linked")).unwrap();
+    fs::rename(at("log"), at("renamed")).unwrap();
+    if round > 0 {
+        // Replaced, and removed with contents of their own.
+        let before = |name: &str| dir.join(format!("{name}-{}", round - 1));
+        fs::rename(before("large"), before("linked")).unwrap();
+        fs::write(before("linked"), bytes(70_000, round)).unwrap();
+        fs::remove_file(before("renamed")).unwrap();
+    }
+    if round > 1 {
+        fs::remove_file(dir.join(format!("linked-{}", round - 2))).unwrap();
+        fs::remove_dir_all(dir.join(format!("directory-{}", round - 2))).unwrap();
+    }
+}
+
+fn same(dir: &Path, mirror: &Path) {
+    run(Command::new("diff").arg("-r").arg(dir).arg(mirror)).unwrap();
+}
+
+#[test]
+fn a_server_that_dies_anywhere_leaves_nothing_half_done() {
+    // Passed at each start, and after some time.
+    let passes = Size::get().pick(1, 2, 4);
+    for (number, point) in Failpoint::ALL.into_iter().enumerate() {
+        let dir = scratch().unwrap();
+        let durability = ["power", "process"][number % 2];
+        let mut server = Server::start(dir.path(), durability).unwrap();
+        let mounts = Mode::ALL.map(|mode| Mount::new(dir.path(), mode.name(), &server, mode, "hard").unwrap());
+        let mirrors = Mode::ALL.map(|mode| dir.path().join(format!("{}-mirror", mode.name())));
+        fs::write(mounts[0].at(SHARED), "0").unwrap();
+        for (mount, mirror) in mounts.iter().zip(&mirrors) {
+            fs::create_dir(mount.at(mount.mode().name())).unwrap();
+            fs::create_dir(mirror).unwrap();
+        }
+        let is_over = AtomicBool::new(false);
+        let is_over = &is_over;
+        let died: Vec<bool> = thread::scope(|scope| {
+            for (number, (mount, mirror)) in mounts.iter().zip(&mirrors).enumerate() {
+                scope.spawn(move || {
+                    let dir = mount.at(mount.mode().name());
+                    for round in 0.. {
+                        work(&dir, round);
+                        work(mirror, round);
+                        if number == 0 {
+                            fs::write(mount.at(SHARED), round.to_string()).unwrap();
+                        } else {
+                            fs::read(mount.at(SHARED)).unwrap();
+                        }
+                        // After the last death, too.
+                        if is_over.load(Ordering::SeqCst) {
+                            return;
+                        }
+                    }
+                });
+            }
+            let died = (0..passes)
+                .map(|pass| {
+                    server.kill().unwrap();
+                    let is_of_start = matches!(point, Failpoint::Recovering | Failpoint::Recovered);
+                    let after = if is_of_start { 0 } else { pass * 5 };
+                    let died = server.restart_to_die(&format!("{}={after}*off->return", point.name()), WITHIN).unwrap();
+                    server.restart().unwrap();
+                    died
+                })
+                .collect();
+            is_over.store(true, Ordering::SeqCst);
+            died
+        });
+        assert!(died.iter().all(|died| *died), "{}: it was not passed: {died:?}", point.name());
+        let other = Mount::new(dir.path(), "other", &server, Mode::Direct, "").unwrap();
+        for (mount, mirror) in mounts.iter().zip(&mirrors) {
+            let name = mount.mode().name();
+            same(&mount.at(name), mirror);
+            same(&other.at(name), mirror);
+        }
+        other.close(false).unwrap();
+        mounts.into_iter().for_each(|mount| mount.close(false).unwrap());
+        server.check().unwrap();
+        println!("{}: died {passes} times, {durability}", point.name());
+    }
+}
