@@ -26,9 +26,20 @@ fn bytes(len: usize, seed: usize) -> Vec<u8> {
     (0..len).map(|at| (at / 253 + at * 7 + seed * 31) as u8).collect()
 }
 
+/// Files that are changed in turns, so that each is left alone until its checksums are stored.
+const SETTLED: usize = 10;
+
 /// Does all that a server does at its places, each operation in a way that fails when it is done twice.
 fn work(dir: &Path, round: usize) {
     let at = |name: &str| dir.join(format!("{name}-{round}"));
+    if round == 0 {
+        (0..SETTLED)
+            .for_each(|number| fs::write(dir.join(format!("settled-{number}")), bytes(50_000, number)).unwrap());
+    }
+    let settled = OpenOptions::new().write(true).open(dir.join(format!("settled-{}", round % SETTLED))).unwrap();
+    settled.write_all_at(&bytes(300, round), 20_000 + round as u64).unwrap();
+    settled.sync_all().unwrap();
+    drop(settled);
     fs::create_dir(at("directory")).unwrap();
     let small = at("directory").join("small");
     let mut file = File::create_new(&small).unwrap();

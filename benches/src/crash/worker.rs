@@ -20,6 +20,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// No step takes so long, but one that waits for what never comes. A step of a program has hundreds of operations.
 pub(super) const STUCK: Duration = Duration::from_secs(120);
+/// When it is looked again at what is wrong.
+const LATER: Duration = Duration::from_secs(1);
 /// What calls on a mount come to whose client is gone; the last one where it is not mounted any more, or not yet.
 const OF_A_DEAD_MOUNT: [Errno; 4] = [Errno::NOTCONN, Errno::CONNABORTED, Errno::IO, Errno::NOENT];
 
@@ -106,9 +108,13 @@ impl Worker {
             // Who ignores what close(2) says may read back less than it wrote, where it is written when it is closed.
             let is_excused = was_in_disorder && !self.workload.heeds_close() && seat.mode() != Mode::Direct;
             if (is_broken(&error) && !is_excused) || !(of_mount || of_disk) {
-                // What is there tells whether an operation was lost, done twice, or refused for nothing.
+                // What is there tells whether an operation was lost, done twice, or refused for nothing; and what is there
+                // a little later, whether it was only late.
+                let log = last_lines(&seat.log());
                 let there = self.workload.check(&mount.join(&self.dir));
-                round.found(&self.who, format!("{error}; then: {there:?}; {}", last_lines(&seat.log())));
+                thread::sleep(LATER);
+                let later = self.workload.check(&mount.join(&self.dir));
+                round.found(&self.who, format!("{error}; then: {there:?}; after {LATER:?}: {later:?}; {log}"));
                 return;
             }
             if !self.look(round, |workload, dir| workload.settle(dir)) {
