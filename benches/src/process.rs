@@ -227,3 +227,51 @@ pub fn run(command: &mut Command) -> Result<Output> {
     }
     Ok(output)
 }
+
+/// From now on this thread has a table of open files of its own, with standard input, output and error only. A process that
+/// is started has a copy of all files that the starting thread can see, until it has closed them; and closing one of a
+/// mount waits for the server, which is what is being started. Nor may this thread keep a copy of a pipe by which another
+/// one just starts a process: who reads it would wait for its end for as long as this thread lives.
+///
+/// For a thread that neither uses nor closes what another one has opened, from here on.
+///
+/// # Errors
+/// What the system says.
+pub fn have_own_files() -> io::Result<()> {
+    let first = libc::STDERR_FILENO as libc::c_uint + 1;
+    // SAFETY: what others have opened they keep; here it is not used any more, which is what the caller answers for.
+    let done = unsafe { libc::close_range(first, libc::c_uint::MAX, libc::CLOSE_RANGE_UNSHARE as libc::c_int) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed call fails the test")]
+
+    use std::io::Read;
+    use std::sync::mpsc;
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn a_thread_with_files_of_its_own_keeps_no_pipe_of_another_thread_open() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let ((own, has_own), (end, has_ended)) = (mpsc::channel(), mpsc::channel::<()>());
+        let worker = thread::spawn(move || {
+            own.send(have_own_files().is_ok()).unwrap();
+            has_ended.recv().unwrap_err();
+        });
+        assert!(has_own.recv().unwrap());
+        drop(writer);
+        rustix::io::ioctl_fionbio(&reader, true).unwrap();
+        let begin = Instant::now();
+        // Another test's child has a copy, too, until it execs.
+        while let Err(error) = reader.read(&mut [0]).map(|len| assert_eq!(len, 0)) {
+            assert!(begin.elapsed() < Duration::from_secs(10), "not the end: {error}");
+            thread::sleep(Duration::from_millis(5));
+        }
+        drop(end);
+        worker.join().unwrap();
+    }
+}

@@ -12,7 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use larder_benches::mount::{Mode, Mount};
-use larder_benches::process::{run, scratch};
+use larder_benches::process::{have_own_files, run, scratch};
 use larder_benches::server::Server;
 use larder_benches::size::Size;
 use larder_server::failpoint::Failpoint;
@@ -96,6 +96,8 @@ fn a_server_that_dies_anywhere_leaves_nothing_half_done() {
         let died: Vec<bool> = thread::scope(|scope| {
             for (number, (mount, mirror)) in mounts.iter().zip(&mirrors).enumerate() {
                 scope.spawn(move || {
+                    // The server is started beside it.
+                    have_own_files().unwrap();
                     let dir = mount.at(mount.mode().name());
                     for round in 0.. {
                         work(&dir, round);

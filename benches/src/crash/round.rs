@@ -1,7 +1,6 @@
 //! One round: workers, faults again and again, and the checks.
 
 use std::fs;
-use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -22,6 +21,7 @@ use super::worker::{STUCK, Worker, last_lines};
 use super::workload::{Common, of_seat};
 use super::world::World;
 use crate::lock;
+use crate::process::have_own_files;
 use crate::source::Source;
 
 /// Files that are unpacked at a time.
@@ -138,18 +138,6 @@ impl Round {
     }
 }
 
-/// From now on this thread has a table of open files of its own, with standard input, output and error only. A process that
-/// is started has a copy of all files that the starting thread can see, until it has closed them; and closing one of a
-/// mount waits for the server, which is what is being started. Nor may this thread keep a copy of a pipe by which another
-/// one just starts a process: who reads it would wait for its end for as long as this thread lives.
-fn have_own_files() -> io::Result<()> {
-    let first = libc::STDERR_FILENO as libc::c_uint + 1;
-    // SAFETY: this thread uses and closes nothing that another one opened, for workloads keep no file open between two
-    // steps. What it shares with others that owns a descriptor is dropped by the main thread, which joins this one first.
-    let done = unsafe { libc::close_range(first, libc::c_uint::MAX, libc::CLOSE_RANGE_UNSHARE as libc::c_int) };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
 /// Runs a round. What has come of it is told to `progress` every few minutes.
 ///
 /// # Errors
@@ -202,6 +190,8 @@ pub fn run(plan: &Plan, progress: &mut dyn FnMut(&Outcome)) -> Result<Outcome> {
         .map(|mut worker| {
             let round = round.clone();
             thread::spawn(move || {
+                // Workloads keep no file open between two steps. What they share with others that owns a descriptor is
+                // dropped by the main thread, which joins this one first.
                 if let Err(error) = have_own_files() {
                     round.found(&worker.who, format!("no table of files of its own: {error}"));
                     return worker;
@@ -374,35 +364,4 @@ fn end(round: Arc<Round>, watchdog: &Watchdog, mut outcome: Outcome) -> Outcome 
     }
     outcome.took = begin.elapsed();
     outcome
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, reason = "a failed call fails the test")]
-
-    use std::io::Read;
-    use std::sync::mpsc;
-
-    use super::*;
-
-    #[test]
-    fn a_worker_keeps_no_pipe_of_another_thread_open() {
-        let (mut reader, writer) = io::pipe().unwrap();
-        let ((own, has_own), (end, has_ended)) = (mpsc::channel(), mpsc::channel::<()>());
-        let worker = thread::spawn(move || {
-            own.send(have_own_files().is_ok()).unwrap();
-            has_ended.recv().unwrap_err();
-        });
-        assert!(has_own.recv().unwrap());
-        drop(writer);
-        rustix::io::ioctl_fionbio(&reader, true).unwrap();
-        let begin = Instant::now();
-        // Another test's child has a copy, too, until it execs.
-        while let Err(error) = reader.read(&mut [0]).map(|len| assert_eq!(len, 0)) {
-            assert!(begin.elapsed() < Duration::from_secs(10), "not the end: {error}");
-            thread::sleep(Duration::from_millis(5));
-        }
-        drop(end);
-        worker.join().unwrap();
-    }
 }
