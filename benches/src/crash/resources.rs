@@ -25,8 +25,14 @@ pub struct Sample {
     pub at: Duration,
     /// Bytes in memory (resident set).
     pub memory: u64,
-    /// Open descriptors.
+    /// Open descriptors, but for those of contents that are there: a server keeps them, and the files that a client has
+    /// removed just before it died are there for another day.
     pub files: u64,
+}
+
+/// Whether a descriptor is of a content file, which is there.
+fn is_of_contents(target: &Path) -> bool {
+    target.components().any(|part| part.as_os_str() == "content") && target.is_file()
 }
 
 impl Sample {
@@ -34,7 +40,9 @@ impl Sample {
     pub fn of(process: u32, at: Duration) -> Option<Sample> {
         let status = fs::read_to_string(format!("/proc/{process}/statm")).ok()?;
         let pages: u64 = status.split_ascii_whitespace().nth(1)?.parse().ok()?;
-        let files = fs::read_dir(format!("/proc/{process}/fd")).ok()?.count() as u64;
+        let targets =
+            fs::read_dir(format!("/proc/{process}/fd")).ok()?.map(|entry| fs::read_link(entry.ok()?.path()).ok());
+        let files = targets.filter(|target| !target.as_deref().is_some_and(is_of_contents)).count() as u64;
         Some(Sample { at, memory: pages * rustix::param::page_size() as u64, files })
     }
 }
@@ -186,6 +194,8 @@ pub fn size(dir: &Path) -> u64 {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a failed call fails the test")]
 
+    use std::os::fd::AsRawFd;
+
     use super::*;
     use crate::process::scratch;
 
@@ -204,6 +214,36 @@ mod tests {
         fs::write(dir.path().join("0"), [7; 100_000]).unwrap();
         assert!((100_000..200_000).contains(&size(dir.path())));
         assert_eq!(Sample::of(u32::MAX >> 1, Duration::ZERO), None);
+    }
+
+    #[test]
+    fn descriptors_of_contents_count_when_these_are_gone() {
+        let dir = scratch().unwrap();
+        let contents = dir.path().join("content/00/1");
+        fs::create_dir_all(contents.parent().unwrap()).unwrap();
+        fs::write(&contents, "x").unwrap();
+        let mut reader = std::process::Command::new("sleep")
+            .arg("60")
+            .stdin(fs::File::open(&contents).unwrap())
+            .stdout(fs::File::create(dir.path().join("other")).unwrap())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let count = || Sample::of(reader.id(), Duration::ZERO).map_or(0, |sample| sample.files);
+        // Until it is what it is started as.
+        let begin = std::time::Instant::now();
+        let comm = format!("/proc/{}/comm", reader.id());
+        while fs::read_to_string(&comm).unwrap() != "sleep\n" && begin.elapsed() < Duration::from_secs(10) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let there = count();
+        let other = fs::File::open(dir.path().join("other")).unwrap();
+        assert!(!is_of_contents(&fs::read_link(format!("/proc/self/fd/{}", other.as_raw_fd())).unwrap()));
+        fs::remove_file(contents).unwrap();
+        let gone = count();
+        reader.kill().unwrap();
+        reader.wait().unwrap();
+        assert!(there >= 2 && gone == there + 1, "{there}, {gone}");
     }
 
     #[test]
