@@ -153,8 +153,12 @@ impl Mount {
         }
         command.args(setup.arguments);
         command.arg(address).arg(&path);
+        // The table has a mount before its client has done with mounting, and takes the unmounting for a failure.
+        let log = dir.join(format!("{name}.log"));
+        let told = || fs::read_to_string(&log).unwrap_or_default().matches("/root mounted on ").count();
+        let before = told();
         let mut client = Process::spawn(&mut command, dir, name)?;
-        if let Err(error) = client.wait_ready(PATIENCE, || is_mounted(&path).then_some(())) {
+        if let Err(error) = client.wait_ready(PATIENCE, || (is_mounted(&path) && told() > before).then_some(())) {
             drop(client);
             // It may have died just after it was mounted.
             let _ = unmount(&path, UnmountFlags::DETACH);
