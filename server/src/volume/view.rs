@@ -27,6 +27,12 @@ pub trait View {
     /// # Errors
     /// As [`get`](View::get).
     fn range(&self, table: Table, from: Bound<&[u8]>, to: Bound<&[u8]>, limit: usize) -> StoreResult<Vec<Row>>;
+
+    /// The keys of rows in their order, `limit` at most. Rows are not looked at: those that are damaged are among them.
+    ///
+    /// # Errors
+    /// The engine's.
+    fn keys(&self, table: Table, from: Bound<&[u8]>, to: Bound<&[u8]>, limit: usize) -> StoreResult<Vec<Vec<u8>>>;
 }
 
 /// A snapshot, verified.
@@ -43,6 +49,10 @@ impl View for Verified<'_> {
             *value = codec::open(table, key, std::mem::take(value))?;
         }
         Ok(rows)
+    }
+
+    fn keys(&self, table: Table, from: Bound<&[u8]>, to: Bound<&[u8]>, limit: usize) -> StoreResult<Vec<Vec<u8>>> {
+        Ok(self.0.range(table, from, to, limit)?.into_iter().map(|(key, _)| key).collect())
     }
 }
 
@@ -201,7 +211,7 @@ impl<'a> Draft<'a> {
     /// Deletes every row whose key begins with `prefix`.
     ///
     /// # Errors
-    /// As [`View::range`].
+    /// As [`View::keys`]: what is damaged can be deleted.
     pub fn delete_prefix(&mut self, table: Table, prefix: &[u8]) -> StoreResult<()> {
         const PIECE: usize = 1024;
         let end = keys::prefix_end(prefix);
@@ -209,12 +219,12 @@ impl<'a> Draft<'a> {
         loop {
             let from = last.as_deref().map_or(Bound::Included(prefix), Bound::Excluded);
             let to = end.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
-            let rows = self.range(table, from, to, PIECE)?;
-            for (key, _) in &rows {
+            let keys = self.keys(table, from, to, PIECE)?;
+            for key in &keys {
                 self.delete(table, key);
             }
-            match rows.into_iter().nth(PIECE - 1) {
-                Some((key, _)) => last = Some(key),
+            match keys.into_iter().nth(PIECE - 1) {
+                Some(key) => last = Some(key),
                 None => return Ok(()),
             }
         }
@@ -240,15 +250,16 @@ impl<'a> Draft<'a> {
     }
 }
 
-impl View for Draft<'_> {
-    fn get(&self, table: Table, key: &[u8]) -> StoreResult<Option<Vec<u8>>> {
-        match self.changes.get(&(table, key.to_vec())) {
-            Some(changed) => Ok(changed.clone()),
-            None => self.base.get(table, key),
-        }
-    }
-
-    fn range(&self, table: Table, from: Bound<&[u8]>, to: Bound<&[u8]>, limit: usize) -> StoreResult<Vec<Row>> {
+impl Draft<'_> {
+    /// Rows of the base, of which `ask` gives so many, with the changes.
+    fn merged(
+        &self,
+        table: Table,
+        from: Bound<&[u8]>,
+        to: Bound<&[u8]>,
+        limit: usize,
+        ask: impl FnOnce(usize) -> StoreResult<Vec<Row>>,
+    ) -> StoreResult<Vec<Row>> {
         let in_range = |key: &[u8]| {
             (match from {
                 Bound::Included(from) => key >= from,
@@ -273,7 +284,7 @@ impl View for Draft<'_> {
             .collect();
         // Each deleted row may hide one of the base's, so ask for as many more.
         let deleted = changed.iter().filter(|(_, value)| value.is_none()).count();
-        let base = self.base.range(table, from, to, limit.saturating_add(deleted))?;
+        let base = ask(limit.saturating_add(deleted))?;
         let mut merged: BTreeMap<Vec<u8>, Vec<u8>> = base.into_iter().collect();
         let whole = merged.len() < limit.saturating_add(deleted);
         let last = merged.keys().next_back().cloned();
@@ -293,6 +304,28 @@ impl View for Draft<'_> {
     }
 }
 
+impl View for Draft<'_> {
+    fn get(&self, table: Table, key: &[u8]) -> StoreResult<Option<Vec<u8>>> {
+        match self.changes.get(&(table, key.to_vec())) {
+            Some(changed) => Ok(changed.clone()),
+            None => self.base.get(table, key),
+        }
+    }
+
+    fn range(&self, table: Table, from: Bound<&[u8]>, to: Bound<&[u8]>, limit: usize) -> StoreResult<Vec<Row>> {
+        self.merged(table, from, to, limit, |limit| self.base.range(table, from, to, limit))
+    }
+
+    fn keys(&self, table: Table, from: Bound<&[u8]>, to: Bound<&[u8]>, limit: usize) -> StoreResult<Vec<Vec<u8>>> {
+        let without_value = |limit| {
+            let keys = self.base.keys(table, from, to, limit)?;
+            Ok(keys.into_iter().map(|key| (key, Vec::new())).collect())
+        };
+        let rows = self.merged(table, from, to, limit, without_value)?;
+        Ok(rows.into_iter().map(|(key, _)| key).collect())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -309,6 +342,10 @@ mod tests {
         fn range(&self, _: Table, from: Bound<&[u8]>, to: Bound<&[u8]>, limit: usize) -> StoreResult<Vec<Row>> {
             let rows = self.0.range::<[u8], _>((from, to)).take(limit);
             Ok(rows.map(|(key, value)| (key.clone(), value.clone())).collect())
+        }
+
+        fn keys(&self, _: Table, from: Bound<&[u8]>, to: Bound<&[u8]>, limit: usize) -> StoreResult<Vec<Vec<u8>>> {
+            Ok(self.0.range::<[u8], _>((from, to)).take(limit).map(|(key, _)| key.clone()).collect())
         }
     }
 
@@ -350,6 +387,10 @@ mod tests {
             prop_assert_eq!(
                 draft.range(Table::Xattrs, from, to, limit).unwrap(),
                 model.range(Table::Xattrs, from, to, limit).unwrap()
+            );
+            prop_assert_eq!(
+                draft.keys(Table::Xattrs, from, to, limit).unwrap(),
+                model.keys(Table::Xattrs, from, to, limit).unwrap()
             );
             for key in 0..20 {
                 prop_assert_eq!(draft.get(Table::Xattrs, &[key]).unwrap(), model.get(Table::Xattrs, &[key]).unwrap());

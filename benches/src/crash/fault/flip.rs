@@ -23,10 +23,43 @@ use crate::crash::world::World;
 use crate::mount::Mode;
 use crate::process::{binary, run, store};
 
-/// Bytes of a victim: more than fit into a record, so that there is a content file.
+/// Bytes of a victim: more than fit into the metadata, so that there is a content file.
 const LEN: (usize, usize) = (20_000, 300_000);
+/// Bytes of one that fits.
+const SMALL: (usize, usize) = (1, 16_384);
 /// How long a server may take to settle a file that nobody writes any more.
 const SETTLED_WITHIN: Duration = Duration::from_secs(20);
+
+/// A row of a file's metadata.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Row {
+    /// Its record.
+    Record,
+    /// Its contents, if they are small.
+    Contents,
+    /// The checksums of its contents, if these are in a file.
+    Checksums,
+}
+
+impl Row {
+    const ALL: [Row; 3] = [Row::Record, Row::Contents, Row::Checksums];
+
+    fn table(self) -> &'static str {
+        match self {
+            Row::Record => "vnodes",
+            Row::Contents => "inline",
+            Row::Checksums => "checksums",
+        }
+    }
+
+    fn what(self) -> &'static str {
+        match self {
+            Row::Record => "the record",
+            Row::Contents => "the contents in the metadata",
+            Row::Checksums => "the checksums",
+        }
+    }
+}
 
 /// A file that is to be damaged.
 struct Victim {
@@ -46,9 +79,19 @@ fn database(store: &Path, flags: OpenFlags) -> Result<Connection> {
     Ok(connection)
 }
 
-/// Makes a file, and waits until the server knows what its contents are to be.
-fn victim(world: &World, mode: Mode, random: &mut SmallRng) -> Result<Victim> {
-    let mut contents = vec![0; random.random_range(LEN.0..LEN.1)];
+/// The first row of a table that belongs to a vnode: its key and value.
+fn row(connection: &Connection, table: &str, vnode: u64) -> Result<Option<(rusqlite::types::Value, Vec<u8>)>> {
+    // Keys are numbers where there is one row for a vnode, and begin with its number elsewhere.
+    let sql =
+        format!("SELECT k, v FROM {table} WHERE k = ?1 OR (typeof(k) = 'blob' AND substr(k, 1, 8) = ?2) ORDER BY k");
+    let key = rusqlite::params![vnode as i64, vnode.to_be_bytes().to_vec()];
+    Ok(connection.query_row(&sql, key, |row| Ok((row.get(0)?, row.get(1)?))).optional()?)
+}
+
+/// Makes a file with contents of their own, or with small ones, and waits until the server knows what these are to be.
+fn victim(world: &World, mode: Mode, is_small: bool, random: &mut SmallRng) -> Result<Victim> {
+    let len = if is_small { SMALL } else { LEN };
+    let mut contents = vec![0; random.random_range(len.0..len.1)];
     random.fill(&mut contents[..]);
     let name = world.victim_name();
     let mount = world.stranger("victim", mode)?;
@@ -60,13 +103,9 @@ fn victim(world: &World, mode: Mode, random: &mut SmallRng) -> Result<Victim> {
     drop(file);
     mount.close(false)?;
     let connection = database(&world.store(), OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-    let has = |table: &str, key: &dyn rusqlite::ToSql| -> Result<bool> {
-        let sql =
-            format!("SELECT 1 FROM {table} WHERE {}", if table == "dirty" { "k = ?1" } else { "substr(k, 1, 8) = ?1" });
-        Ok(connection.query_row(&sql, [key], |_| Ok(())).optional()?.is_some())
-    };
+    let known = if is_small { Row::Contents } else { Row::Checksums };
     let begin = Instant::now();
-    while has("dirty", &(vnode as i64))? || !has("checksums", &vnode.to_be_bytes().to_vec())? {
+    while row(&connection, "dirty", vnode)?.is_some() || row(&connection, known.table(), vnode)?.is_none() {
         ensure!(begin.elapsed() < SETTLED_WITHIN, "{name} is not settled after {SETTLED_WITHIN:?}");
         thread::sleep(Duration::from_millis(100));
     }
@@ -84,14 +123,14 @@ fn flip_file(path: &Path, at: u64, bit: u32) -> Result<()> {
     Ok(())
 }
 
-/// Flips a bit of a row.
-fn flip_record(store: &Path, vnode: u64, random: &mut SmallRng) -> Result<()> {
-    let connection = database(store, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-    let key = vnode as i64;
-    let mut record: Vec<u8> = connection.query_row("SELECT v FROM vnodes WHERE k = ?1", [key], |row| row.get(0))?;
-    let at = random.random_range(0..record.len());
-    record[at] ^= 1 << random.random_range(0..8);
-    connection.execute("UPDATE vnodes SET v = ?2 WHERE k = ?1", rusqlite::params![key, record])?;
+/// Flips a bit of a row's value.
+fn flip_row(store: &Path, which: Row, vnode: u64, random: &mut SmallRng) -> Result<()> {
+    let (connection, table) = (database(store, OpenFlags::SQLITE_OPEN_READ_WRITE)?, which.table());
+    let found = row(&connection, table, vnode)?;
+    let (key, mut value) = found.with_context(|| format!("vnode {vnode} has no row in {table}"))?;
+    let at = random.random_range(0..value.len());
+    value[at] ^= 1 << random.random_range(0..8);
+    connection.execute(&format!("UPDATE {table} SET v = ?2 WHERE k = ?1"), rusqlite::params![key, value])?;
     Ok(())
 }
 
@@ -156,7 +195,7 @@ fn read_everywhere(world: &World, victim: &Victim) -> Result<()> {
 
 /// A bit of a file's contents flips while the server is down. The file is removed then.
 pub(super) fn contents(world: &World, seat: usize, random: &mut SmallRng) -> Result<String> {
-    let victim = victim(world, world.seats[seat].mode(), random)?;
+    let victim = victim(world, world.seats[seat].mode(), false, random)?;
     let (at, bit) = (random.random_range(0..victim.contents.len() as u64), random.random_range(0..8));
     world.kill_server(|store| {
         let prefix = format!("{:x}.", victim.vnode);
@@ -167,20 +206,31 @@ pub(super) fn contents(world: &World, seat: usize, random: &mut SmallRng) -> Res
         names_only(&check(store, false)?, victim.vnode, false)
     })?;
     read_everywhere(world, &victim)?;
-    let mount = world.stranger("remover", Mode::Direct)?;
-    fs::remove_file(mount.at(&victim.name)).context("removing what is damaged")?;
-    mount.close(false)?;
+    remove(world, &victim)?;
     Ok(format!("bit {bit} of byte {at} of {} flipped", victim.name))
 }
 
-/// A bit of a file's record flips while the server is down. The store is repaired then.
+fn remove(world: &World, victim: &Victim) -> Result<()> {
+    let mount = world.stranger("remover", Mode::Direct)?;
+    fs::remove_file(mount.at(&victim.name)).context("removing what is damaged")?;
+    mount.close(false)
+}
+
+/// A bit of a file's metadata flips while the server is down. Where that is its record the store is repaired then, and
+/// elsewhere the file is removed.
 pub(super) fn metadata(world: &World, seat: usize, random: &mut SmallRng) -> Result<String> {
-    let victim = victim(world, world.seats[seat].mode(), random)?;
+    let which = Row::ALL[random.random_range(0..Row::ALL.len())];
+    let victim = victim(world, world.seats[seat].mode(), which == Row::Contents, random)?;
+    let what = format!("a bit of {} of {} flipped", which.what(), victim.name);
     world.kill_server(|store| {
-        flip_record(store, victim.vnode, random)?;
-        names_only(&check(store, false)?, victim.vnode, true)
+        flip_row(store, which, victim.vnode, random)?;
+        names_only(&check(store, false)?, victim.vnode, which == Row::Record).with_context(|| what.clone())
     })?;
-    read_everywhere(world, &victim)?;
+    read_everywhere(world, &victim).with_context(|| what.clone())?;
+    if which != Row::Record {
+        remove(world, &victim).with_context(|| what.clone())?;
+        return Ok(what);
+    }
     world.kill_server(|store| {
         check(store, true)?;
         run(Command::new(binary("larderd")?).args(["check", "--store"]).arg(store)).context("after the repair")?;
@@ -190,7 +240,7 @@ pub(super) fn metadata(world: &World, seat: usize, random: &mut SmallRng) -> Res
     let found = mount.at(&victim.name).try_exists();
     mount.close(false)?;
     ensure!(!found?, "{} is still there after the repair", victim.name);
-    Ok(format!("a bit of the record of {} flipped", victim.name))
+    Ok(what)
 }
 
 /// A bit of a copy in a client's cache flips while the client is dead. The next one does not serve it.

@@ -1,6 +1,7 @@
 //! Staging and storing: every kind of contents, what goes wrong, and power cuts at every step.
 
 use std::collections::BTreeSet;
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,8 +17,8 @@ use larder_protocol::service::file::{NewContents, Op, OpReply, StageRequest, Wri
 use super::tests::{World, root};
 use crate::volume::Durability;
 use crate::volume::content::{Content, ContentId};
-use crate::volume::keys::Table;
-use crate::volume::meta::Metadata;
+use crate::volume::keys::{self, Table};
+use crate::volume::meta::{Batch, Metadata};
 use crate::volume::record::{BLOCK, Body, INLINE_MAX};
 use crate::volume::view::{Records, Verified};
 
@@ -353,6 +354,24 @@ async fn a_store_that_fails_leaves_the_old_contents() {
     world.crash(true, 4);
     world.check(0, "after a power cut").await;
     at_rest(&world).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_with_damaged_checksums_is_not_read_and_can_be_removed() {
+    let mut world = World::new(1, Durability::Power).await;
+    store(&mut world, 0, whole(&bytes(3 * BLOCK, 1)), None).await.unwrap();
+    at_rest(&world).await;
+    let key = keys::checksums(world.fids[0].vnode, 0);
+    let mut row = world.meta.snapshot().unwrap().get(Table::Checksums, &key).unwrap().unwrap();
+    row[1] ^= 1;
+    let damage = Batch { changes: vec![(Table::Checksums, key, Some(row))] };
+    world.meta.commit(world.volume.data.writer.header().sequence, &damage, true).unwrap();
+    assert_eq!(world.read(0, 0, 1).await, Err(ErrorCode::Io));
+    let name = Name::new(b"file0").unwrap();
+    world.op(Op::Remove { dir: world.volume.root(), name, keep: false }).await.unwrap();
+    at_rest(&world).await;
+    let left = world.meta.snapshot().unwrap().range(Table::Checksums, Bound::Unbounded, Bound::Unbounded, 9).unwrap();
+    assert_eq!(left, []);
 }
 
 /// A file with small contents `old` gets others by a commit that fails and may be in effect after the next start, which it
