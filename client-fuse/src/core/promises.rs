@@ -128,11 +128,6 @@ impl Promises {
         good.then_some(Promise(self.life))
     }
 
-    /// Whether nothing has happened to the object since then.
-    pub fn undisturbed(&self, since: &Since, object: ObjectId) -> bool {
-        !self.log.overtaken(since, object.0)
-    }
-
     /// This client is going to change objects: until it has the answer it does not know which state they are in.
     pub fn change_begins(&mut self, objects: &[ObjectId]) {
         for object in objects {

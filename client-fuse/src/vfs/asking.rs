@@ -153,9 +153,7 @@ impl Vfs {
             // The server's disk failed somewhere on the way.
             Error::Refused(ErrorCode::Io | ErrorCode::Internal) => {
                 for object in &promised.changing {
-                    promised.afs.statuses.lock().pop(&object.0);
-                    for node in self.nodes.all_of(*object) {
-                        node.state.lock().promise = None;
+                    for node in self.forgo(&promised.afs, *object, None) {
                         self.notifier.expire_attrs(node.number);
                     }
                 }

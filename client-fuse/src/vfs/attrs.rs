@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use larder_protocol::attr::{Attr, AttrChange, Credential, FileType, SetAttr};
 use larder_protocol::error::ErrorCode;
-use larder_protocol::service::callback::ObjectId;
 use larder_protocol::service::file::{Op, OpReply, Query, QueryReply};
 
 use super::asking::Asked;
@@ -13,6 +12,9 @@ use super::local::copy::LocalCopy;
 use super::node::{Node, NodeState};
 use super::{Attributes, Entry, Error, Vfs, unexpected};
 use crate::core::attr_cache::{Applied, Miss};
+
+/// How often it is asked again when replies overtake each other.
+const REVALIDATIONS: u32 = 4;
 
 impl Vfs {
     /// Takes in attributes from a reply to a request that was sent at `sent` and changed nothing.
@@ -85,15 +87,9 @@ impl Vfs {
     /// (rule 12 of AFS mode), so the others, which stand for other versions (rule 3), no longer go by the callback.
     pub(super) fn others_ask(&self, node: &Node) {
         let Some(afs) = &self.afs else { return };
-        let object = ObjectId::from(node.fid);
-        for other in self.nodes.all_of(object) {
-            if !std::ptr::eq(&*other, node) {
-                other.state.lock().promise = None;
-                self.notifier.expire_attrs(other.number);
-            }
+        for other in self.forgo(afs, node.fid.into(), Some(node)) {
+            self.notifier.expire_attrs(other.number);
         }
-        // Left there by a node that the kernel has forgotten.
-        afs.statuses.lock().pop(&object.0);
     }
 
     /// For how long what is known of a node may be used, by the mode's rules.
@@ -170,6 +166,19 @@ impl Vfs {
         }
     }
 
+    /// Asks the server for attributes that are no older than this call, and so asks again where replies overtake each
+    /// other.
+    pub(super) async fn fetch_newest(&self, cred: &Credential, node: &Node) -> Result<(), Error> {
+        let began = self.stamp();
+        for _ in 0..REVALIDATIONS {
+            let applied = self.fetch_attr(cred, node).await?;
+            if applied != Applied::Unclear || node.state.lock().attrs.sent_after(began) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// Attributes from the cache or the server.
     pub(super) async fn attributes(&self, cred: &Credential, node: &Node) -> Result<Attributes, Error> {
         match self.cached(node) {
@@ -179,8 +188,8 @@ impl Vfs {
             }
             Err(miss) => self.counters.miss(miss),
         }
-        match self.fetch_attr(cred, node).await {
-            Ok(_) => Ok(self.view(node)),
+        match self.fetch_newest(cred, node).await {
+            Ok(()) => Ok(self.view(node)),
             Err(Error::Refused(ErrorCode::Stale)) => self.removed(node),
             Err(error) => Err(error),
         }

@@ -10,13 +10,14 @@ use larder_protocol::ids::Fid;
 use larder_protocol::name::Name;
 use larder_protocol::service::callback::ObjectId;
 use larder_protocol::service::file::{DirEntry, Query, QueryReply};
+use lru::LruCache;
 
 use super::asking::Asked;
-use super::node::Node;
+use super::node::{Forgotten, Node};
 use super::reply_gate::ReplyPass;
 use super::{Entry, Error, LookupCache, LookupResult, Vfs, unexpected};
 use crate::core::dir_cache::{Child, DirCache, Known, Listed};
-use crate::mode::afs::Status;
+use crate::mode::afs::{Afs, Status};
 
 /// Names asked for one by one in a directory before all of them are asked for.
 const LIST_AFTER: u32 = 2;
@@ -72,39 +73,38 @@ impl Vfs {
 
     /// An object that is known well enough to be shown in a directory at `change`. Counts a lookup.
     pub(super) fn known_object(&self, fid: Fid, dir: &Node, change: u64) -> Option<Entry> {
+        let (node, usable) = self.known_node(fid)?;
+        if !usable {
+            self.forget(node.number, 1);
+            return None;
+        }
+        node.parent.store(dir.number, Ordering::Relaxed);
+        Some(self.entry_of(&node, dir, change))
+    }
+
+    /// The node of an object that is known, and whether it may be used. Counts a lookup.
+    fn known_node(&self, fid: Fid) -> Option<(Arc<Node>, bool)> {
         let afs = self.afs.as_ref()?;
-        let object = ObjectId::from(fid);
-        let since = afs.promises.lock().begin();
-        let found = self.take_known(fid);
-        let entry = found.and_then(|status| {
-            let limits = self.policy.attr_limits(status.attr.kind);
-            let now = self.stamp();
-            let (node, new) = self.nodes.intern(&status.attr, now, now, limits);
-            let mut state = node.state.lock();
-            if new {
-                // A break that came in between has met neither the old place nor this one.
-                let good = afs.promises.lock().undisturbed(&since, object);
-                state.promise = good.then_some(status.promise);
-                state.dir = status.dir;
-                state.target = status.target.map(Box::new);
-            }
-            // Of several versions another may be the one that is known well.
-            let usable = new || self.usable(&node, &state).is_ok();
-            drop(state);
-            if !usable {
-                self.forget(node.number, 1);
-                return None;
-            }
-            node.parent.store(dir.number, Ordering::Relaxed);
-            Some(self.entry_of(&node, dir, change))
-        });
-        afs.promises.lock().end(since);
-        entry
+        // Until the node has it: see `Afs::statuses`.
+        let mut statuses = afs.statuses.lock();
+        let status = self.take_known(afs, &mut statuses, fid)?;
+        let limits = self.policy.attr_limits(status.attr.kind);
+        let now = self.stamp();
+        let (node, new) = self.nodes.intern(&status.attr, now, now, limits);
+        let mut state = node.state.lock();
+        if new {
+            state.promise = Some(status.promise);
+            state.dir = status.dir;
+            state.target = status.target.map(Box::new);
+        }
+        // Of several versions another may be the one that is known well.
+        let usable = new || self.usable(&node, &state).is_ok();
+        drop(state);
+        Some((node, usable))
     }
 
     /// What is known of an object under a good promise, taken from where it is kept if the kernel does not know it.
-    fn take_known(&self, fid: Fid) -> Option<Status> {
-        let afs = self.afs.as_ref()?;
+    fn take_known(&self, afs: &Afs, statuses: &mut LruCache<u64, Status>, fid: Fid) -> Option<Status> {
         if let Some(node) = self.nodes.by_fid(fid) {
             let state = node.state.lock();
             self.usable(&node, &state).ok()?;
@@ -116,38 +116,41 @@ impl Vfs {
             });
         }
         let object = ObjectId::from(fid);
-        let status = afs.statuses.lock().pop(&object.0).filter(|status| status.attr.fid == fid)?;
+        let known = statuses.peek(&object.0).filter(|status| status.attr.fid == fid)?;
         let now = self.runtime.boottime();
-        let usable = afs.promises.lock().usable(Some(status.promise), object, now).is_ok();
-        if usable {
-            return Some(status);
-        }
-        // It may be good again after a recheck.
-        afs.statuses.lock().put(object.0, status);
-        None
+        // What is not usable now may be so again after a recheck.
+        afs.promises.lock().usable(Some(known.promise), object, now).ok()?;
+        statuses.pop(&object.0)
     }
 
-    /// The kernel has forgotten a node: what is known of it is kept for the next time.
-    pub(super) fn keep_status(&self, node: &Node) {
-        let Some(afs) = &self.afs else { return };
-        let object = ObjectId::from(node.fid);
-        let since = afs.promises.lock().begin();
-        let status = {
+    /// The kernel takes back lookups of a node. What is known of one that it has forgotten is kept for the next time.
+    pub(super) fn forget_node(&self, number: u64, nlookup: u64) -> Forgotten {
+        let Some(afs) = &self.afs else { return self.nodes.forget(number, nlookup) };
+        // Before the node is gone: see `Afs::statuses`.
+        let mut statuses = afs.statuses.lock();
+        let forgotten = self.nodes.forget(number, nlookup);
+        if let Some(node) = &forgotten.node {
             let mut state = node.state.lock();
             let attr = state.attrs.attr().clone();
             let unordered = state.attrs.is_unordered();
             let dir = state.dir.take();
             let target = state.target.take().map(|target| *target);
-            state.promise.take().filter(|_| !unordered).map(|promise| Status { attr, promise, dir, target })
-        };
-        if let Some(status) = status {
-            let mut statuses = afs.statuses.lock();
-            // As in `known_object`: looked at under the lock that a break takes after it was noted.
-            if afs.promises.lock().undisturbed(&since, object) {
-                statuses.put(object.0, status);
+            if let Some(promise) = state.promise.take().filter(|_| !unordered) {
+                statuses.put(ObjectId::from(node.fid).0, Status { attr, promise, dir, target });
             }
         }
-        afs.promises.lock().end(since);
+        forgotten
+    }
+
+    /// What is known of an object is not used without asking any more, wherever it is; but for what `but` knows. Returns
+    /// its nodes, without that.
+    pub(super) fn forgo(&self, afs: &Afs, object: ObjectId, but: Option<&Node>) -> Vec<Arc<Node>> {
+        let mut statuses = afs.statuses.lock();
+        statuses.pop(&object.0);
+        let mut nodes = self.nodes.all_of(object);
+        nodes.retain(|node| but.is_none_or(|but| !std::ptr::eq(&**node, but)));
+        nodes.iter().for_each(|node| node.state.lock().promise = None);
+        nodes
     }
 
     /// There is a node for the object now.

@@ -117,10 +117,7 @@ impl Vfs {
 
     /// The kernel takes back lookups of a node.
     pub fn forget(&self, node: u64, nlookup: u64) {
-        let forgotten = self.nodes.forget(node, nlookup);
-        if let Some(node) = forgotten.node {
-            self.keep_status(&node);
-        }
+        let forgotten = self.forget_node(node, nlookup);
         if forgotten.shrunk {
             self.runtime.spawn_blocking(Box::new(give_back_memory));
         }

@@ -14,14 +14,11 @@ use super::local::copy::LocalCopy;
 use super::local::open::Use;
 use super::node::{Node, Unpinned};
 use super::{Entry, Error, Opened, Vfs};
-use crate::core::attr_cache::{Applied, Miss};
+use crate::core::attr_cache::Miss;
 use crate::core::page_cache::Pages;
 use crate::core::write_behind::Config;
 use crate::mode::direct::Direct;
 use crate::mode::{CachePolicy, OpenPlan};
-
-/// How often an open asks again when replies overtake each other.
-const REVALIDATIONS: u32 = 4;
 
 /// Which ways of access open(2) flags ask for.
 fn access(flags: i32) -> (bool, bool) {
@@ -169,7 +166,6 @@ impl Vfs {
 
     /// Rule 2: the attributes that an open goes by were asked for after it began.
     async fn revalidate(&self, cred: &Credential, node: &Node, plan: &OpenPlan) -> Result<(), Error> {
-        let began = self.stamp();
         if !plan.revalidate {
             match self.cached(node) {
                 Ok(_) => {
@@ -181,13 +177,7 @@ impl Vfs {
         } else {
             self.counters.miss(Miss::Opened);
         }
-        for _ in 0..REVALIDATIONS {
-            let applied = self.fetch_attr(cred, node).await?;
-            if applied != Applied::Unclear || node.state.lock().attrs.sent_after(began) {
-                break;
-            }
-        }
-        Ok(())
+        self.fetch_newest(cred, node).await
     }
 
     /// Whether the kernel's pages are still good, or else what they will be good at from now on, as the handle's

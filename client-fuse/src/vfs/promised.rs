@@ -180,9 +180,7 @@ impl Vfs {
         let mut nodes = Vec::new();
         let mut names = false;
         for object in objects {
-            afs.statuses.lock().pop(&object.0);
-            for node in self.nodes.all_of(*object) {
-                node.state.lock().promise = None;
+            for node in self.forgo(afs, *object, None) {
                 names |= Vfs::names_matter(&node);
                 nodes.push(node.number);
             }

@@ -95,6 +95,9 @@ pub struct Afs {
     /// The lease.
     pub promises: Mutex<Promises>,
     /// Objects that the kernel does not know, by number.
+    ///
+    /// Held while what is known of an object moves between here and a node, and while it is given up in both: so a break
+    /// finds it in one place or the other, and never on the way. Locked before nodes and promises.
     pub statuses: Mutex<LruCache<u64, Status>>,
     /// The disk cache.
     pub disk: Arc<DiskCache>,

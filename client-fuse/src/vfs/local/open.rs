@@ -117,7 +117,7 @@ impl Vfs {
             Ok(_) => Ok(()),
             Err(miss) => {
                 self.counters.miss(miss);
-                self.fetch_attr(cred, node).await.map(|_| ())
+                self.fetch_newest(cred, node).await
             }
         }
     }
