@@ -82,7 +82,9 @@ pub(super) fn start(vfs: &Arc<Vfs>) {
                     if let Ok(turn) = letting_go.clone().try_lock_owned() {
                         let succeeded = succeeded.clone();
                         vfs.runtime.clone().spawn(Box::pin(async move {
-                            succeeded.store(vfs.let_go().await, Ordering::Relaxed);
+                            if vfs.let_go().await {
+                                succeeded.store(true, Ordering::Relaxed);
+                            }
                             drop(turn);
                             // What was refused has its time from now on.
                             vfs.wake.notify_one();
@@ -96,13 +98,14 @@ pub(super) fn start(vfs: &Arc<Vfs>) {
 }
 
 impl Vfs {
-    /// Tells the server which orphans it need not keep, and says whether it took all. What fails is tried again later, and
-    /// freed at the latest when the client leaves.
+    /// Tells the server which orphans it need not keep, and says whether it was told some and took all. What fails is tried
+    /// again later, and freed at the latest when the client leaves.
     async fn let_go(&self) -> bool {
+        let mut took = false;
         loop {
             let mut fids = self.removals.take_forgets(MAX_FORGET);
             if fids.is_empty() {
-                return true;
+                return took;
             }
             // One that is being opened after all is let go when it is closed.
             fids.retain(|fid| !self.nodes.keep(*fid));
@@ -110,6 +113,7 @@ impl Vfs {
                 continue;
             }
             if self.told_to_forget(fids.clone()).await {
+                took = true;
                 continue;
             }
             // One that is damaged must not keep the others.
