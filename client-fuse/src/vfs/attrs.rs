@@ -147,7 +147,7 @@ impl Vfs {
     /// How long names may be used that a reply has shown in a directory at `change`: not at all if the directory is
     /// known to be another by now, or may become another without a word.
     pub(super) fn dir_ttl(&self, dir: &Node, change: u64) -> Duration {
-        if self.unsure.contains(dir.fid, self.runtime.boottime()) {
+        if self.unsure.contains(dir.fid, || self.runtime.boottime()) {
             return Duration::ZERO;
         }
         let state = dir.state.lock();

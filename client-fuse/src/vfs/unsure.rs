@@ -4,6 +4,7 @@
 //! old name: it would write to the file that was there. So the kernel keeps no name of such a directory.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use larder_protocol::ids::Fid;
@@ -17,7 +18,11 @@ const LATE: Duration = Duration::from_secs(60);
 
 /// Directories with such a change.
 #[derive(Debug, Default)]
-pub(super) struct UnsureDirs(Mutex<Inner>);
+pub(super) struct UnsureDirs {
+    /// Whether there may be any: every name that is given out asks, and hardly ever is there one.
+    any: AtomicBool,
+    inner: Mutex<Inner>,
+}
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -30,7 +35,8 @@ struct Inner {
 impl UnsureDirs {
     /// A change in this directory may still be carried out.
     pub(super) fn insert(&self, dir: Fid) {
-        let mut inner = self.0.lock();
+        let mut inner = self.inner.lock();
+        self.any.store(true, Ordering::Release);
         if inner.dirs.len() < MAX || inner.dirs.contains_key(&dir) {
             inner.dirs.insert(dir, None);
         } else {
@@ -40,7 +46,7 @@ impl UnsureDirs {
 
     /// The server's process that had the changes is gone, and with it what was not carried out.
     pub(super) fn server_restarted(&self, now: BootTime) {
-        let mut inner = self.0.lock();
+        let mut inner = self.inner.lock();
         let Inner { dirs, others } = &mut *inner;
         for end in dirs.values_mut().chain(others) {
             end.get_or_insert(now + LATE);
@@ -48,8 +54,12 @@ impl UnsureDirs {
     }
 
     /// Whether the kernel may keep no name of this directory.
-    pub(super) fn contains(&self, dir: Fid, now: BootTime) -> bool {
-        let mut inner = self.0.lock();
+    pub(super) fn contains(&self, dir: Fid, clock: impl FnOnce() -> BootTime) -> bool {
+        if !self.any.load(Ordering::Acquire) {
+            return false;
+        }
+        let mut inner = self.inner.lock();
+        let now = clock();
         let lasts = |end: Option<BootTime>| end.is_none_or(|end| now < end);
         if let Some(end) = inner.others {
             if lasts(end) {
@@ -62,6 +72,7 @@ impl UnsureDirs {
             Some(end) if lasts(*end) => true,
             Some(_) => {
                 inner.dirs.remove(&dir);
+                self.any.store(!inner.dirs.is_empty(), Ordering::Release);
                 false
             }
         }
@@ -84,15 +95,15 @@ mod tests {
     fn a_directory_is_unsure_until_some_time_after_the_server_was_restarted() {
         let unsure = UnsureDirs::default();
         unsure.insert(dir(1));
-        assert!(unsure.contains(dir(1), NOW * 1000) && !unsure.contains(dir(2), NOW));
+        assert!(unsure.contains(dir(1), || NOW * 1000) && !unsure.contains(dir(2), || NOW));
         unsure.server_restarted(NOW);
         // Another change, in the new process.
         unsure.insert(dir(3));
         unsure.server_restarted(NOW + LATE / 2);
-        assert!(unsure.contains(dir(1), NOW + LATE - Duration::from_millis(1)));
-        assert!(!unsure.contains(dir(1), NOW + LATE));
-        assert!(unsure.contains(dir(3), NOW + LATE));
-        assert!(!unsure.contains(dir(3), NOW + LATE * 2));
+        assert!(unsure.contains(dir(1), || NOW + LATE - Duration::from_millis(1)));
+        assert!(!unsure.contains(dir(1), || NOW + LATE));
+        assert!(unsure.contains(dir(3), || NOW + LATE));
+        assert!(!unsure.contains(dir(3), || NOW + LATE * 2));
     }
 
     #[test]
@@ -100,10 +111,10 @@ mod tests {
         let unsure = UnsureDirs::default();
         let many = MAX as u64 * 2;
         (0..many).for_each(|vnode| unsure.insert(dir(vnode)));
-        assert!((0..many).all(|vnode| unsure.contains(dir(vnode), NOW)));
+        assert!((0..many).all(|vnode| unsure.contains(dir(vnode), || NOW)));
         unsure.server_restarted(NOW);
-        assert!((0..many).all(|vnode| unsure.contains(dir(vnode), NOW)));
-        assert!((0..many).all(|vnode| !unsure.contains(dir(vnode), NOW + LATE)));
-        assert!(unsure.0.lock().dirs.is_empty());
+        assert!((0..many).all(|vnode| unsure.contains(dir(vnode), || NOW)));
+        assert!((0..many).all(|vnode| !unsure.contains(dir(vnode), || NOW + LATE)));
+        assert!(unsure.inner.lock().dirs.is_empty() && !unsure.any.into_inner());
     }
 }
