@@ -240,14 +240,6 @@ impl Sessions {
         *session.identity.lock() = None;
     }
 
-    /// Forgets clients that have been away for long.
-    fn expire(&self) {
-        let now = self.runtime.boottime();
-        if let Some(before) = now.checked_sub(CLIENT_FORGOTTEN_AFTER) {
-            self.inner.lock().fence.expire(before);
-        }
-    }
-
     /// Ends every connection without waiting for its handlers.
     pub fn stop_all(&self) {
         for session in self.inner.lock().open.values() {
@@ -266,10 +258,13 @@ impl Sessions {
         inner.open.values().filter_map(|session| session.identity.lock().map(|identity| identity.client)).collect()
     }
 
-    /// The clients that this process has heard of in the last day, by a clock that cannot be set.
+    /// The clients that this process has heard of in the last day, by a clock that cannot be set. Forgets the others.
     pub fn heard_of(&self) -> BTreeSet<ClientId> {
-        self.expire();
-        self.inner.lock().fence.known().collect()
+        let mut inner = self.inner.lock();
+        if let Some(before) = self.runtime.boottime().checked_sub(CLIENT_FORGOTTEN_AFTER) {
+            inner.fence.expire(before);
+        }
+        inner.fence.known().collect()
     }
 
     /// Number of clients that have connections.

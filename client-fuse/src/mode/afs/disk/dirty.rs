@@ -76,20 +76,20 @@ impl DiskCache {
             let before = *file.place.lock();
             file.file().sync_all()?;
             let mut state = self.state.lock();
-            match *file.place.lock() {
+            let place = *file.place.lock();
+            match place {
+                Place::Dirty(origin) if place == before => {
+                    // What an earlier boot left does not get better by it.
+                    if origin.boot == Some(self.boot) {
+                        self.move_to_dirty(&mut state, file, Origin { boot: None, ..origin })?;
+                    }
+                    break;
+                }
                 // What it is based on now may have come after the sync.
-                place if place != before => continue,
                 Place::Dirty(_) => {}
                 Place::Gone => return Err(io::ErrorKind::NotFound.into()),
                 _ => return Ok(()),
             }
-            // What an earlier boot left does not get better by it.
-            if let Place::Dirty(origin) = before
-                && origin.boot == Some(self.boot)
-            {
-                self.move_to_dirty(&mut state, file, Origin { boot: None, ..origin })?;
-            }
-            break;
         }
         sync_dir(&self.layout.dirty())?;
         // The name may have gone to another file's directory, or nowhere.
