@@ -233,13 +233,14 @@ pub fn run(command: &mut Command) -> Result<Output> {
 /// mount waits for the server, which is what is being started. Nor may this thread keep a copy of a pipe by which another
 /// one just starts a process: who reads it would wait for its end for as long as this thread lives.
 ///
-/// For a thread that neither uses nor closes what another one has opened, from here on.
-///
 /// # Errors
 /// What the system says.
-pub fn have_own_files() -> io::Result<()> {
+///
+/// # Safety
+/// From here on this thread neither uses nor closes what was opened before.
+pub unsafe fn have_own_files() -> io::Result<()> {
     let first = libc::STDERR_FILENO as libc::c_uint + 1;
-    // SAFETY: what others have opened they keep; here it is not used any more, which is what the caller answers for.
+    // SAFETY: other threads keep what is open; this one does not use it any more, which the caller answers for.
     let done = unsafe { libc::close_range(first, libc::c_uint::MAX, libc::CLOSE_RANGE_UNSHARE as libc::c_int) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
@@ -259,7 +260,8 @@ mod tests {
         let (mut reader, writer) = io::pipe().unwrap();
         let ((own, has_own), (end, has_ended)) = (mpsc::channel(), mpsc::channel::<()>());
         let worker = thread::spawn(move || {
-            own.send(have_own_files().is_ok()).unwrap();
+            // SAFETY: it uses channels alone.
+            own.send(unsafe { have_own_files() }.is_ok()).unwrap();
             has_ended.recv().unwrap_err();
         });
         assert!(has_own.recv().unwrap());

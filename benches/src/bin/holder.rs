@@ -1,6 +1,6 @@
 //! A program that keeps files open, for `scripts/crash`: one without a name, and one that is mapped. `holder SOCKET`.
 //!
-//! It answers one line to each connection: `begin DIR NUMBER SEED` makes the files, `look` holds what is in them against
+//! It answers one line to each connection: `begin NUMBER SEED DIR` makes the files, `look` holds what is in them against
 //! what it has written, and `use SEED` changes them after that. `ok`, `broken WHAT`, `failed ERRNO` (0 if there is none).
 
 use std::fs::{self, File, OpenOptions};

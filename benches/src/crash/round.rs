@@ -100,16 +100,12 @@ impl Round {
     fn sample(&self) {
         let now = self.begin.elapsed();
         for (work, step) in self.work.iter().zip(&self.steps) {
-            let (who, since) = {
-                let mut work = lock(work);
-                let acknowledged = work.acknowledged;
-                work.progress.add((now, acknowledged));
-                (work.who.clone(), *lock(step))
-            };
-            if let Some(since) = since.filter(|since| now.saturating_sub(*since) > STUCK + STUCK / 4) {
-                // Once: the round ends with it.
-                *lock(step) = None;
-                self.found(&who, format!("it is still waiting after {:.1?}", now - since));
+            let mut work = lock(work);
+            let acknowledged = work.acknowledged;
+            work.progress.add((now, acknowledged));
+            // Once: the round ends with it.
+            if let Some(since) = lock(step).take_if(|since| now.saturating_sub(*since) > STUCK + STUCK / 4) {
+                self.found(&work.who, format!("it is still waiting after {:.1?}", now - since));
             }
         }
         for (who, process) in self.world.processes() {
@@ -190,9 +186,9 @@ pub fn run(plan: &Plan, progress: &mut dyn FnMut(&Outcome)) -> Result<Outcome> {
         .map(|mut worker| {
             let round = round.clone();
             thread::spawn(move || {
-                // Workloads keep no file open between two steps. What they share with others that owns a descriptor is
-                // dropped by the main thread, which joins this one first.
-                if let Err(error) = have_own_files() {
+                // SAFETY: workloads keep no file open between two steps. What they share with others that owns a descriptor
+                // is dropped by the main thread, which joins this one first.
+                if let Err(error) = unsafe { have_own_files() } {
                     round.found(&worker.who, format!("no table of files of its own: {error}"));
                     return worker;
                 }
@@ -211,21 +207,13 @@ pub fn run(plan: &Plan, progress: &mut dyn FnMut(&Outcome)) -> Result<Outcome> {
     let watchdog = Watchdog::new(round.world.dir(), OVERDUE);
     strike(&round, &watchdog, &mut random, progress);
     round.is_over.store(true, Ordering::SeqCst);
-    let over = Instant::now();
-    while threads.iter().any(|thread| !thread.is_finished()) && over.elapsed() < PATIENCE {
-        thread::sleep(Duration::from_millis(5));
-    }
-    if threads.iter().any(|thread| !thread.is_finished()) {
+    if !end_within(&threads, PATIENCE) {
         let logs: Vec<String> = round.world.seats.iter().map(|seat| last_lines(&seat.log())).collect();
         round.found("the round", format!("workers wait, {PATIENCE:?} after all was mended: {logs:?}"));
         round.world.give_up();
         // What is known by now is not lost, whatever becomes of them.
         progress(&round.outcome());
-        let given_up = Instant::now();
-        while threads.iter().any(|thread| !thread.is_finished()) && given_up.elapsed() < GIVEN_UP {
-            thread::sleep(Duration::from_millis(5));
-        }
-        if threads.iter().any(|thread| !thread.is_finished()) {
+        if !end_within(&threads, GIVEN_UP) {
             round.found("the round", format!("workers wait, {GIVEN_UP:?} after all mounts were taken down"));
             return Ok(round.outcome());
         }
@@ -238,6 +226,17 @@ pub fn run(plan: &Plan, progress: &mut dyn FnMut(&Outcome)) -> Result<Outcome> {
     judge(&round, &watchdog, workers);
     let outcome = round.outcome();
     Ok(end(round, &watchdog, outcome))
+}
+
+/// Waits for the end of all of these, but not for ever. Says whether they have ended.
+fn end_within<T>(threads: &[thread::JoinHandle<T>], limit: Duration) -> bool {
+    let begin = Instant::now();
+    loop {
+        match threads.iter().all(thread::JoinHandle::is_finished) {
+            false if begin.elapsed() < limit => thread::sleep(Duration::from_millis(5)),
+            ended => return ended,
+        }
+    }
 }
 
 /// Breaks and mends until the time is over.

@@ -126,8 +126,7 @@ impl World {
         medium.go_back(instant)?;
         seat.cuts.fetch_add(1, Ordering::SeqCst);
         self.mount(number)?;
-        // Its user looks what it kept, and has no use for it.
-        lock(&seat.mount).as_ref().map_or(Ok(()), Mount::forget_conflicts)
+        seat.forget_conflicts()
     }
 
     pub(in crate::crash) fn kill_all(&self) -> Result<()> {

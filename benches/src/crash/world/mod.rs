@@ -146,9 +146,7 @@ impl World {
     /// # Errors
     /// What the user who does that is told.
     pub fn remove_everything(&self) -> Result<()> {
-        for seat in self.seats.iter().filter(|seat| seat.mode == Mode::Afs) {
-            lock(&seat.mount).as_ref().map_or(Ok(()), Mount::forget_conflicts)?;
-        }
+        self.seats.iter().try_for_each(Seat::forget_conflicts)?;
         let seats = self.seats.iter().enumerate();
         for (seat, of) in
             seats.map(|(number, seat)| (seat, format!("seat{number}-"))).chain([(&self.seats[0], String::new())])

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
+use anyhow::Result;
+
 use crate::lock;
 use crate::medium::Medium;
 use crate::mount::{Mode, Mount};
@@ -72,6 +74,12 @@ impl Seat {
         let mount = lock(&self.mount).take();
         self.lives.fetch_add(1, Ordering::SeqCst);
         mount
+    }
+
+    /// Its user looks what the client has kept as conflicts, and has no use for it.
+    pub(super) fn forget_conflicts(&self) -> Result<()> {
+        let mount = lock(&self.mount);
+        mount.as_ref().filter(|mount| mount.mode() == Mode::Afs).map_or(Ok(()), Mount::forget_conflicts)
     }
 
     /// What the client has logged in this life.
