@@ -194,6 +194,7 @@ pub fn size(dir: &Path) -> u64 {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a failed call fails the test")]
 
+    use std::io::{Read, Write};
     use std::os::fd::AsRawFd;
 
     use super::*;
@@ -222,22 +223,18 @@ mod tests {
         let contents = dir.path().join("content/00/1");
         fs::create_dir_all(contents.parent().unwrap()).unwrap();
         fs::write(&contents, "x").unwrap();
-        let mut reader = std::process::Command::new("sleep")
-            .arg("60")
-            .stdin(fs::File::open(&contents).unwrap())
-            .stdout(fs::File::create(dir.path().join("other")).unwrap())
-            .stderr(std::process::Stdio::null())
+        let mut reader = std::process::Command::new("cat")
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .stderr(fs::File::open(&contents).unwrap())
             .spawn()
             .unwrap();
+        // A program that answers has done with the libraries that it opens at its start.
+        reader.stdin.as_mut().unwrap().write_all(b"x").unwrap();
+        reader.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
         let count = || Sample::of(reader.id(), Duration::ZERO).map_or(0, |sample| sample.files);
-        // Until it is what it is started as.
-        let begin = std::time::Instant::now();
-        let comm = format!("/proc/{}/comm", reader.id());
-        while fs::read_to_string(&comm).unwrap() != "sleep\n" && begin.elapsed() < Duration::from_secs(10) {
-            std::thread::sleep(Duration::from_millis(5));
-        }
         let there = count();
-        let other = fs::File::open(dir.path().join("other")).unwrap();
+        let other = fs::File::create(dir.path().join("other")).unwrap();
         assert!(!is_of_contents(&fs::read_link(format!("/proc/self/fd/{}", other.as_raw_fd())).unwrap()));
         fs::remove_file(contents).unwrap();
         let gone = count();
