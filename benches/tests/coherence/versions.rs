@@ -10,7 +10,7 @@ use rustix::fs::OFlags;
 use tokio::time::sleep;
 
 use crate::contents::Value;
-use crate::mounted::{Client, world};
+use crate::mounted::{Client, FILE, world};
 
 #[test]
 fn what_one_node_has_stored_no_other_shows_the_past_of() {
@@ -136,5 +136,98 @@ fn a_file_that_grows_while_it_is_fetched_is_fetched_whole() {
             a.close(handle).await;
         }
         assert!(grown > 0, "it never grew on the way");
+    });
+}
+
+/// Three parts of a fetch or a store.
+const LARGE: u32 = 2_200_000;
+
+#[test]
+fn a_close_stores_nothing_of_what_another_is_still_writing() {
+    in_virtual_time(async {
+        let world = world().await;
+        let a = Client::mount(&world, Weather::default(), 1).await;
+        let b = Client::mount(&world, Weather::default(), 2).await;
+        let [old, new] = [1, 2].map(|id| Value::new(id, LARGE));
+        let node = a.look().await;
+        let first = a.open(node, OFlags::WRONLY).await;
+        a.vfs.write(first, 0, old.range(0, LARGE)).await.unwrap();
+        a.vfs.flush(first).await.unwrap();
+        let second = a.open(node, OFlags::WRONLY).await;
+        a.vfs.write(second, 0, new.range(0, LARGE / 2)).await.unwrap();
+        // The kernel says later than the program's close(2) that a file is closed for good, and the program goes on.
+        a.vfs.release(first).await;
+        assert_eq!(b.read(FILE).await, old);
+        let reader = a.open(node, OFlags::RDONLY).await;
+        a.close(reader).await;
+        assert_eq!(b.read(FILE).await, old);
+        a.vfs.write(second, u64::from(LARGE / 2), new.range(LARGE / 2, LARGE)).await.unwrap();
+        a.close(second).await;
+        assert_eq!(b.read(FILE).await, new);
+    });
+}
+
+#[test]
+fn what_is_stored_late_is_whole_whoever_opens_the_file_meanwhile() {
+    in_virtual_time(async {
+        let world = world().await;
+        // Storing takes long.
+        let weather = Weather { delay: 1000, max_delay: Duration::from_millis(300), ..Weather::default() };
+        let a = Arc::new(Client::mount(&world, weather, 1).await);
+        let b = Client::mount(&world, Weather::default(), 2).await;
+        let node = a.look().await;
+        for round in 0..10 {
+            let [old, new] = [1, 2].map(|id| Value::new(2 * round + id, LARGE));
+            let first = a.open(node, OFlags::WRONLY).await;
+            a.vfs.flush(first).await.unwrap();
+            // As through a mapping.
+            a.vfs.write(first, 0, old.range(0, LARGE)).await.unwrap();
+            let storing = tokio::spawn({
+                let a = a.clone();
+                async move { a.vfs.release(first).await }
+            });
+            sleep(Duration::from_millis(u64::from(round) * 20)).await;
+            let how = if round % 2 == 0 { OFlags::WRONLY } else { OFlags::WRONLY | OFlags::TRUNC };
+            let second = a.open(node, how).await;
+            a.vfs.write(second, 0, new.range(0, LARGE)).await.unwrap();
+            storing.await.unwrap();
+            // Before or after all of what came late; this fails where it is neither.
+            let seen = b.read(FILE).await;
+            assert!(round == 0 || seen.len() == LARGE, "{seen:?} is of no program");
+            a.close(second).await;
+            assert_eq!(b.read(FILE).await, new);
+        }
+    });
+}
+
+#[test]
+fn what_was_left_to_an_open_that_comes_to_nothing_is_stored() {
+    in_virtual_time(async {
+        let world = world().await;
+        let weather = Weather { delay: 1000, max_delay: Duration::from_millis(300), ..Weather::default() };
+        let a = Arc::new(Client::mount(&world, weather, 1).await);
+        let b = Client::mount(&world, Weather::default(), 2).await;
+        let [old, new] = [1, 2].map(|id| Value::new(id, LARGE));
+        let node = a.look().await;
+        let first = a.open(node, OFlags::WRONLY).await;
+        a.vfs.write(first, 0, old.range(0, LARGE)).await.unwrap();
+        let storing = tokio::spawn({
+            let a = a.clone();
+            async move { a.vfs.fsync(first, false).await }
+        });
+        sleep(Duration::from_millis(10)).await;
+        let opening = tokio::spawn({
+            let a = a.clone();
+            async move { a.open(node, OFlags::WRONLY).await }
+        });
+        sleep(Duration::from_millis(10)).await;
+        a.vfs.write(first, 0, new.range(0, LARGE)).await.unwrap();
+        assert!(!opening.is_finished(), "it waits");
+        a.vfs.release(first).await;
+        opening.abort();
+        storing.await.unwrap().unwrap();
+        // There may be anything in between: the file was synced while it was written.
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(b.read(FILE).await, new);
     });
 }

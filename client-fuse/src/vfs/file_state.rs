@@ -1,6 +1,7 @@
 //! An open file's data on its way to the server, and who waits for it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use larder_protocol::attr::{Credential, Timestamp};
 use parking_lot::Mutex;
@@ -19,6 +20,8 @@ pub(super) struct FileState {
     pub work: Notify,
     /// Held by operations that need the file's data at the server and no write in flight.
     pub exclusive: tokio::sync::Mutex<()>,
+    /// Handles to write it by, and opens that are going to be (AFS mode).
+    writers: AtomicUsize,
 }
 
 /// What changes about a file's data.
@@ -55,7 +58,23 @@ impl FileState {
             changed: Notify::new(),
             work: Notify::new(),
             exclusive: tokio::sync::Mutex::new(()),
+            writers: AtomicUsize::new(0),
         }
+    }
+
+    /// One more is going to write it.
+    pub(super) fn begin_writing(&self) {
+        self.writers.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// One less writes it.
+    pub(super) fn end_writing(&self) {
+        self.writers.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Whether somebody can write it, or is about to.
+    pub(super) fn is_being_written(&self) -> bool {
+        self.writers.load(Ordering::SeqCst) > 0
     }
 
     /// Whether nothing is on its way.

@@ -161,7 +161,7 @@ impl Vfs {
         let file = self.nodes.pin(node, || FileState::new(config, cred.clone()));
         // From here on the handle to be counts, and `close` gives it back.
         std::mem::forget(counted);
-        Opening { vfs: self, node: node.clone(), file, cred, copy: None, opened: false }
+        Opening { vfs: self, node: node.clone(), file, cred, copy: None, writes: false, opened: false }
     }
 
     /// Rule 2: the attributes that an open goes by were asked for after it began.
@@ -228,12 +228,27 @@ impl Vfs {
     pub async fn release(&self, handle: u64) {
         let Some(handle) = self.handles.remove_file(handle) else { return };
         self.in_use(&handle);
-        if let Some(copy) = &handle.copy {
-            self.release_local(&handle, copy).await;
+        if self.afs.is_some() && handle.writable {
+            handle.file.end_writing();
         }
-        let unpinned = self.close(&handle.node, &handle.file);
-        if let Some(copy) = handle.copy.as_ref().filter(|_| unpinned.last) {
-            self.put_away(&handle.node, copy, unpinned.orphan);
+        self.leave(&handle.node, &handle.file, handle.copy.as_ref(), &handle.cred, handle.writable).await;
+    }
+
+    /// Nobody uses a file any more by a handle that has one, or was going to have one.
+    async fn leave(
+        &self,
+        node: &Arc<Node>,
+        file: &Arc<FileState>,
+        copy: Option<&Arc<LocalCopy>>,
+        cred: &Arc<Credential>,
+        writable: bool,
+    ) {
+        if let Some(copy) = copy {
+            self.release_local(node, file, copy, cred, writable).await;
+        }
+        let unpinned = self.close(node, file);
+        if let Some(copy) = copy.filter(|_| unpinned.last) {
+            self.put_away(node, copy, unpinned.orphan);
         }
     }
 
@@ -284,12 +299,18 @@ struct Opening<'a> {
     file: Arc<FileState>,
     cred: Arc<Credential>,
     copy: Option<Arc<LocalCopy>>,
+    /// Whether it counts as a writer of the file.
+    writes: bool,
     opened: bool,
 }
 
 impl Opening<'_> {
     /// Decides on the copy that is read and written (AFS mode).
     async fn open_copy(&mut self, how: Use) -> Result<(), Error> {
+        if how.write || how.truncate {
+            self.file.begin_writing();
+            self.writes = true;
+        }
         self.copy = self.vfs.open_copy(&self.node, &self.file, &self.cred, how).await?;
         Ok(())
     }
@@ -302,6 +323,10 @@ impl Opening<'_> {
             _ => plan,
         };
         let (readable, writable) = access(flags);
+        if self.writes && !writable {
+            // It was to be emptied, and is.
+            self.file.end_writing();
+        }
         let shared = self.vfs.nodes.is_shared(&self.node);
         let backing = self.copy.as_ref().and_then(|copy| self.vfs.backing(copy, shared));
         let (keep_cache, dropping) = self.vfs.keep_pages(&self.node, self.copy.as_deref(), backing.is_some());
@@ -322,9 +347,22 @@ impl Opening<'_> {
 
 impl Drop for Opening<'_> {
     fn drop(&mut self) {
-        if !self.opened {
-            self.vfs.close(&self.node, &self.file);
+        if self.opened {
+            return;
         }
+        if self.writes {
+            self.file.end_writing();
+            // Whoever closed the file meanwhile may have left it to this open to store what is not.
+            let left = self.node.state.lock().copy.clone().filter(|copy| copy.is_dirty() || copy.expects_unseen());
+            if let (Some(copy), Some(vfs)) = (left, self.vfs.weak.upgrade()) {
+                let (node, file, cred) = (self.node.clone(), self.file.clone(), self.cred.clone());
+                self.vfs.runtime.start(Box::pin(async move {
+                    vfs.leave(&node, &file, Some(&copy), &cred, true).await;
+                }));
+                return;
+            }
+        }
+        self.vfs.close(&self.node, &self.file);
     }
 }
 

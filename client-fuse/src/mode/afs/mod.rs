@@ -22,8 +22,9 @@
 //! 3. A node stands for one version while it is open. A newer version that is opened meanwhile gets a node, and so an
 //!    inode number, of its own until the older one is closed.
 //! 4. `close` after writing stores the whole file. A file is recorded as dirty before the first write to it returns.
-//!    A flush stores, or joins a store that is running; the last close stores what came later. `fsync` stores too, or
-//!    with `fsync=local` makes the copy durable here. Truncating to nothing fetches nothing.
+//!    A flush stores, or joins a store that is running; the last close of those who write stores what came later, and
+//!    who opens the file for writing waits for that. `fsync` stores too, or with `fsync=local` makes the copy durable
+//!    here. Truncating to nothing fetches nothing.
 //! 5. Changes break the callbacks of others before they are applied: that is the server's part.
 //! 6. A reply promises nothing about an object of which a break came in since the request was sent. A reply to the
 //!    kernel that is on its way when a break comes in is written before the kernel is told of the break.

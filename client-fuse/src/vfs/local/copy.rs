@@ -494,7 +494,7 @@ impl LocalCopy {
     }
 
     /// Whether it may have been written without a word.
-    pub(super) fn expects_unseen(&self) -> bool {
+    pub(in crate::vfs) fn expects_unseen(&self) -> bool {
         self.unseen_writes.load(Ordering::Acquire)
     }
 

@@ -25,6 +25,7 @@ use rustix::io::Errno;
 
 use self::copy::{Change, LocalCopy};
 use self::fetch::disk_error;
+use super::file_state::FileState;
 use super::handle::FileHandle;
 use super::node::Node;
 use super::{Error, Fsync, Vfs};
@@ -291,15 +292,24 @@ impl Vfs {
         }
     }
 
-    /// A handle is closed for good.
-    pub(super) async fn release_local(&self, handle: &FileHandle, copy: &Arc<LocalCopy>) {
-        let last = self.nodes.is_last(&handle.node);
-        let orphan = self.nodes.is_orphan(&handle.node);
-        if !orphan && copy.expects_unseen() && (handle.writable || last) {
+    /// A handle is closed for good. While others write the file nothing is stored (rule 4): what they have written so far
+    /// is of nobody, and they store all of it when they close it.
+    pub(super) async fn release_local(
+        &self,
+        node: &Arc<Node>,
+        file: &FileState,
+        copy: &Arc<LocalCopy>,
+        cred: &Arc<Credential>,
+        writable: bool,
+    ) {
+        if self.nodes.is_orphan(node) || file.is_being_written() {
+            return;
+        }
+        if copy.expects_unseen() && (writable || self.nodes.is_last(node)) {
             self.find_unseen_writes(copy).await;
         }
-        if !orphan && copy.is_dirty() {
-            self.store_at_last(&handle.node, copy, &handle.cred).await;
+        if copy.is_dirty() {
+            self.store_at_last(node, file, copy, cred).await;
         }
     }
 

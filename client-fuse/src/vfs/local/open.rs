@@ -45,6 +45,13 @@ impl Vfs {
         how: Use,
     ) -> Result<Option<Arc<LocalCopy>>, Error> {
         let Some(afs) = self.afs.clone() else { return Ok(None) };
+        if how.write || how.truncate {
+            // What is being stored since the last writer closed the file is to be stored as that one left it (rule 4).
+            let copy = node.state.lock().copy.clone();
+            if let Some(copy) = copy {
+                drop(self.until_abort(copy.storing.lock()).await?);
+            }
+        }
         // One open of a file at a time, so that they agree on the copy.
         let _turn = self.until_abort(file.exclusive.lock()).await?;
         let existing = node.state.lock().copy.clone();

@@ -26,6 +26,7 @@ use crate::failpoint::Failpoint;
 use crate::mode::afs::Afs;
 use crate::mode::afs::disk::{CHECK_BLOCK, CacheFile, checksum};
 use crate::vfs::asking::Asked;
+use crate::vfs::file_state::FileState;
 use crate::vfs::node::Node;
 use crate::vfs::{Error, Vfs, unexpected};
 
@@ -102,8 +103,22 @@ impl Vfs {
         copy: &Arc<LocalCopy>,
         writer: &Arc<Credential>,
     ) -> Result<(), Error> {
+        self.store_unless(node, copy, writer, || false).await
+    }
+
+    /// As [`store`](Vfs::store), unless it is somebody else's turn by the time that it begins.
+    async fn store_unless(
+        &self,
+        node: &Arc<Node>,
+        copy: &Arc<LocalCopy>,
+        writer: &Arc<Credential>,
+        is_left_to_others: impl Fn() -> bool,
+    ) -> Result<(), Error> {
         let Some(afs) = &self.afs else { return Ok(()) };
         let _turn = self.until_abort(copy.storing.lock()).await?;
+        if is_left_to_others() {
+            return Ok(());
+        }
         let Some(was) = copy.unstored(writer) else { return Ok(()) };
         let writer = was.writer.clone();
         if node.state.lock().kept {
@@ -248,11 +263,18 @@ impl Vfs {
     }
 
     /// The last descriptor of a file that was written is closed, and there are changes that came after its flush.
-    /// Returns when they are stored, or kept as a conflict.
-    pub(super) async fn store_at_last(&self, node: &Arc<Node>, copy: &Arc<LocalCopy>, writer: &Arc<Credential>) {
+    /// Returns when they are stored, or kept as a conflict, or left to somebody who opened the file for writing.
+    pub(super) async fn store_at_last(
+        &self,
+        node: &Arc<Node>,
+        file: &FileState,
+        copy: &Arc<LocalCopy>,
+        writer: &Arc<Credential>,
+    ) {
         let Some(afs) = &self.afs else { return };
         loop {
-            match self.store(node, copy, writer).await {
+            // Who opens it for writing counts before he waits for his turn, so he is seen here or waits for this.
+            match self.store_unless(node, copy, writer, || file.is_being_written()).await {
                 Ok(()) => return,
                 // What is dirty stays so on the disk, and the next mount stores it.
                 Err(Error::Aborted) => return,
@@ -262,8 +284,9 @@ impl Vfs {
                     }
                 }
                 Err(error) => {
-                    if let Some(file) = node.file() {
-                        file.flow.lock().fail(error);
+                    file.flow.lock().fail(error);
+                    if file.is_being_written() {
+                        return;
                     }
                     self.keep_conflict(afs, node, copy, &error.to_string());
                     return;
