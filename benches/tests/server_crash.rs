@@ -11,8 +11,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use anyhow::Result;
 use larder_benches::mount::{Mode, Mount};
-use larder_benches::process::{have_own_files, run, scratch};
+use larder_benches::process::{SetAtEnd, have_own_files, run, scratch};
 use larder_benches::server::Server;
 use larder_benches::size::Size;
 use larder_server::failpoint::Failpoint;
@@ -114,19 +115,23 @@ fn a_server_that_dies_anywhere_leaves_nothing_half_done() {
                     }
                 });
             }
-            let died = (0..passes)
+            let _end = SetAtEnd(is_over);
+            let mut die = |pass| {
+                server.kill()?;
+                let is_of_start = matches!(point, Failpoint::Recovering | Failpoint::Recovered);
+                let after = if is_of_start { 0 } else { pass * 5 };
+                server.restart_to_die(&format!("{}={after}*off->return", point.name()), WITHIN)
+            };
+            (0..passes)
                 .map(|pass| {
-                    server.kill().unwrap();
-                    let is_of_start = matches!(point, Failpoint::Recovering | Failpoint::Recovered);
-                    let after = if is_of_start { 0 } else { pass * 5 };
-                    let died = server.restart_to_die(&format!("{}={after}*off->return", point.name()), WITHIN).unwrap();
-                    server.restart().unwrap();
+                    let died = die(pass);
+                    // Whatever went wrong: programs wait for it.
+                    server.restart()?;
                     died
                 })
-                .collect();
-            is_over.store(true, Ordering::SeqCst);
-            died
-        });
+                .collect::<Result<_>>()
+        })
+        .unwrap();
         assert!(died.iter().all(|died| *died), "{}: it was not passed: {died:?}", point.name());
         let other = Mount::new(dir.path(), "other", &server, Mode::Direct, "").unwrap();
         for (mount, mirror) in mounts.iter().zip(&mirrors) {

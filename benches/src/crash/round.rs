@@ -215,6 +215,8 @@ pub fn run(plan: &Plan, progress: &mut dyn FnMut(&Outcome)) -> Result<Outcome> {
         progress(&round.outcome());
         if !end_within(&threads, GIVEN_UP) {
             round.found("the round", format!("workers wait, {GIVEN_UP:?} after all mounts were taken down"));
+            // They keep the world, but the rounds after this one are not to share the machine with it.
+            round.world.leave();
             return Ok(round.outcome());
         }
     }

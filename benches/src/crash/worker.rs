@@ -108,13 +108,15 @@ impl Worker {
             // Who ignores what close(2) says may read back less than it wrote, where it is written when it is closed.
             let is_excused = was_in_disorder && !self.workload.heeds_close() && seat.mode() != Mode::Direct;
             if (is_broken(&error) && !is_excused) || !(of_mount || of_disk) {
+                round.found(&self.who, format!("{error}; {}", last_lines(&seat.log())));
                 // What is there tells whether an operation was lost, done twice, or refused for nothing; and what is there
                 // a little later, whether it was only late.
-                let log = last_lines(&seat.log());
+                self.begins(round);
                 let there = self.workload.check(&mount.join(&self.dir));
                 thread::sleep(LATER);
                 let later = self.workload.check(&mount.join(&self.dir));
-                round.found(&self.who, format!("{error}; then: {there:?}; after {LATER:?}: {later:?}; {log}"));
+                self.ends(round);
+                round.found(&self.who, format!("after that: {there:?}; after {LATER:?}: {later:?}"));
                 return;
             }
             if !self.look(round, |workload, dir| workload.settle(dir)) {

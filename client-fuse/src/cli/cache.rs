@@ -42,10 +42,12 @@ pub(super) fn run(args: &CacheArgs) -> anyhow::Result<()> {
                 let after = files.last().and_then(|last| last["id"].as_u64()).unwrap_or(0);
                 let piece = ask(&mut caller, CacheCommand::List(after))?;
                 let Some(Value::Array(piece)) = piece.get("files").cloned() else { bail!("a strange answer") };
-                if piece.is_empty() {
+                // Files that come meanwhile have larger numbers, and may come as fast as they are asked for.
+                let is_last = piece.len() < PIECE;
+                files.extend(piece);
+                if is_last {
                     break;
                 }
-                files.extend(piece);
             }
             files.sort_by_key(|file| file["inode"].as_u64());
             if let Some(path) = &below {

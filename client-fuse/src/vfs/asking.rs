@@ -129,7 +129,8 @@ impl Vfs {
         if !is_unsure || names.is_empty() {
             return;
         }
-        if self.afs.is_none() {
+        // What got no answer is decided before the next name is looked up: the way that it went is fenced.
+        if self.afs.is_none() && !matches!(error, Error::TimedOut { .. }) {
             // Before the names expire: none that comes now is kept.
             names.iter().for_each(|(dir, _)| self.unsure.insert(*dir));
         }

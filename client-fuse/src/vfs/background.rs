@@ -82,7 +82,7 @@ pub(super) fn start(vfs: &Arc<Vfs>) {
                     if let Ok(turn) = letting_go.clone().try_lock_owned() {
                         let succeeded = succeeded.clone();
                         vfs.runtime.clone().spawn(Box::pin(async move {
-                            if vfs.let_go().await {
+                            if vfs.let_go().await && !vfs.removals.has_refused() {
                                 succeeded.store(true, Ordering::Relaxed);
                             }
                             drop(turn);

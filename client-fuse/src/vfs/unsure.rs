@@ -1,5 +1,5 @@
-//! Directories in which a change may be carried out later, of which nobody will hear: it got no answer, or the server's
-//! disk failed on the way and the next start of the server decides. In AFS mode rules 6 and 8 see to them; in the others
+//! Directories in which a change may be carried out later, of which nobody will hear: the server's disk failed on the way
+//! and its next start decides. In AFS mode rules 6 and 8 see to them; in the others
 //! nothing but the time for which the kernel may keep a name stands between that change and a program that goes by the
 //! old name: it would write to the file that was there. So the kernel keeps no name of such a directory.
 

@@ -233,6 +233,14 @@ impl World {
         }
     }
 
+    /// Ends the server, where nobody uses it for ever.
+    pub(super) fn leave(&self) {
+        if let Ok(mut server) = self.server.try_lock() {
+            // One that has ended by itself is gone, too.
+            let _ = server.kill();
+        }
+    }
+
     /// Takes all down in good order, and has the store checked.
     ///
     /// # Errors

@@ -147,8 +147,9 @@ impl Data {
         let id = file.id;
         let cut = self.blocking(move |content| content.truncate(id, size)).await;
         file.note_hole(size, u64::MAX, self.runtime.boottime());
-        if let Err(error) = cut {
-            tracing::error!("vnode {}: cannot cut off what a failed change left: {error}", id.vnode);
+        match cut {
+            Ok(()) => file.tail_is_cut(),
+            Err(error) => tracing::error!("vnode {}: cannot cut off what a failed change left: {error}", id.vnode),
         }
     }
 }

@@ -64,8 +64,14 @@ impl Data {
             Err(error) => Err(self.content_error(content, "append to", &error)),
         };
         if recorded.is_err() {
-            // Nothing was acknowledged: the record's size counts, and what lies behind it goes.
-            self.cut_back(&file, offset).await;
+            if self.meta.is_in_doubt() {
+                // After the next start the append may have happened, and a retry be told so.
+                file.note_change(offset, end - offset, now);
+                file.note_tail();
+            } else {
+                // Nothing was acknowledged: the record's size counts, and what lies behind it goes.
+                self.cut_back(&file, offset).await;
+            }
         }
         recorded
     }

@@ -58,6 +58,8 @@ struct Inner {
     holes: u64,
     /// Intents whose rows are there.
     intents: Vec<PendingIntent>,
+    /// Behind the end there may be what an append wrote that is in doubt.
+    tail: bool,
     last_write: BootTime,
 }
 
@@ -89,6 +91,7 @@ impl DirtyFile {
             stamp: 0,
             holes: 0,
             intents: Vec::new(),
+            tail: false,
             last_write: now,
         };
         DirtyFile { id, inner: Mutex::new(inner) }
@@ -112,6 +115,21 @@ impl DirtyFile {
 
     pub(crate) fn set_mode(&self, mode: DirtyRecord) {
         self.inner.lock().mode = mode;
+    }
+
+    /// Notes that an append is in doubt: what it wrote behind the end is to be cut off once it is not, and not before.
+    pub(crate) fn note_tail(&self) {
+        self.inner.lock().tail = true;
+    }
+
+    /// Whether there is such an append.
+    pub(crate) fn has_tail(&self) -> bool {
+        self.inner.lock().tail
+    }
+
+    /// What was behind the end is cut off.
+    pub(crate) fn tail_is_cut(&self) {
+        self.inner.lock().tail = false;
     }
 
     /// Notes an intent that a committed batch holds. `cuts` says that doing it again could undo a later write.

@@ -29,6 +29,11 @@ impl Data {
             return self.materialize(fid, mode).await;
         };
         if let Some(file) = self.dirty.get(fid.vnode) {
+            if file.has_tail() {
+                // A batch that is committed ends the doubt.
+                self.enter(fid, version, file.mode()).await?;
+                self.cut_back(&file, record.size).await;
+            }
             match (file.mode(), mode) {
                 (DirtyRecord::InPlace, DirtyRecord::InPlace) | (DirtyRecord::Appending, DirtyRecord::Appending) => {
                     return Ok(file);

@@ -89,6 +89,9 @@ impl Data {
         let size = self.current(id.vnode)?.size;
         let longer = self.content.stat(id).is_ok_and(|stat| stat.size > size);
         if longer {
+            if self.meta.is_in_doubt() {
+                return Err(ErrorCode::Io);
+            }
             // What a failed change left behind the end, and could not take back.
             self.cut_back(file, size).await;
         }

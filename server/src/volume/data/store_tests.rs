@@ -381,7 +381,7 @@ async fn replace_in_doubt(survives: bool, commits_before: usize, old: &Bytes, ho
     store(&mut world, 0, whole(old), None).await.unwrap();
     world.model[0] = old.to_vec();
     tokio::time::sleep(Duration::from_secs(5)).await;
-    world.meta.doubt_commit(commits_before);
+    world.meta.doubt_commit(commits_before, true);
     how(&mut world).await;
     assert!(world.meta.is_in_doubt());
     world.check(0, "before the restart").await;
@@ -433,6 +433,44 @@ async fn what_a_failed_commit_may_have_made_contents_is_kept_until_the_next_star
             at_rest(&world).await;
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_append_in_doubt_has_written_is_kept_until_that_is_decided() {
+    let append = async |world: &mut World, data: &Bytes| {
+        world.op(Op::Append { fid: world.fids[0], data: Payload(data.clone()) }).await.map(|_| ())
+    };
+    let (old, more) = (bytes(2 * BLOCK + 5, 1), bytes(BLOCK, 2));
+    for survives in [false, true] {
+        // The first commit makes the file dirty, the second one has its new size.
+        let mut world = replace_in_doubt(survives, 1, &old, async |world| {
+            assert_eq!(append(world, &more).await, Err(ErrorCode::Io));
+        })
+        .await;
+        if survives {
+            world.model[0].extend_from_slice(&more);
+        }
+        world.check(0, "after an append").await;
+        at_rest(&world).await;
+        append(&mut world, &more).await.unwrap();
+        world.model[0].extend_from_slice(&more);
+        world.check(0, "after another append").await;
+        at_rest(&world).await;
+    }
+    // Decided by the next commit: it has not happened, and what is written far behind leaves a hole.
+    let mut world = World::new(1, Durability::Power).await;
+    store(&mut world, 0, whole(&old), None).await.unwrap();
+    world.model[0] = old.to_vec();
+    world.meta.doubt_commit(1, false);
+    assert_eq!(append(&mut world, &more).await, Err(ErrorCode::Io));
+    world.check(0, "after an append that failed").await;
+    let request = WriteRequest { fid: world.fids[0], offset: 5 * BLOCK, data: Payload(bytes(9, 3)), stable: false };
+    world.volume.write(&root(), request).await.unwrap();
+    world.model[0].resize(5 * BLOCK as usize, 0);
+    world.model[0].extend_from_slice(&bytes(9, 3));
+    world.check(0, "after a write").await;
+    at_rest(&world).await;
+    world.check(0, "at rest").await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -45,8 +45,10 @@ struct State {
     fail_next_commit: Option<StoreError>,
     /// Commits until one fails and comes to the disk all the same.
     until_doubt: Option<usize>,
-    /// That batch. None is accepted any more.
+    /// That batch.
     in_doubt: Option<(u64, Batch)>,
+    /// Whether no other is accepted then.
+    doubt_lasts: bool,
     is_full: bool,
 }
 
@@ -89,6 +91,7 @@ impl MemoryMetadata {
             fail_next_commit: None,
             until_doubt: None,
             in_doubt: None,
+            doubt_lasts: true,
             is_full: false,
         };
         MemoryMetadata { state: RwLock::new(state), writer: Mutex::new(()) }
@@ -119,9 +122,11 @@ impl MemoryMetadata {
         self.state.write().fail_next_commit = Some(error);
     }
 
-    /// Lets the commit after so many others fail, though it has come to the disk, and all that come after it.
-    pub fn doubt_commit(&self, after: usize) {
-        self.state.write().until_doubt = Some(after);
+    /// Lets the commit after so many others fail, though it has come to the disk; and, if the doubt `lasts`, all that come
+    /// after it. Else the next one ends it.
+    pub fn doubt_commit(&self, after: usize, lasts: bool) {
+        let mut state = self.state.write();
+        (state.until_doubt, state.doubt_lasts) = (Some(after), lasts);
     }
 }
 
@@ -140,9 +145,10 @@ impl Metadata for MemoryMetadata {
             return Err(StoreError::Full);
         }
         let failed = || StoreError::Engine("it has failed before".to_owned());
-        if state.in_doubt.is_some() {
+        if state.in_doubt.is_some() && state.doubt_lasts {
             return Err(failed());
         }
+        state.in_doubt = None;
         match state.until_doubt {
             Some(0) => {
                 state.until_doubt = None;
@@ -245,7 +251,7 @@ mod tests {
     #[test]
     fn a_commit_in_doubt_may_come_back_and_is_the_last_one() {
         let engine = MemoryMetadata::new();
-        engine.doubt_commit(1);
+        engine.doubt_commit(1, true);
         engine.commit(1, &put(1, 1), true).unwrap();
         assert!(!engine.is_in_doubt());
         assert!(engine.commit(2, &put(1, 2), true).is_err() && engine.is_in_doubt());

@@ -94,7 +94,7 @@ impl Writer {
         Ok(())
     }
 
-    fn commit(&self, statements: &Statements, batch: &Batch) -> StoreResult<()> {
+    fn commit(&self, statements: &Statements, batch: &Batch) -> Result<(), Uncommitted> {
         self.run("BEGIN IMMEDIATE")?;
         for (table, key, value) in &batch.changes {
             let sql = statements.of(*table);
@@ -110,7 +110,25 @@ impl Writer {
                 }
             }
         }
-        self.run("COMMIT")
+        let committed = self.connection.prepare_cached("COMMIT").and_then(|mut commit| commit.execute([]));
+        committed.map(drop).map_err(|error| {
+            // The log's index grows after the log was written, and synced (walFrames in SQLite's wal.c).
+            let is_written = is_of_index(&error);
+            Uncommitted { error: engine_error(error), is_written }
+        })
+    }
+}
+
+/// Why a batch is not committed.
+struct Uncommitted {
+    error: StoreError,
+    /// Whether all of it may be in the log, though there was no room for something else.
+    is_written: bool,
+}
+
+impl From<StoreError> for Uncommitted {
+    fn from(error: StoreError) -> Uncommitted {
+        Uncommitted { error, is_written: false }
     }
 }
 
@@ -236,7 +254,8 @@ impl Metadata for SqliteMetadata {
             Some(writer) => writer,
             None => Writer::open(&self.path)?,
         };
-        let result = writer.set_syncs(durable).and_then(|()| writer.commit(&self.statements, batch));
+        let result =
+            writer.set_syncs(durable).map_err(Uncommitted::from).and_then(|()| writer.commit(&self.statements, batch));
         match result {
             Ok(()) => {
                 *place = Some(writer);
@@ -247,12 +266,12 @@ impl Metadata for SqliteMetadata {
                 }
                 Ok(())
             }
-            Err(error) => {
+            Err(Uncommitted { error, is_written }) => {
                 if matches!(&error, StoreError::Io(error) if error.get_ref().is_some_and(|e| e.is::<SyncFailed>())) {
                     self.sync_failed.store(true, Ordering::Release);
                 }
-                // Where there was no room, the end of the batch was not written, which makes it one.
-                if !matches!(error, StoreError::Full) {
+                // Where the log had no room, the end of the batch was not written, which makes it one.
+                if is_written || !matches!(error, StoreError::Full) {
                     self.in_doubt.store(true, Ordering::Release);
                 }
                 // SQLite has rolled back by itself after some errors. A connection that cannot is closed, which does.
@@ -334,12 +353,16 @@ fn set_up(connection: &Connection, cache_kib: i64) -> StoreResult<()> {
 #[error("meta.sqlite could not be synced: {0}")]
 struct SyncFailed(rusqlite::Error);
 
+/// Whether the log's index could not grow.
+fn is_of_index(error: &rusqlite::Error) -> bool {
+    error.sqlite_error().is_some_and(|error| error.extended_code == ffi::SQLITE_IOERR_SHMSIZE)
+}
+
 fn engine_error(error: rusqlite::Error) -> StoreError {
     let extended = error.sqlite_error().map(|error| error.extended_code);
     match error.sqlite_error_code() {
         Some(ErrorCode::DiskFull) => StoreError::Full,
-        // The log's index could not grow.
-        Some(_) if extended == Some(ffi::SQLITE_IOERR_SHMSIZE) => StoreError::Full,
+        Some(_) if is_of_index(&error) => StoreError::Full,
         Some(_) if matches!(extended, Some(ffi::SQLITE_IOERR_FSYNC | ffi::SQLITE_IOERR_DIR_FSYNC)) => {
             StoreError::Io(std::io::Error::other(SyncFailed(error)))
         }

@@ -44,14 +44,17 @@ impl DiskCache {
     /// # Errors
     /// What the system says; `NotFound` if somebody removed the file.
     pub fn mark_dirty(&self, file: &Arc<CacheFile>, base: u64, uid: u32, gid: u32) -> io::Result<()> {
-        let origin = Origin { base, uid, gid, boot: Some(self.boot) };
+        let mut origin = Origin { base, uid, gid, boot: Some(self.boot) };
         let mut state = self.state.lock();
         let place = *file.place.lock();
-        // What was synced stays so.
         if let Place::Dirty(old) = place
-            && (Origin { boot: origin.boot, ..old }) == origin
+            && old.base == base
         {
-            return Ok(());
+            // What was synced stays so, whoever writes now.
+            origin.boot = old.boot;
+            if old == origin {
+                return Ok(());
+            }
         }
         self.move_to_dirty(&mut state, file, origin)
     }
@@ -103,12 +106,14 @@ impl DiskCache {
     /// # Errors
     /// The first that there was, once all was tried.
     pub fn sync_all_dirty(&self) -> io::Result<()> {
-        let files: Vec<Arc<CacheFile>> = {
-            let state = self.state.lock();
-            let unsynced = state.dirty.values().filter(|dirty| dirty.origin.boot == Some(self.boot));
-            unsynced.filter_map(|dirty| dirty.live.upgrade()).collect()
+        let files: Vec<io::Result<LeftDirty>> = {
+            let mut state = self.state.lock();
+            let unsynced = state.dirty.iter_mut().filter(|(_, dirty)| dirty.origin.boot == Some(self.boot));
+            // What an earlier life left may not have been opened by this one.
+            unsynced.map(|(id, dirty)| self.open_left(*id, dirty)).collect()
         };
-        let synced: Vec<io::Result<()>> = files.iter().map(|file| self.sync_dirty(file)).collect();
+        let synced: Vec<io::Result<()>> =
+            files.into_iter().map(|file| file.and_then(|dirty| self.sync_dirty(&dirty.file))).collect();
         synced.into_iter().collect()
     }
 

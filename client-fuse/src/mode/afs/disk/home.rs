@@ -129,14 +129,14 @@ fn read_small(path: &Path) -> io::Result<Option<String>> {
     }
 }
 
-/// Tells this boot of the machine from others; if the system does not say, all are one.
-pub(super) fn boot() -> NonZeroU64 {
+/// Tells this boot of the machine from others; `None` if the system does not say.
+pub(super) fn boot() -> Option<NonZeroU64> {
     let of_system = || {
         let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
         let digits: String = text.chars().filter(char::is_ascii_hexdigit).take(16).collect();
         NonZeroU64::new(u64::from_str_radix(&digits, 16).ok()?)
     };
-    failpoint::boot().or_else(of_system).unwrap_or(NonZeroU64::MIN)
+    failpoint::boot().or_else(of_system)
 }
 
 #[cfg(test)]

@@ -25,7 +25,14 @@ impl DiskCache {
     /// `InUse` if another mount has it, `NotWritable` if it cannot be made or written to, `OtherVolume` if it belongs to
     /// another volume and holds data that is not stored there, `Io` if something in it fails.
     pub fn open(options: Options) -> Result<DiskCache, CacheError> {
-        DiskCache::open_in_boot(options, home::boot())
+        let boot = home::boot().unwrap_or_else(|| {
+            tracing::warn!(
+                "this machine does not say in /proc/sys/kernel/random/boot_id when it was started: what is not stored \
+                 when this mount dies is kept as a conflict by the next one"
+            );
+            NonZeroU64::new(options.new_client as u64).unwrap_or(NonZeroU64::MAX)
+        });
+        DiskCache::open_in_boot(options, boot)
     }
 
     /// Opens a cache in a certain boot of the machine.

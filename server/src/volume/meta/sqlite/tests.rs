@@ -146,12 +146,28 @@ fn a_full_database_fails_whole_and_goes_on_later() {
     let mut large = put(Table::Inline, &keys::vnode(1), vec![2; 100]);
     large.changes.push((Table::Inline, keys::vnode(2).to_vec(), Some(vec![3; 1 << 20])));
     assert!(matches!(engine.commit(2, &large, true), Err(StoreError::Full)));
+    assert!(!engine.is_in_doubt());
     assert_eq!(engine.durable_up_to(), 1);
     let value = |vnode| engine.snapshot().unwrap().get(Table::Inline, &keys::vnode(vnode)).unwrap();
     assert_eq!((value(1), value(2)), (Some(vec![1; 100]), None));
     limit(1 << 20);
     engine.commit(2, &large, true).unwrap();
     assert_eq!((value(1), value(2)), (Some(vec![2; 100]), Some(vec![3; 1 << 20])));
+}
+
+#[test]
+fn a_commit_that_failed_is_in_doubt_until_the_next_one() {
+    let (_dir, engine) = engine(Durability::Power);
+    let run = |sql: &str| engine.writer.lock().as_ref().unwrap().run(sql).unwrap();
+    let batch = put(Table::Inline, &keys::vnode(1), vec![1]);
+    engine.commit(1, &batch, true).unwrap();
+    assert!(!engine.is_in_doubt());
+    run("PRAGMA query_only = 1");
+    assert!(matches!(engine.commit(2, &batch, true), Err(error) if !matches!(error, StoreError::Full)));
+    assert!(engine.is_in_doubt());
+    run("PRAGMA query_only = 0");
+    engine.commit(2, &batch, true).unwrap();
+    assert!(!engine.is_in_doubt());
 }
 
 #[test]
