@@ -116,7 +116,7 @@ fn a_server_that_dies_anywhere_leaves_nothing_half_done() {
                 });
             }
             let _end = SetAtEnd(is_over);
-            let mut die = |pass| {
+            let die = |server: &mut Server, pass| {
                 server.kill()?;
                 let is_of_start = matches!(point, Failpoint::Recovering | Failpoint::Recovered);
                 let after = if is_of_start { 0 } else { pass * 5 };
@@ -124,7 +124,7 @@ fn a_server_that_dies_anywhere_leaves_nothing_half_done() {
             };
             (0..passes)
                 .map(|pass| {
-                    let died = die(pass);
+                    let died = die(&mut server, pass);
                     // Whatever went wrong: programs wait for it.
                     server.restart()?;
                     died

@@ -2,6 +2,8 @@
 //!
 //! It answers one line to each connection: `begin NUMBER SEED DIR` makes the files, `look` holds what is in them against
 //! what it has written, and `use SEED` changes them after that. `ok`, `broken WHAT`, `failed ERRNO` (0 if there is none).
+//! It ends when the mount is gone that its files are on: whoever keeps a file of it open keeps all of it in the kernel, with
+//! the files of the disk cache that it reads in its place, and so the disk of a client that is dead.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
@@ -9,10 +11,12 @@ use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::ptr;
+use std::time::Duration;
+use std::{process, ptr, thread};
 
 use anyhow::{Context, Result};
 use larder_benches::crash::workload::holding::{Answer, IDLE, Request};
+use larder_benches::crash::workload::kind_of_mount;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -20,6 +24,8 @@ use rustix::mm::{MapFlags, MsyncFlags, ProtFlags, mmap, msync};
 
 /// Bytes of each file: many pages.
 const LEN: usize = 200_000;
+/// How often it is looked whether the mount is there.
+const WATCHED: Duration = Duration::from_millis(500);
 
 /// A mapping of a file.
 struct Mapping {
@@ -113,10 +119,22 @@ impl Held {
     }
 }
 
+/// Ends this process when what is mounted there is not there any more. On a mount that has no answer it waits for one.
+fn watch(dir: PathBuf) {
+    let mounted = kind_of_mount(&dir);
+    thread::spawn(move || {
+        while kind_of_mount(&dir) == mounted {
+            thread::sleep(WATCHED);
+        }
+        process::exit(1);
+    });
+}
+
 fn answer(held: &mut Option<Held>, request: &Request) -> io::Result<Option<String>> {
     match request {
         Request::Begin { dir, number, seed } => {
             *held = Some(Held::new(dir, *number, &mut SmallRng::seed_from_u64(*seed))?);
+            watch(dir.clone());
             Ok(None)
         }
         Request::Look => held.as_ref().map_or(Ok(None), Held::look),

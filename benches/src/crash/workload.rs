@@ -142,7 +142,10 @@ const LOOKS: (Duration, u32) = (Duration::from_secs(1), 5);
 const TOLD: usize = 2000;
 
 /// What is mounted there. Differs when a mount is gone.
-fn kind_of_mount(dir: &Path) -> Result<i64, Errno> {
+///
+/// # Errors
+/// What statfs(2) says, as of a mount whose client is dead.
+pub fn kind_of_mount(dir: &Path) -> Result<i64, Errno> {
     rustix::fs::statfs(dir).map(|info| info.f_type)
 }
 

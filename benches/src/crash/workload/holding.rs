@@ -212,8 +212,10 @@ mod tests {
     use std::fs;
 
     use rand::SeedableRng;
+    use rustix::mount::{UnmountFlags, unmount};
 
     use super::*;
+    use crate::disk::Disk;
     use crate::process::scratch;
 
     #[test]
@@ -251,5 +253,23 @@ mod tests {
         assert_eq!(holding.settle(root.path()).unwrap(), Ok(()));
         holding.step(root.path(), &mut random).unwrap();
         assert_eq!(holding.check(root.path()).unwrap(), Ok(()));
+    }
+
+    #[test]
+    fn the_program_ends_when_its_mount_is_gone() {
+        let (outside, root) = (scratch().unwrap(), scratch().unwrap());
+        let disk = Disk::memory(root.path(), 8).unwrap();
+        let (mut holding, mut random) = (Holding::new(outside.path()), SmallRng::seed_from_u64(1));
+        holding.step(disk.path(), &mut random).unwrap();
+        let child = &mut holding.holder.as_mut().unwrap().child;
+        assert_eq!(child.try_wait().unwrap(), None);
+        // It has files open there.
+        unmount(disk.path(), UnmountFlags::DETACH).unwrap();
+        let began = Instant::now();
+        while child.try_wait().unwrap().is_none() {
+            assert!(began.elapsed() < Duration::from_secs(60), "it goes on");
+            thread::sleep(Duration::from_millis(20));
+        }
+        disk.unmount().unwrap_err();
     }
 }
