@@ -19,6 +19,7 @@ mod client;
 #[path = "../replay/clock.rs"]
 mod clock;
 mod contents;
+mod crossing;
 mod drift;
 mod fate;
 mod gate;

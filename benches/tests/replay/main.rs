@@ -20,6 +20,7 @@ mod refusals;
 mod registers;
 mod retries;
 mod tree;
+mod unsure;
 mod worker;
 mod world;
 

@@ -166,8 +166,8 @@ impl Vfs {
         }
     }
 
-    /// Asks the server for attributes that are no older than this call, and so asks again where replies overtake each
-    /// other.
+    /// Asks the server for attributes that are no older than this call, and so asks again, a few times, where replies
+    /// overtake each other.
     pub(super) async fn fetch_newest(&self, cred: &Credential, node: &Node) -> Result<(), Error> {
         let began = self.stamp();
         for _ in 0..REVALIDATIONS {
