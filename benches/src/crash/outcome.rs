@@ -54,9 +54,9 @@ pub struct Strike {
     pub span: Span,
     /// The failpoint at which a process was to die, and whether it did.
     pub place: Option<(&'static str, bool)>,
-    /// The longest step of a worker that met this fault more than any other.
+    /// The longest step of a worker that met this fault more than any other. Whole runs of programs do not count.
     pub longest_wait: Duration,
-    /// Workers that have looked since, and found what they were told.
+    /// Workers that have looked since, and found what they were told; but not those whose steps are programs.
     pub looked: usize,
     /// When all of them had, since the round's beginning. `None` if the round was over before.
     pub recovered: Option<Duration>,
@@ -81,6 +81,8 @@ impl Strike {
 pub struct Work {
     /// The seat's number, its mode, and the workload.
     pub who: String,
+    /// Whether a step is the whole run of a program.
+    pub is_program: bool,
     /// Steps.
     pub steps: u64,
     /// Operations that were acknowledged.
@@ -133,9 +135,9 @@ impl Outcome {
         self.work.iter().map(|work| work.acknowledged).sum()
     }
 
-    /// The longest time for which a worker waited.
+    /// The longest time for which a worker waited. Whole runs of programs do not count.
     pub fn longest_wait(&self) -> Duration {
-        let pauses = self.work.iter().flat_map(|work| &work.pauses);
+        let pauses = self.work.iter().filter(|work| !work.is_program).flat_map(|work| &work.pauses);
         pauses.map(|pause| pause.to - pause.from).max().unwrap_or_default()
     }
 }

@@ -102,7 +102,7 @@ pub fn json(outcomes: &[Outcome]) -> Value {
     let round = |outcome: &Outcome| {
         let of_work = outcome.work.iter().map(|work| {
             json!({
-                "who": work.who, "steps": work.steps, "acknowledged": work.acknowledged, "failed": work.failed,
+                "who": work.who, "is_program": work.is_program, "steps": work.steps, "acknowledged": work.acknowledged, "failed": work.failed,
                 "checks": work.checks,
                 "progress": few_samples(&work.progress).map(|(at, count)| json!([micros(*at), count])).collect::<Vec<_>>(),
                 "pauses": spans(&work.pauses, outcome.took),
@@ -161,8 +161,8 @@ pub struct Row {
     pub findings: usize,
     /// The longest that a program waited for it.
     pub wait: Duration,
-    /// The longest time from its end until all programs had looked and found what they were told: through what broke next,
-    /// where that came before. `None` if it was never seen.
+    /// The longest time from its end until all had looked and found what they were told, but for whole programs: through
+    /// what broke next, where that came before. `None` if it was never seen.
     pub recovery: Option<Duration>,
 }
 

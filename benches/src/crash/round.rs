@@ -75,11 +75,12 @@ impl Round {
 
     /// A worker has looked what it finds after these strikes.
     pub(super) fn looked_after(&self, strikes: Range<u64>) {
+        let workers = self.work.iter().filter(|work| !lock(work).is_program).count();
         let mut all = lock(&self.strikes);
         for number in strikes {
             let Some(strike) = all.get_mut(number as usize) else { return };
             strike.looked += 1;
-            if strike.looked == self.work.len() {
+            if strike.looked == workers {
                 strike.recovered = Some(self.begin.elapsed());
             }
         }
@@ -156,6 +157,7 @@ pub fn run(plan: &Plan, progress: &mut dyn FnMut(&Outcome)) -> Result<Outcome> {
             fs::create_dir(mount.join(&dir))?;
             let mine = Work {
                 who: who.clone(),
+                is_program: workload.is_program(),
                 steps: 0,
                 acknowledged: 0,
                 failed: 0,

@@ -1,6 +1,7 @@
 //! A thread that works, and knows what it was told.
 
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -55,7 +56,9 @@ impl Worker {
         if to - from > PAUSE {
             self.noted(round, |work| work.pauses.push(Span { from, to, what: what.to_owned() }));
         }
-        round.credit(from, to);
+        if !self.workload.is_program() {
+            round.credit(from, to);
+        }
     }
 
     fn begins(&self, round: &Round) -> Duration {
@@ -79,7 +82,7 @@ impl Worker {
                 if !self.look(round, |workload, dir| workload.check(dir)) {
                     return;
                 }
-                round.looked_after(struck..strikes);
+                self.looked_after(round, struck..strikes);
                 struck = strikes;
             }
             let seat = &round.world.seats[self.seat];
@@ -126,7 +129,13 @@ impl Worker {
         // After the last strike, too.
         let strikes = round.strikes_done.load(Ordering::SeqCst);
         if strikes != struck && self.look(round, |workload, dir| workload.check(dir)) {
-            round.looked_after(struck..strikes);
+            self.looked_after(round, struck..strikes);
+        }
+    }
+
+    fn looked_after(&self, round: &Round, strikes: Range<u64>) {
+        if !self.workload.is_program() {
+            round.looked_after(strikes);
         }
     }
 

@@ -70,6 +70,11 @@ pub trait Workload: Send {
         true
     }
 
+    /// Whether a step is the whole run of a program, whose many operations take their time also when nothing is broken.
+    fn is_program(&self) -> bool {
+        false
+    }
+
     /// Operations that were acknowledged so far.
     fn acknowledged(&self) -> u64;
 }

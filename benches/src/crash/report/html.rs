@@ -179,7 +179,7 @@ fn timeline(page: &mut String, outcome: &Outcome) {
     let _ = write!(
         page,
         "<text x={NAMES} y={y}>0</text><text x={} y={y} text-anchor=end>{}</text></svg></div>\
-         <p class=soft>Orange: what broke. Green: until all programs had looked and found what they were told. Blue: steps of more than 100 ms. Grey: operations acknowledged a second, each lane to its own measure; in brackets all of them.</p>",
+         <p class=soft>Orange: what broke. Green: until all had looked and found what they were told, but for fsx, git, sqlite3 and tar, which first run to their end. Blue: steps of more than 100 ms. Grey: operations acknowledged a second, each lane to its own measure; in brackets all of them.</p>",
         NAMES + TIME,
         seconds(outcome.took)
     );

@@ -112,6 +112,10 @@ impl Workload for Fsx {
         "fsx"
     }
 
+    fn is_program(&self) -> bool {
+        true
+    }
+
     fn step(&mut self, dir: &Path, random: &mut SmallRng) -> io::Result<()> {
         self.prepare()?;
         while let Some(name) = self.cut.last() {

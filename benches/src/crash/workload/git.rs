@@ -46,6 +46,10 @@ impl Workload for Git {
         "git"
     }
 
+    fn is_program(&self) -> bool {
+        true
+    }
+
     fn step(&mut self, dir: &Path, random: &mut SmallRng) -> io::Result<()> {
         if self.commits >= COMMITS {
             self.begin_anew();

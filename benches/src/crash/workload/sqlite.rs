@@ -45,6 +45,10 @@ impl Workload for Sqlite {
         "sqlite"
     }
 
+    fn is_program(&self) -> bool {
+        true
+    }
+
     fn step(&mut self, dir: &Path, random: &mut SmallRng) -> io::Result<()> {
         if self.committed.len() >= TRANSACTIONS {
             // Before it is removed, so that nobody looks for what is in it.

@@ -37,6 +37,10 @@ impl Workload for Untar {
         "untar"
     }
 
+    fn is_program(&self) -> bool {
+        true
+    }
+
     fn step(&mut self, dir: &Path, _: &mut SmallRng) -> io::Result<()> {
         if self.whole.len() as u64 > KEPT {
             let oldest = self.whole.remove(0);
