@@ -21,7 +21,7 @@ fn rounds(fault: Fault, modes: &[Mode], rounds: usize) {
     let base = seeds::first();
     for seed in (0..rounds as u64).map(|round| base.wrapping_add(round)) {
         let length = Duration::from_millis(Size::get().pick(500, 1000, 5000) as u64);
-        let plan = Plan { modes: modes.to_vec(), faults: vec![fault], seed, length, durability: None };
+        let plan = Plan { modes: modes.to_vec(), faults: vec![fault], seed, length, durability: None, keep: None };
         let outcome = run(&plan, &mut |_| ()).unwrap_or_else(|error| panic!("{}: {error:#}", fault.name()));
         let acknowledged = outcome.acknowledged();
         println!(
@@ -72,7 +72,7 @@ fn everything_that_breaks_in_one_world_breaks_no_promise() {
         _ => vec![Fault::ServerPower, Fault::IoError, Fault::ClientKill, Fault::FlippedContent, Fault::Reset],
     };
     let seed = seeds::first();
-    let plan = Plan { modes: Mode::ALL.to_vec(), faults, seed, length: Duration::ZERO, durability: None };
+    let plan = Plan { modes: Mode::ALL.to_vec(), faults, seed, length: Duration::ZERO, durability: None, keep: None };
     let outcome = run(&plan, &mut |_| ()).unwrap_or_else(|error| panic!("{error:#}"));
     assert!(outcome.findings.is_empty(), "LARDER_SEED={seed}: {:#?}", outcome.findings);
     let table = report::table(&[outcome]);
@@ -86,7 +86,8 @@ fn a_server_that_acknowledges_what_a_power_cut_takes_is_found() {
     for mode in Mode::ALL {
         let found = (0..20).any(|seed| {
             let (modes, length) = (vec![mode; 2], Duration::from_secs(2));
-            let plan = Plan { modes, faults: vec![Fault::ServerPower], seed, length, durability: Some("process") };
+            let plan =
+                Plan { modes, faults: vec![Fault::ServerPower], seed, length, durability: Some("process"), keep: None };
             let outcome = run(&plan, &mut |_| ()).unwrap_or_else(|error| panic!("{error:#}"));
             let findings = outcome.findings;
             findings.iter().take(1).for_each(|finding| println!("{}: {}: {}", mode.name(), finding.who, finding.what));

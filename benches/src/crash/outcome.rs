@@ -1,5 +1,6 @@
 //! What a round is to do, and what came of it.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::fault::Fault;
@@ -19,6 +20,8 @@ pub struct Plan {
     pub length: Duration,
     /// What an acknowledgement is to survive, if it is not what the faults ask for: to show that the difference is found.
     pub durability: Option<&'static str>,
+    /// Where the logs of a round go in which something is found.
+    pub keep: Option<PathBuf>,
 }
 
 /// A promise that was broken, or something that does not work.

@@ -5,13 +5,13 @@ mod html;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::fault::Fault;
-use super::outcome::{Finding, Outcome, Span, Strike, coarsen};
+use super::outcome::{Finding, Outcome, Plan, Span, Strike, coarsen};
 use super::resources::{Sample, Thinned};
 
 /// Spans of a kind that are written out of a round; of more, those that are close become one.
@@ -19,11 +19,56 @@ const SPANS: usize = 1000;
 /// Samples of a process that are written.
 const SAMPLES: usize = 256;
 
+/// What is said of a run beside what came of its rounds.
+#[derive(Clone, Debug, Default)]
+pub struct About {
+    /// As it was started.
+    pub command: String,
+    /// Rounds that there are to be.
+    pub planned: usize,
+    /// Rounds that are over.
+    pub done: usize,
+}
+
+impl About {
+    /// What it ran on, and when: names and what they are.
+    fn machine() -> BTreeMap<&'static str, String> {
+        let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+        let processors = std::thread::available_parallelism().map_or(0, usize::from);
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        BTreeMap::from([
+            ("kernel", read("/proc/sys/kernel/osrelease")),
+            ("processors", processors.to_string()),
+            ("load", read("/proc/loadavg")),
+            ("written", format!("{} s since 1970", since.as_secs())),
+        ])
+    }
+
+    /// What is known by now, where some of it is still to come.
+    fn so_far(&self) -> Option<String> {
+        (self.done < self.planned).then(|| format!("{} of {} rounds are over", self.done, self.planned))
+    }
+}
+
 /// The round's modes in one word.
-pub fn modes(outcome: &Outcome) -> String {
-    let mut names: Vec<&str> = outcome.plan.modes.iter().map(|mode| mode.name()).collect();
-    names.dedup();
-    names.join("+")
+pub fn modes(outcome: &Outcome) -> &'static str {
+    match &outcome.plan.modes[..] {
+        [first, others @ ..] if others.iter().all(|mode| mode == first) => first.name(),
+        _ => "mixed",
+    }
+}
+
+/// What runs a round again.
+pub fn again(outcome: &Outcome) -> String {
+    let Plan { modes: seats, faults, seed, length, .. } = &outcome.plan;
+    let names: Vec<String> = faults.iter().map(|fault| fault.name()).collect();
+    let (combine, seconds) = (if names.len() > 1 { " --combine" } else { "" }, length.as_secs());
+    format!(
+        "scripts/crash --mode {} --fault {}{combine} --seed {seed} --length {seconds} --mounts {}",
+        modes(outcome),
+        names.join(","),
+        seats.len()
+    )
 }
 
 /// What was broken in a round, in a few words.
@@ -97,7 +142,7 @@ pub fn places(outcomes: &[Outcome]) -> BTreeMap<&'static str, [u64; 2]> {
 }
 
 /// All of it.
-pub fn json(outcomes: &[Outcome]) -> Value {
+pub fn json(about: &About, outcomes: &[Outcome]) -> Value {
     let sample = |sample: &Sample| json!({"memory": sample.memory, "files": sample.files, "at_us": micros(sample.at)});
     let round = |outcome: &Outcome| {
         let of_work = outcome.work.iter().map(|work| {
@@ -122,7 +167,7 @@ pub fn json(outcomes: &[Outcome]) -> Value {
         let depots = outcome.depots.iter();
         let depots = depots.map(|depot| json!({"who": depot.who, "full": depot.full, "empty": depot.empty}));
         json!({
-            "mode": modes(outcome), "seed": outcome.plan.seed,
+            "mode": modes(outcome), "seed": outcome.plan.seed, "again": again(outcome),
             "plan": outcome.plan.faults.iter().map(|fault| fault.name()).collect::<Vec<_>>(),
             "took_us": micros(outcome.took), "longest_wait_us": micros(outcome.longest_wait()),
             "checks": outcome.checks, "faults": spans(&strikes(outcome), outcome.took),
@@ -145,6 +190,7 @@ pub fn json(outcomes: &[Outcome]) -> Value {
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "verdict": if findings == 0 { "every promise was kept" } else { "promises were broken" },
+        "command": about.command, "so_far": about.so_far(), "machine": About::machine(),
         "checked": checked(outcomes), "failpoints": failpoints, "table": rows.collect::<Vec<_>>(),
         "rounds": outcomes.iter().map(round).collect::<Vec<_>>(),
     })
@@ -175,7 +221,7 @@ pub fn table(outcomes: &[Outcome]) -> BTreeMap<(String, String), Row> {
             if strikes.is_empty() && outcome.findings.is_empty() {
                 continue;
             }
-            let row = table.entry((modes(outcome), fault.name())).or_default();
+            let row = table.entry((modes(outcome).to_owned(), fault.name())).or_default();
             row.rounds += 1;
             row.strikes += strikes.len();
             row.wait = strikes.iter().map(|strike| strike.longest_wait).max().unwrap_or_default().max(row.wait);
@@ -192,11 +238,12 @@ pub fn table(outcomes: &[Outcome]) -> BTreeMap<(String, String), Row> {
 ///
 /// # Errors
 /// If they cannot be written.
-pub fn write(dir: &Path, outcomes: &[Outcome]) -> Result<()> {
-    fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
-    for (name, text) in
-        [("crash.json", serde_json::to_string_pretty(&json(outcomes))?), ("crash.html", html::page(outcomes))]
-    {
+pub fn write(dir: &Path, about: &About, outcomes: &[Outcome]) -> Result<()> {
+    fs::create_dir_all(dir).with_context(|| format!("making the directory {} for the report", dir.display()))?;
+    for (name, text) in [
+        ("crash.json", serde_json::to_string_pretty(&json(about, outcomes))?),
+        ("crash.html", html::page(about, outcomes)),
+    ] {
         let path = dir.join(name);
         fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
     }

@@ -1,12 +1,12 @@
 //! One round: workers, faults again and again, and the checks.
 
-use std::fs;
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread;
 use std::time::{Duration, Instant};
+use std::{fs, io, thread};
 
 use anyhow::{Context, Result};
 use rand::rngs::SmallRng;
@@ -219,6 +219,7 @@ pub fn run(plan: &Plan, progress: &mut dyn FnMut(&Outcome)) -> Result<Outcome> {
             round.found("the round", format!("workers wait, {GIVEN_UP:?} after all mounts were taken down"));
             // They keep the world, but the rounds after this one are not to share the machine with it.
             round.world.leave();
+            keep_logs(plan, round.world.dir());
             return Ok(round.outcome());
         }
     }
@@ -229,7 +230,33 @@ pub fn run(plan: &Plan, progress: &mut dyn FnMut(&Outcome)) -> Result<Outcome> {
     }
     judge(&round, &watchdog, workers);
     let outcome = round.outcome();
-    Ok(end(round, &watchdog, outcome))
+    let kept = keep_logs(plan, round.world.dir());
+    let outcome = end(round, &watchdog, outcome);
+    if let Some(kept) = kept.filter(|_| outcome.findings.is_empty()) {
+        fs::remove_dir_all(&kept).with_context(|| format!("removing {}", kept.display()))?;
+    }
+    Ok(outcome)
+}
+
+/// Puts the logs of all processes where they stay, if they are to. What cannot be copied is said, and left out.
+fn keep_logs(plan: &Plan, from: &Path) -> Option<PathBuf> {
+    let to = plan.keep.as_ref()?.join(format!("logs-{}", plan.seed));
+    let copy = || -> io::Result<()> {
+        fs::create_dir_all(&to)?;
+        for entry in fs::read_dir(from)? {
+            let path = entry?.path();
+            if let Some(name) =
+                path.file_name().filter(|_| path.extension().is_some_and(|extension| extension == "log"))
+            {
+                fs::copy(&path, to.join(name))?;
+            }
+        }
+        Ok(())
+    };
+    if let Err(error) = copy() {
+        eprintln!("keeping the logs of {} in {}: {error}", from.display(), to.display());
+    }
+    Some(to)
 }
 
 /// Waits for the end of all of these, but not for ever. Says whether they have ended.

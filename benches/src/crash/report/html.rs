@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use super::{checked, faults, few_samples, modes, places, recoveries, strikes, table};
+use super::{About, again, checked, faults, few_samples, modes, places, recoveries, strikes, table};
 use crate::crash::outcome::{Outcome, Span, Work, coarsen};
 use crate::crash::resources::{Curve, GROWTH, MORE_FILES, MORE_MEMORY, SETTLED};
 
@@ -42,28 +42,36 @@ fn seconds(time: Duration) -> String {
 }
 
 /// A page that needs nothing else.
-pub(super) fn page(outcomes: &[Outcome]) -> String {
+pub(super) fn page(about: &About, outcomes: &[Outcome]) -> String {
     let findings: usize = outcomes.iter().map(|outcome| outcome.findings.len()).sum();
-    let (class, verdict) = match findings {
+    let (class, mut verdict) = match findings {
         0 => ("good", "Every promise was kept.".to_owned()),
-        1 => ("bad", "One promise was broken.".to_owned()),
-        many => ("bad", format!("{many} promises were broken.")),
+        1 => ("bad", "A promise was broken: one finding.".to_owned()),
+        many => ("bad", format!("Promises were broken: {many} findings.")),
     };
+    if let Some(so_far) = about.so_far() {
+        verdict = format!("So far, {so_far}: {verdict}");
+    }
+    // Writing to a string cannot fail.
     let checks: u64 = outcomes.iter().map(|outcome| outcome.checks).sum();
     let mut page = format!(
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>\
          <title>Larder: crash report</title><style>{STYLE}</style><h1>Larder: crash report</h1>\
-         <p class={class}><strong>{verdict}</strong></p><p>{} rounds, {checks} checks, version {}. In each round programs \
+         <p class={class}><strong>{verdict}</strong></p><p>Rounds: {}; checks: {checks}; version {}. In each round programs \
          work on several mounts while things break again and again; what they were told is then held against what is \
          there.</p>",
         outcomes.len(),
         env!("CARGO_PKG_VERSION"),
     );
+    let _ = write!(page, "<p class=soft>{}", escaped(&about.command));
+    for (what, is) in About::machine() {
+        let _ = write!(page, "; {what} {}", escaped(&is));
+    }
+    page.push_str("</p>");
     page.push_str(
         "<h2>Faults</h2><div class=wide><table><tr><th>mode<th>fault<th>rounds<th>times<th>longest wait\
          <th>longest recovery<th>findings</tr>",
     );
-    // Writing to a string cannot fail.
     for ((mode, fault), row) in table(outcomes) {
         let class = if row.findings == 0 { "good" } else { "bad" };
         let _ = write!(
@@ -114,6 +122,9 @@ fn round(page: &mut String, outcome: &Outcome) {
     for finding in &outcome.findings {
         let (who, what) = (escaped(&finding.who), escaped(&finding.what));
         let _ = write!(page, "<p class=bad>{} {who}: {what}</p>", seconds(finding.at));
+    }
+    if is_bad {
+        let _ = write!(page, "<p>Once more: <code>{}</code></p>", escaped(&again(outcome)));
     }
     timeline(page, outcome);
     resources(page, outcome);
