@@ -110,8 +110,7 @@ impl Writer {
                 }
             }
         }
-        let committed = self.connection.prepare_cached("COMMIT").and_then(|mut commit| commit.execute([]));
-        committed.map(drop).map_err(|error| {
+        reading::execute(&self.connection, "COMMIT").map_err(|error| {
             // The log's index grows after the log was written, and synced (walFrames in SQLite's wal.c).
             let is_written = is_of_index(&error);
             Uncommitted { error: engine_error(error), is_written }

@@ -57,9 +57,12 @@ impl Pool {
 }
 
 pub(super) fn run(connection: &Connection, sql: &str) -> StoreResult<()> {
-    let mut statement = connection.prepare_cached(sql).map_err(engine_error)?;
-    statement.execute([]).map_err(engine_error)?;
-    Ok(())
+    execute(connection, sql).map_err(engine_error)
+}
+
+/// As [`run`], with the error as it is.
+pub(super) fn execute(connection: &Connection, sql: &str) -> rusqlite::Result<()> {
+    connection.prepare_cached(sql)?.execute([]).map(drop)
 }
 
 /// A read transaction on a connection of the pool.
