@@ -35,8 +35,8 @@ enum Modes {
 Each round prints its seed, and one that finds something prints the command that runs it again. What the seed decides is
 what is done and broken, and when; what that meets is up to the machine.
 
-It needs root, loop devices, ext4 and XFS, and up to 4 GiB in TMPDIR (default: /tmp). It makes namespaces of nothing: what
-it mounts is seen by all, and is gone at its end, also after an interrupt, which takes a while.
+It needs root, loop devices, ext4 and XFS, and up to 4 GiB in TMPDIR (default: /tmp). What it mounts is gone at its end, also
+after an interrupt, which takes a while.
 
 Exit status: 0 if every promise was kept, 1 if one was broken, 2 if it could not run.
 
@@ -148,9 +148,9 @@ fn plans(cli: &Cli) -> Result<Vec<Plan>> {
 fn rounds(cli: &Cli) -> Result<bool> {
     let plans = plans(cli)?;
     let command = std::env::args().skip(1).fold("scripts/crash".to_owned(), |all, word| format!("{all} {word}"));
-    let about = |done| About { command: command.clone(), planned: plans.len(), done };
+    let about = About::new(command, plans.len());
     let write = |done, outcomes: &[Outcome]| match &cli.report {
-        Some(dir) => report::write(dir, &about(done), outcomes),
+        Some(dir) => report::write(dir, &About { done, ..about.clone() }, outcomes),
         None => Ok(()),
     };
     // Not only after an hour is it told that this cannot be done.

@@ -20,10 +20,12 @@ const SPANS: usize = 1000;
 const SAMPLES: usize = 256;
 
 /// What is said of a run beside what came of its rounds.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct About {
     /// As it was started.
     pub command: String,
+    /// What it runs on, and since when: names and what they are.
+    pub machine: BTreeMap<&'static str, String>,
     /// Rounds that there are to be.
     pub planned: usize,
     /// Rounds that are over.
@@ -31,17 +33,18 @@ pub struct About {
 }
 
 impl About {
-    /// What it ran on, and when: names and what they are.
-    fn machine() -> BTreeMap<&'static str, String> {
+    /// A run that begins on this machine now.
+    pub fn new(command: String, planned: usize) -> About {
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
         let processors = std::thread::available_parallelism().map_or(0, usize::from);
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        BTreeMap::from([
+        let machine = BTreeMap::from([
             ("kernel", read("/proc/sys/kernel/osrelease")),
             ("processors", processors.to_string()),
             ("load", read("/proc/loadavg")),
-            ("written", format!("{} s since 1970", since.as_secs())),
-        ])
+            ("began", format!("{} s since 1970", since.as_secs())),
+        ]);
+        About { command, machine, planned, done: 0 }
     }
 
     /// What is known by now, where some of it is still to come.
@@ -190,7 +193,7 @@ pub fn json(about: &About, outcomes: &[Outcome]) -> Value {
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "verdict": if findings == 0 { "every promise was kept" } else { "promises were broken" },
-        "command": about.command, "so_far": about.so_far(), "machine": About::machine(),
+        "command": about.command, "so_far": about.so_far(), "machine": about.machine,
         "checked": checked(outcomes), "failpoints": failpoints, "table": rows.collect::<Vec<_>>(),
         "rounds": outcomes.iter().map(round).collect::<Vec<_>>(),
     })

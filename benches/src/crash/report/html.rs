@@ -64,8 +64,8 @@ pub(super) fn page(about: &About, outcomes: &[Outcome]) -> String {
         env!("CARGO_PKG_VERSION"),
     );
     let _ = write!(page, "<p class=soft>{}", escaped(&about.command));
-    for (what, is) in About::machine() {
-        let _ = write!(page, "; {what} {}", escaped(&is));
+    for (what, is) in &about.machine {
+        let _ = write!(page, "; {what} {}", escaped(is));
     }
     page.push_str("</p>");
     page.push_str(
