@@ -11,6 +11,7 @@ use larder_protocol::faults::Weather;
 use larder_protocol::runtime::{Clocks, SimRuntime};
 use larder_server::volume::Durability;
 use rustix::fs::OFlags;
+use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
 use crate::client::cache_dir;
@@ -85,6 +86,12 @@ impl Client {
         self.vfs.open(&Credential::root(), node, flags).await.unwrap().handle
     }
 
+    /// Opens while something else goes on.
+    pub(crate) fn opening(self: &Arc<Client>, node: u64, how: OFlags) -> JoinHandle<u64> {
+        let client = self.clone();
+        tokio::spawn(async move { client.open(node, how).await })
+    }
+
     pub(crate) async fn close(&self, handle: u64) {
         self.vfs.flush(handle).await.unwrap();
         self.vfs.release(handle).await;
@@ -104,6 +111,14 @@ impl Client {
     pub(crate) async fn contents(&self, handle: u64) -> Value {
         Value::of(&self.vfs.read(handle, 0, 8 << 20).await.unwrap(), "the file")
     }
+}
+
+/// Contents of three parts of a fetch or a store.
+pub(crate) const LARGE: u32 = 2_200_000;
+
+/// A network on which everything takes long.
+pub(crate) fn slow() -> Weather {
+    Weather { delay: 1000, max_delay: Duration::from_millis(300), ..Weather::default() }
 }
 
 /// A server with an empty file.

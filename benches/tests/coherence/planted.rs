@@ -11,7 +11,7 @@ use tokio::time::sleep;
 
 use crate::contents::Value;
 use crate::drift::{AGE_STEP, AGES, is_old_after_a_write, most};
-use crate::mounted::{Client, world};
+use crate::mounted::{Client, LARGE, slow, world};
 use crate::{STRICT, world_of};
 
 /// Worlds in which a bug may hide before it is found.
@@ -58,16 +58,13 @@ fn planted_a_lease_that_is_off_by_one_is_found() {
 async fn a_fetch_that_meets_a_store(seed: u64) {
     let world = world().await;
     // Answers to the reader take long.
-    let weather = Weather { delay: 1000, max_delay: Duration::from_millis(300), ..Weather::default() };
+    let weather = slow();
     let a = Arc::new(Client::mount(&world, weather, seed).await);
     let b = Client::mount(&world, Weather::default(), seed.wrapping_add(1)).await;
-    let [old, new] = [1, 2].map(|id| Value::new(id, 2_200_000));
+    let [old, new] = [1, 2].map(|id| Value::new(id, LARGE));
     b.write(old).await;
     let node = a.look().await;
-    let opening = tokio::spawn({
-        let a = a.clone();
-        async move { a.open(node, OFlags::RDONLY).await }
-    });
+    let opening = a.opening(node, OFlags::RDONLY);
     sleep(Duration::from_millis(seed % 40 * 20)).await;
     b.write(new).await;
     let handle = opening.await.unwrap();

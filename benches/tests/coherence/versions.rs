@@ -10,7 +10,7 @@ use rustix::fs::OFlags;
 use tokio::time::sleep;
 
 use crate::contents::Value;
-use crate::mounted::{Client, FILE, world};
+use crate::mounted::{Client, FILE, LARGE, slow, world};
 
 #[test]
 fn what_one_node_has_stored_no_other_shows_the_past_of() {
@@ -52,7 +52,7 @@ fn an_open_shows_nothing_that_was_stored_after_it() {
     in_virtual_time(async {
         let world = world().await;
         // Answers to the reader take long.
-        let weather = Weather { delay: 1000, max_delay: Duration::from_millis(300), ..Weather::default() };
+        let weather = slow();
         let a = Arc::new(Client::mount(&world, weather, 1).await);
         let b = Client::mount(&world, Weather::default(), 2).await;
         let value = |id: u32| Value::new(id, 1_100_000 + id);
@@ -85,7 +85,7 @@ fn what_is_recovered_beside_a_mount_that_is_used_is_not_shown_as_it_was() {
             world.file(world.volume().root(), name).await;
         }
         // Slow enough that whoever mounts does not wait for all of it.
-        let weather = Weather { delay: 1000, max_delay: Duration::from_millis(300), ..Weather::default() };
+        let weather = slow();
         let a = Client::mount(&world, weather, 1).await;
         let b = Client::mount(&world, Weather::default(), 2).await;
         let left = Value::new(7, 1000);
@@ -123,10 +123,7 @@ fn a_file_that_grows_while_it_is_fetched_is_fetched_whole() {
             b.write(small).await;
             let node = a.look().await;
             let before = a.vfs.stats().requests.get("fetch").map_or(0, |kind| kind.count);
-            let opening = tokio::spawn({
-                let a = a.clone();
-                async move { a.open(node, OFlags::RDONLY).await }
-            });
+            let opening = a.opening(node, OFlags::RDONLY);
             sleep(Duration::from_millis(u64::from(round))).await;
             b.write(large).await;
             let handle = opening.await.unwrap();
@@ -138,9 +135,6 @@ fn a_file_that_grows_while_it_is_fetched_is_fetched_whole() {
         assert!(grown > 0, "it never grew on the way");
     });
 }
-
-/// Three parts of a fetch or a store.
-const LARGE: u32 = 2_200_000;
 
 #[test]
 fn a_close_stores_nothing_of_what_another_is_still_writing() {
@@ -172,7 +166,7 @@ fn what_is_stored_late_is_whole_whoever_opens_the_file_meanwhile() {
     in_virtual_time(async {
         let world = world().await;
         // Storing takes long.
-        let weather = Weather { delay: 1000, max_delay: Duration::from_millis(300), ..Weather::default() };
+        let weather = slow();
         let a = Arc::new(Client::mount(&world, weather, 1).await);
         let b = Client::mount(&world, Weather::default(), 2).await;
         let node = a.look().await;
@@ -204,7 +198,7 @@ fn what_is_stored_late_is_whole_whoever_opens_the_file_meanwhile() {
 fn what_was_left_to_an_open_that_comes_to_nothing_is_stored() {
     in_virtual_time(async {
         let world = world().await;
-        let weather = Weather { delay: 1000, max_delay: Duration::from_millis(300), ..Weather::default() };
+        let weather = slow();
         let a = Arc::new(Client::mount(&world, weather, 1).await);
         let b = Client::mount(&world, Weather::default(), 2).await;
         let [old, new] = [1, 2].map(|id| Value::new(id, LARGE));
@@ -216,10 +210,7 @@ fn what_was_left_to_an_open_that_comes_to_nothing_is_stored() {
             async move { a.vfs.fsync(first, false).await }
         });
         sleep(Duration::from_millis(10)).await;
-        let opening = tokio::spawn({
-            let a = a.clone();
-            async move { a.open(node, OFlags::WRONLY).await }
-        });
+        let opening = a.opening(node, OFlags::WRONLY);
         sleep(Duration::from_millis(10)).await;
         a.vfs.write(first, 0, new.range(0, LARGE)).await.unwrap();
         assert!(!opening.is_finished(), "it waits");
