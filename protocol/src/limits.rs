@@ -41,10 +41,16 @@ pub const MAX_BREAKS: usize = 4096;
 pub const MAX_CALLBACKS: usize = 4_000_000;
 /// Breaks that may wait for one client's acknowledgement. A client with more of them has its lease ended.
 pub const MAX_OUTSTANDING: usize = 262_144;
-/// Contents that one client may have staged, or copies kept for it, in one volume.
+/// Contents that one client may have staged in one volume.
 pub const MAX_STAGES: usize = 64;
-/// How long staged contents, and copies made for fetches, are kept after they were last used.
+/// How long staged contents are kept after they were last used. On a full disk it is less.
 pub const STAGE_KEPT: Duration = Duration::from_secs(300);
+/// Copies made for fetches that a volume keeps in all.
+pub const MAX_COPIES: usize = 64;
+/// Copies of one file among them.
+pub const MAX_COPIES_OF_FILE: usize = 8;
+/// How long copies made for fetches are kept after they were last used. On a full disk it is less.
+pub const COPY_KEPT: Duration = Duration::from_secs(60);
 /// How long a `breaks` request waits when nothing is broken. Below [`MAX_DEADLINE`].
 pub const BREAKS_WAIT: Duration = Duration::from_secs(540);
 /// Bytes that one server-side copy moves at most; the reply says how many it did.

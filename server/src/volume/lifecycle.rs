@@ -19,6 +19,7 @@ use super::data::Data;
 use super::data::dirty::DirtyFiles;
 use super::data::gates::Gates;
 use super::data::kept::KeptCopies;
+use super::data::reclaim::Removals;
 use super::data::room::RoomGauge;
 use super::data::stage::Stages;
 use super::data::unsettled::UnsettledMap;
@@ -253,6 +254,8 @@ pub fn open_on(
         distrusted: AtomicU64::new(0),
         unsynced: Mutex::default(),
         to_remove: Mutex::default(),
+        removals: Removals::default(),
+        undecided: Mutex::default(),
         removed: Mutex::default(),
         touched: Mutex::default(),
         syncing: std::array::from_fn(|_| Mutex::new(())),

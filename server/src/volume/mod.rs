@@ -201,13 +201,13 @@ impl Volume {
 
     /// Breaks the callbacks on what the operation changes, then runs it (P2 of [`core::promises`](crate::core::promises)).
     async fn keeping_promises(self: &Arc<Self>, cred: &Credential, id: OpId, op: Op) -> Result<Mutated, ErrorCode> {
-        let Some(promises) = self.promises.get() else { return self.run(cred, &id.into(), op).await };
+        let Some(promises) = self.promises.get() else { return self.run(cred, &id.into(), &op).await };
         let mut held = promises.begin_break(self.changed_by(&op)?, Some(id.client));
         loop {
             held.settled().await;
             let scope = Arc::new(Scope::new(held.objects().iter().map(|object| object & MAX_VNODE).collect()));
             let operation = Operation { id, scope: Some(scope.clone()) };
-            let result = self.run(cred, &operation, op.clone()).await;
+            let result = self.run(cred, &operation, &op).await;
             let missed = scope.missed();
             if result.is_err() && !missed.is_empty() {
                 held.extend(missed.into_iter().map(|vnode| self.object(vnode)));
@@ -241,7 +241,11 @@ impl Volume {
         }
     }
 
-    async fn run(self: &Arc<Self>, cred: &Credential, id: &Operation, op: Op) -> Result<Mutated, ErrorCode> {
+    async fn run(self: &Arc<Self>, cred: &Credential, id: &Operation, op: &Op) -> Result<Mutated, ErrorCode> {
+        self.data.with_room(|| self.run_once(cred, id, op.clone())).await
+    }
+
+    async fn run_once(self: &Arc<Self>, cred: &Credential, id: &Operation, op: Op) -> Result<Mutated, ErrorCode> {
         let data = &self.data;
         match op {
             Op::Append { fid, data: bytes } => data.append(cred, id, fid, bytes).await,
@@ -273,11 +277,15 @@ impl Volume {
     /// # Errors
     /// `AccessDenied`, `Stale`, `NoSpace`, `FileTooLarge`, `IsDirectory` or `Invalid` for what is no file, `Io`.
     pub async fn write(self: &Arc<Self>, cred: &Credential, request: WriteRequest) -> Result<Written, ErrorCode> {
-        let Some(promises) = self.promises.get() else { return self.data.write(cred, request).await };
+        let Some(promises) = self.promises.get() else { return self.write_with_room(cred, request).await };
         // A client's own callbacks are broken too: whoever writes in place does not rely on any.
         let mut held = promises.begin_break([request.fid.into()], None);
         held.settled().await;
-        self.data.write(cred, request).await
+        self.write_with_room(cred, request).await
+    }
+
+    async fn write_with_room(&self, cred: &Credential, request: WriteRequest) -> Result<Written, ErrorCode> {
+        self.data.with_room(|| self.data.write(cred, request.clone())).await
     }
 
     /// Has callbacks broken before anything changes. Called once, before the volume is used.

@@ -66,7 +66,9 @@ fn every<F: Future<Output = ()> + Send>(
 fn follow(volume: &Arc<Volume>, effects: Effects) {
     for vnode in &effects.freed {
         volume.data.forget(*vnode);
+        volume.data.drop_scratch_of(*vnode);
     }
+    volume.data.removals.begin(effects.removed.len());
     if let Some(promises) = volume.promises.get()
         && !effects.freed.is_empty()
     {
@@ -106,6 +108,7 @@ impl Volume {
         if let Some(moment) = self.runtime.boottime().checked_sub(SETTLE_AFTER) {
             data.settle_idle(moment).await;
         }
+        data.drop_undecided().await;
         data.drop_unused();
         data.finish_removals().await;
         data.store_touched();

@@ -27,6 +27,8 @@ struct State {
     /// What a power cut leaves at least.
     disk: BTreeMap<ContentId, Sparse>,
     space: Space,
+    /// Bytes on the disk, if what is stored takes them up.
+    disk_size: Option<u64>,
     fail_next_write: bool,
     fail_next_sync: bool,
 }
@@ -49,7 +51,7 @@ impl MemoryContent {
 
     fn starting_with(files: BTreeMap<ContentId, Sparse>) -> MemoryContent {
         let (live, disk) = (files.clone(), files);
-        let state = State { live, disk, space: ROOM, fail_next_write: false, fail_next_sync: false };
+        let state = State { live, disk, space: ROOM, disk_size: None, fail_next_write: false, fail_next_sync: false };
         MemoryContent(Mutex::new(state))
     }
 
@@ -90,6 +92,11 @@ impl MemoryContent {
     /// Sets the room there is.
     pub fn set_space(&self, space: Space) {
         self.0.lock().space = space;
+    }
+
+    /// Lets what is stored take up the room of a disk of so many bytes. Nothing fails for lack of it but by itself.
+    pub fn set_disk_size(&self, bytes: u64) {
+        self.0.lock().disk_size = Some(bytes);
     }
 
     /// Flips one bit of the byte at `offset` of a vnode's content files, as a failing disk does.
@@ -230,7 +237,11 @@ impl Content for MemoryContent {
     }
 
     fn space(&self) -> io::Result<Space> {
-        Ok(self.0.lock().space)
+        let state = self.0.lock();
+        let Some(total) = state.disk_size else { return Ok(state.space) };
+        let used: u64 = state.live.values().map(|file| file.blocks() * 512).sum();
+        let free = total.saturating_sub(used);
+        Ok(Space { total, free, available: free, files_free: u64::MAX })
     }
 }
 

@@ -65,7 +65,8 @@ impl Data {
         }
         let data = Arc::clone(self);
         // Whole, even if nobody waits for it any more.
-        let kept = self.runtime.detached(async move { data.keep_copy(fid).await }).await;
+        let kept = async move { data.with_room(|| data.keep_copy(fid)).await };
+        let kept = self.runtime.detached(kept).await;
         if let Some(kept) = kept.ok_or(ErrorCode::Internal)??
             && let Some(reply) = self.fetch_kept(cred, fid, &kept, what.offset, len).await?
         {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use larder_protocol::attr::{Attr, Credential, SetAttr};
 use larder_protocol::error::ErrorCode;
 use larder_protocol::ids::{ClientId, Epoch, Fid, OpId, VolumeId};
-use larder_protocol::limits::{MAX_STAGES, STAGE_KEPT};
+use larder_protocol::limits::{COPY_KEPT, MAX_COPIES, MAX_COPIES_OF_FILE};
 use larder_protocol::name::Name;
 use larder_protocol::payload::Payload;
 use larder_protocol::runtime::{SharedRuntime, SystemRuntime};
@@ -126,9 +126,9 @@ async fn a_copy_stays_one_version_while_writes_go_on() {
     assert_eq!(fetch(&world.volume, &root(), fid, (0, 9), change, true).await, Err(ErrorCode::Io));
     world.content.flip_bit(fid.vnode, 5);
     // They go when nobody uses them, or with the volume.
-    tokio::time::sleep(STAGE_KEPT - Duration::from_secs(10)).await;
+    tokio::time::sleep(COPY_KEPT - Duration::from_secs(10)).await;
     assert_eq!(fetch(&world.volume, &root(), fid, (0, 9), change, true).await.unwrap().0, data.slice(..9));
-    tokio::time::sleep(STAGE_KEPT + Duration::from_secs(10)).await;
+    tokio::time::sleep(COPY_KEPT + Duration::from_secs(10)).await;
     assert_eq!(scratch(&world), []);
     assert_eq!(fetch(&world.volume, &root(), fid, (0, 9), change, true).await.unwrap().0, Bytes::new());
     fetch(&world.volume, &root(), fid, (0, 9), None, true).await.unwrap();
@@ -144,22 +144,32 @@ async fn a_copy_stays_one_version_while_writes_go_on() {
 #[tokio::test(start_paused = true)]
 async fn there_are_only_so_many_copies() {
     let mut world = World::new(1, Durability::Power).await;
-    let fid = world.fids[0];
-    let mut changes = Vec::new();
-    for number in 0..MAX_STAGES as u64 + 3 {
-        let attr = store(&mut world, 0, whole(&bytes(2 * BLOCK, number)), None).await.unwrap();
+    world.make_files(MAX_COPIES / MAX_COPIES_OF_FILE + 1).await;
+    let files = world.fids.len();
+    assert!(files * MAX_COPIES_OF_FILE > MAX_COPIES);
+    // One after the other, more of each file than are kept of one.
+    let mut made = Vec::new();
+    for (number, file) in (0..files).flat_map(|file| [file; MAX_COPIES_OF_FILE + 3]).enumerate() {
+        let data = bytes(2 * BLOCK, number as u64);
+        let attr = store(&mut world, file, whole(&data), None).await.unwrap();
         for _ in 0..2 {
-            let copied = fetch(&world.volume, &root(), fid, (BLOCK, 9), None, true).await.unwrap();
+            let copied = fetch(&world.volume, &root(), world.fids[file], (BLOCK, 9), None, true).await.unwrap();
             assert_eq!(copied.1, attr);
         }
-        changes.push(attr.data_version);
+        made.push((file, attr.data_version, data));
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     tokio::time::sleep(Duration::from_secs(5)).await;
-    assert_eq!(scratch(&world).len(), MAX_STAGES);
-    for (number, change) in changes.into_iter().enumerate() {
-        let (data, _) = fetch(&world.volume, &root(), fid, (0, 9), Some(change), true).await.unwrap();
-        assert_eq!(data, if number < 3 { Bytes::new() } else { bytes(2 * BLOCK, number as u64).slice(..9) });
+    assert_eq!(scratch(&world).len(), MAX_COPIES);
+    // The newest of each file, and of all these the newest.
+    let of_files: Vec<_> = made.chunks(MAX_COPIES_OF_FILE + 3).flat_map(|of_file| &of_file[3..]).collect();
+    let kept = &of_files[of_files.len() - MAX_COPIES..];
+    for (file, change, data) in &made {
+        let (found, of) = fetch(&world.volume, &root(), world.fids[*file], (0, 9), Some(*change), true).await.unwrap();
+        let is_current = made.iter().rfind(|(other, ..)| other == file).is_some_and(|(_, newest, _)| newest == change);
+        let is_kept = kept.iter().any(|(_, kept, _)| kept == change);
+        let expected = if is_kept || is_current { data.slice(..9) } else { Bytes::new() };
+        assert_eq!((found, of.data_version == *change), (expected, is_kept || is_current));
     }
 }
 

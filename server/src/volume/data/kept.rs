@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use larder_protocol::error::ErrorCode;
 use larder_protocol::ids::Fid;
-use larder_protocol::limits::MAX_STAGES;
+use larder_protocol::limits::{MAX_COPIES, MAX_COPIES_OF_FILE};
 use larder_protocol::runtime::BootTime;
 use larder_protocol::service::file::SeekWhat;
 use parking_lot::Mutex;
@@ -56,20 +56,25 @@ impl KeptCopies {
     fn add(&self, kept: Arc<Kept>) -> Option<Arc<Kept>> {
         let key = (kept.fid.vnode, kept.record.data_change);
         let mut copies = self.0.lock();
-        if copies.len() >= MAX_STAGES && !copies.contains_key(&key) {
-            let oldest = copies.iter().min_by_key(|(_, kept)| *kept.used.lock()).map(|(key, _)| *key);
-            let dropped = oldest.and_then(|oldest| copies.remove(&oldest));
+        if let Some(same) = copies.remove(&key) {
             copies.insert(key, kept);
-            return dropped;
+            return Some(same);
         }
-        copies.insert(key, kept)
+        let of_file = (key.0, 0)..=(key.0, u64::MAX);
+        let oldest = if copies.range(of_file.clone()).count() >= MAX_COPIES_OF_FILE {
+            oldest(copies.range(of_file))
+        } else if copies.len() >= MAX_COPIES {
+            oldest(copies.iter())
+        } else {
+            None
+        };
+        let dropped = oldest.and_then(|oldest| copies.remove(&oldest));
+        copies.insert(key, kept);
+        dropped
     }
 
     fn take(&self, which: impl Fn(&Kept) -> bool) -> Vec<Arc<Kept>> {
-        let mut copies = self.0.lock();
-        let taken: Vec<(u64, u64)> =
-            copies.iter().filter(|(_, kept)| which(kept.as_ref())).map(|(key, _)| *key).collect();
-        taken.into_iter().filter_map(|key| copies.remove(&key)).collect()
+        self.0.lock().extract_if(.., |_, kept| which(kept)).map(|(_, kept)| kept).collect()
     }
 
     /// Takes out what nobody used since `moment`.
@@ -77,10 +82,20 @@ impl KeptCopies {
         self.take(|kept| *kept.used.lock() <= moment)
     }
 
+    /// Takes out the copies of a vnode.
+    pub(super) fn take_of(&self, vnode: u64) -> Vec<Arc<Kept>> {
+        self.take(|kept| kept.fid.vnode == vnode)
+    }
+
     /// Takes out everything.
     pub(super) fn take_all(&self) -> Vec<Arc<Kept>> {
         self.take(|_| true)
     }
+}
+
+/// Which of these copies was used least lately.
+fn oldest<'a>(copies: impl Iterator<Item = (&'a (u64, u64), &'a Arc<Kept>)>) -> Option<(u64, u64)> {
+    copies.min_by_key(|(_, kept)| *kept.used.lock()).map(|(key, _)| *key)
 }
 
 impl Data {
@@ -107,6 +122,8 @@ impl Data {
                 if let Some(dropped) = self.kept.add(Arc::clone(&kept)) {
                     self.drop_kept_later(dropped);
                 }
+                // Whoever removes the file drops the copies that it finds.
+                self.load_file(fid).inspect_err(|_| self.drop_scratch_of(fid.vnode))?;
                 Ok(Some(kept))
             }
             other => {

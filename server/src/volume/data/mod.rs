@@ -34,6 +34,9 @@ mod prepare;
 #[cfg(test)]
 mod race_tests;
 mod read;
+pub(super) mod reclaim;
+#[cfg(test)]
+mod reclaim_tests;
 pub(crate) mod room;
 mod scratch;
 pub(crate) mod settle;
@@ -73,7 +76,9 @@ use crate::failpoint::Failpoint;
 use dirty::{DirtyFile, DirtyFiles};
 use gates::Gates;
 use kept::KeptCopies;
+use reclaim::Removals;
 use room::RoomGauge;
+use scratch::Scratch;
 use stage::Stages;
 use unsettled::UnsettledMap;
 
@@ -106,6 +111,10 @@ pub(super) struct Data {
     pub(super) unsynced: Mutex<BTreeSet<ContentId>>,
     /// Content files to be removed once the batch that says so is durable, with their intents (`process` durability).
     pub(super) to_remove: Mutex<Vec<(ContentId, u64)>>,
+    /// Content files that are still to be removed, for who needs the room.
+    pub(super) removals: Removals,
+    /// Scratch content files that were to go while a batch was in doubt (D9).
+    pub(super) undecided: Mutex<Vec<Scratch>>,
     /// Removed content files whose intents are still there: vnode and number.
     pub(super) removed: Mutex<Vec<(u64, u64)>>,
     /// Files whose access time is to be renewed, with their generations.
@@ -285,7 +294,9 @@ impl Data {
     pub(super) async fn remove_content(&self, id: ContentId, intent: u64) {
         let _pass = self.gates.alone(id.vnode).await;
         Failpoint::Removing.pass();
-        match self.blocking(move |content| content.remove(id)).await {
+        let removed = self.blocking(move |content| content.remove(id)).await;
+        self.removals.end();
+        match removed {
             Ok(()) => self.removed.lock().push((id.vnode, intent)),
             // The intent stays, so the next start tries again.
             Err(error) => tracing::warn!("vnode {}: cannot remove its old contents: {error}", id.vnode),

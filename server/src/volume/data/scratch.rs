@@ -9,16 +9,18 @@
 use std::sync::Arc;
 
 use larder_protocol::error::ErrorCode;
-use larder_protocol::limits::STAGE_KEPT;
+use larder_protocol::limits::{COPY_KEPT, STAGE_KEPT};
 
 use super::Data;
+use super::kept::Kept;
+use super::stage::Stage;
 use crate::volume::content::ContentId;
 use crate::volume::record::{Body, Intent};
 use crate::volume::view::{Records, Verified};
 
 /// A scratch content file. Whoever has this one value decides what becomes of it.
 #[derive(Debug)]
-pub(super) struct Scratch {
+pub(in crate::volume) struct Scratch {
     pub(super) id: ContentId,
     /// The number of the intent to remove it.
     pub(super) intent: u64,
@@ -33,6 +35,8 @@ impl Data {
             .writer
             .internal(move |cx| {
                 cx.need_room()?;
+                // Whoever removes the vnode drops what there is by then.
+                cx.draft.vnode(vnode)?.ok_or(ErrorCode::Stale)?;
                 Ok(cx.add_intent(vnode, &Intent::Remove { version })?)
             })
             .await?;
@@ -54,8 +58,8 @@ impl Data {
             Ok(false) => {}
             // An operation that was answered with a failure of the store may have been committed all the same.
             Ok(true) => return tracing::error!("vnode {}: what was to be removed has become its contents", id.vnode),
-            // The intent stays, so the next start removes it.
-            Err(_) => return,
+            // Once the doubt has ended; or else the intent stays, and the next start removes it.
+            Err(_) => return self.undecided.lock().push(scratch),
         }
         match self.blocking(move |content| content.remove(id)).await {
             Ok(()) => self.removed.lock().push((id.vnode, intent)),
@@ -72,13 +76,38 @@ impl Data {
         Ok(record.is_some_and(|record| record.body == Body::Content { version: id.version }))
     }
 
+    /// Removes what could not be removed for doubt, if that has ended.
+    pub(in crate::volume) async fn drop_undecided(&self) {
+        if self.meta.is_in_doubt() {
+            return;
+        }
+        let undecided = std::mem::take(&mut *self.undecided.lock());
+        for scratch in undecided {
+            self.discard(scratch).await;
+        }
+    }
+
     /// Lets go of staged contents and kept copies that nobody used for a while.
     pub(in crate::volume) fn drop_unused(self: &Arc<Self>) {
-        let Some(moment) = self.runtime.boottime().checked_sub(STAGE_KEPT) else { return };
-        for stage in self.stages.take_unused(moment) {
+        let now = self.runtime.boottime();
+        if let Some(moment) = now.checked_sub(STAGE_KEPT) {
+            self.drop_later(self.stages.take_unused(moment), Vec::new());
+        }
+        if let Some(moment) = now.checked_sub(COPY_KEPT) {
+            self.drop_later(Vec::new(), self.kept.take_unused(moment));
+        }
+    }
+
+    /// Lets go of what was staged for a vnode that is gone, and of its copies.
+    pub(in crate::volume) fn drop_scratch_of(self: &Arc<Self>, vnode: u64) {
+        self.drop_later(self.stages.take_of(vnode), self.kept.take_of(vnode));
+    }
+
+    fn drop_later(self: &Arc<Self>, stages: Vec<Arc<Stage>>, copies: Vec<Arc<Kept>>) {
+        for stage in stages {
             self.drop_stage_later(stage);
         }
-        for kept in self.kept.take_unused(moment) {
+        for kept in copies {
             self.drop_kept_later(kept);
         }
     }

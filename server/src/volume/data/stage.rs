@@ -92,16 +92,17 @@ impl Stages {
     }
 
     fn take(&self, which: impl Fn(&StageKey, &Stage) -> bool) -> Vec<Arc<Stage>> {
-        let mut stages = self.0.lock();
-        let (taken, left) = std::mem::take(&mut *stages).into_iter().partition(|(key, stage)| which(key, stage));
-        *stages = left;
-        let taken: BTreeMap<StageKey, Arc<Stage>> = taken;
-        taken.into_values().collect()
+        self.0.lock().extract_if(.., |key, stage| which(key, stage)).map(|(_, stage)| stage).collect()
     }
 
     /// Takes out what nobody used since `moment`.
     pub(super) fn take_unused(&self, moment: BootTime) -> Vec<Arc<Stage>> {
         self.take(|_, stage| *stage.used.lock() <= moment)
+    }
+
+    /// Takes out what is staged for a vnode.
+    pub(super) fn take_of(&self, vnode: u64) -> Vec<Arc<Stage>> {
+        self.take(|key, _| key.fid.vnode == vnode)
     }
 
     /// Takes out everything.
@@ -122,7 +123,7 @@ impl Volume {
         client: ClientId,
         request: StageRequest,
     ) -> Result<(), ErrorCode> {
-        self.data.stage(cred, client, request).await
+        self.data.with_room(|| self.data.stage(cred, client, request.clone())).await
     }
 }
 

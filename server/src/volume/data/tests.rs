@@ -44,6 +44,10 @@ pub(super) fn root() -> Credential {
     Credential::root()
 }
 
+fn file_name(file: usize) -> Name {
+    Name::new(format!("file{file}").as_bytes()).unwrap()
+}
+
 impl World {
     pub(super) async fn new(seed: u64, durability: Durability) -> World {
         let runtime: SharedRuntime = Arc::new(SimRuntime::new(seed));
@@ -60,17 +64,28 @@ impl World {
             epoch: 1,
             seq: 0,
             fids: Vec::new(),
-            model: vec![Vec::new(); FILES],
-            uncommitted: vec![Vec::new(); FILES],
+            model: Vec::new(),
+            uncommitted: Vec::new(),
         };
-        for file in 0..FILES {
-            let name = Name::new(format!("file{file}").as_bytes()).unwrap();
-            let dir = world.volume.root();
-            let op = Op::Create { dir, name, mode: 0o644, umask: 0, how: CreateHow::Exclusive };
-            let OpReply::Entry { attr, .. } = world.op(op).await.unwrap() else { panic!("not an entry") };
-            world.fids.push(attr.fid);
-        }
+        world.make_files(FILES).await;
         world
+    }
+
+    /// Makes files until there are so many.
+    pub(super) async fn make_files(&mut self, count: usize) {
+        for file in self.fids.len()..count {
+            let (dir, name) = (self.volume.root(), file_name(file));
+            let op = Op::Create { dir, name, mode: 0o644, umask: 0, how: CreateHow::Exclusive };
+            let OpReply::Entry { attr, .. } = self.op(op).await.unwrap() else { panic!("not an entry") };
+            self.fids.push(attr.fid);
+            self.model.push(Vec::new());
+            self.uncommitted.push(Vec::new());
+        }
+    }
+
+    pub(super) async fn remove(&mut self, file: usize) {
+        let (dir, name) = (self.volume.root(), file_name(file));
+        self.op(Op::Remove { dir, name, keep: false }).await.unwrap();
     }
 
     pub(super) async fn op(&mut self, op: Op) -> Result<OpReply, ErrorCode> {
