@@ -95,7 +95,7 @@ pub enum ErrorCode {
     /// The server has a defect; its log says more.
     #[error("internal error of the server")]
     Internal,
-    /// What was to be stored is not staged, or no longer: the server was restarted.
+    /// What was to be stored is not staged, or no longer: the server was restarted, or needed the room.
     #[error("the contents are not staged at the server")]
     NotStaged,
     /// The object is not in the state that the request was made for.

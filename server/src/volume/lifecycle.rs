@@ -19,7 +19,6 @@ use super::data::Data;
 use super::data::dirty::DirtyFiles;
 use super::data::gates::Gates;
 use super::data::kept::KeptCopies;
-use super::data::reclaim::Removals;
 use super::data::room::RoomGauge;
 use super::data::stage::Stages;
 use super::data::unsettled::UnsettledMap;
@@ -254,12 +253,13 @@ pub fn open_on(
         distrusted: AtomicU64::new(0),
         unsynced: Mutex::default(),
         to_remove: Mutex::default(),
-        removals: Removals::default(),
+        removals: Arc::default(),
         undecided: Mutex::default(),
         removed: Mutex::default(),
         touched: Mutex::default(),
         syncing: std::array::from_fn(|_| Mutex::new(())),
         tasks: TaskTracker::new(),
+        ending: CancellationToken::new(),
     });
     let volume = Arc::new(Volume {
         name: header.name,
@@ -269,7 +269,6 @@ pub fn open_on(
         slots: Mutex::new(slots),
         replayed: AtomicU64::new(0),
         promises: OnceLock::new(),
-        ending: CancellationToken::new(),
     });
     upkeep::start(&volume);
     Ok(volume)

@@ -32,15 +32,15 @@ use std::sync::{Arc, OnceLock};
 use larder_protocol::attr::{Attr, Credential, FileType, VolumeSpace};
 use larder_protocol::error::ErrorCode;
 use larder_protocol::ids::{Fid, MAX_VNODE, OpId, VolumeId};
+use larder_protocol::limits::MAX_COPY;
 use larder_protocol::name::Name;
 use larder_protocol::runtime::SharedRuntime;
 use larder_protocol::service::callback::{Grants, ObjectId};
 use larder_protocol::service::file::{
-    Committed, CreateHow, Mutated, Op, OpReply, Query, QueryReply, WriteRequest, Written,
+    Committed, CreateHow, Mutated, NewContents, Op, OpReply, Query, QueryReply, WriteRequest, Written,
 };
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
-use tokio_util::sync::CancellationToken;
 
 use crate::core::replay::{Admission, Replay};
 use crate::promises::PromiseKeeper;
@@ -60,8 +60,6 @@ pub struct Volume {
     slots: Mutex<Slots>,
     replayed: AtomicU64,
     promises: OnceLock<Arc<PromiseKeeper>>,
-    /// Set when the volume is closed: what it does by itself ends.
-    ending: CancellationToken,
 }
 
 /// The objects whose attributes a reply shows.
@@ -242,7 +240,18 @@ impl Volume {
     }
 
     async fn run(self: &Arc<Self>, cred: &Credential, id: &Operation, op: &Op) -> Result<Mutated, ErrorCode> {
-        self.data.with_room(|| self.run_once(cred, id, op.clone())).await
+        let bytes = match op {
+            Op::Append { data, .. } => data.len() as u64,
+            Op::Allocate { offset, len, how, .. }
+                if (Allocation { offset: *offset, len: *len, how: *how }).reserves() =>
+            {
+                *len
+            }
+            Op::CopyRange { len, .. } => (*len).min(MAX_COPY),
+            Op::Store { contents: NewContents::Whole(data), .. } => data.len() as u64,
+            _ => 0,
+        };
+        self.data.with_room(bytes, || self.run_once(cred, id, op.clone())).await
     }
 
     async fn run_once(self: &Arc<Self>, cred: &Credential, id: &Operation, op: Op) -> Result<Mutated, ErrorCode> {
@@ -285,7 +294,7 @@ impl Volume {
     }
 
     async fn write_with_room(&self, cred: &Credential, request: WriteRequest) -> Result<Written, ErrorCode> {
-        self.data.with_room(|| self.data.write(cred, request.clone())).await
+        self.data.with_room(0, || self.data.write(cred, request.clone())).await
     }
 
     /// Has callbacks broken before anything changes. Called once, before the volume is used.
@@ -299,7 +308,7 @@ impl Volume {
     /// # Errors
     /// `Io` if the disk failed: the writes must be sent again. `Stale`, `AccessDenied`.
     pub async fn commit(self: &Arc<Self>, cred: &Credential, fid: Fid) -> Result<Committed, ErrorCode> {
-        self.data.commit(cred, fid).await
+        self.data.with_room(0, || self.data.commit(cred, fid)).await
     }
 }
 

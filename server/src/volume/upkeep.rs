@@ -7,8 +7,8 @@ use larder_protocol::error::ErrorCode;
 use larder_protocol::runtime::RuntimeExt;
 
 use super::Volume;
-use super::content::ContentId;
 use super::context::Effects;
+use super::data::Removal;
 
 /// How often acknowledged changes are synced under `process` durability.
 const SYNC_EVERY: Duration = Duration::from_millis(50);
@@ -47,7 +47,7 @@ fn every<F: Future<Output = ()> + Send>(
     work: impl Fn(Arc<Volume>) -> F + Send + Sync + 'static,
 ) {
     let weak = Arc::downgrade(volume);
-    let (runtime, ending) = (Arc::clone(&volume.runtime), volume.ending.clone());
+    let (runtime, ending) = (Arc::clone(&volume.runtime), volume.data.ending.clone());
     let task = async move {
         loop {
             tokio::select! {
@@ -68,24 +68,26 @@ fn follow(volume: &Arc<Volume>, effects: Effects) {
         volume.data.forget(*vnode);
         volume.data.drop_scratch_of(*vnode);
     }
-    volume.data.removals.begin(effects.removed.len());
     if let Some(promises) = volume.promises.get()
         && !effects.freed.is_empty()
     {
         promises.freed(effects.freed.iter().map(|vnode| volume.object(*vnode)));
     }
+    let removals = effects.removed.into_iter();
+    let removals =
+        removals.map(|(id, intent)| Removal { id, intent, removing: volume.data.removals.begin() }).collect::<Vec<_>>();
     if volume.data.durable {
-        remove_old(volume, effects.removed);
+        remove_old(volume, removals);
     } else {
         // Not before the batch is durable: a power cut would leave the record of contents that are gone.
-        volume.data.to_remove.lock().extend(effects.removed);
+        volume.data.to_remove.lock().extend(removals);
     }
 }
 
-fn remove_old(volume: &Volume, removed: Vec<(ContentId, u64)>) {
-    for (id, intent) in removed {
+fn remove_old(volume: &Volume, removals: Vec<Removal>) {
+    for removal in removals {
         let data = Arc::clone(&volume.data);
-        volume.data.later(async move { data.remove_content(id, intent).await });
+        volume.data.later(async move { data.remove_content(removal).await });
     }
 }
 
@@ -94,12 +96,15 @@ impl Volume {
     async fn sync_acknowledged(&self) {
         let data = &self.data;
         let to_remove = std::mem::take(&mut *data.to_remove.lock());
+        let undecided = data.take_undecided();
         data.sync_acknowledged().await;
         let behind = data.meta.durable_up_to() < data.writer.header().sequence;
         if !behind || self.on_meta("sync the metadata", |meta| meta.sync()).await {
             remove_old(self, to_remove);
+            data.discard_all(undecided).await;
         } else {
             data.to_remove.lock().extend(to_remove);
+            data.undecided.lock().extend(undecided);
         }
     }
 
@@ -108,7 +113,9 @@ impl Volume {
         if let Some(moment) = self.runtime.boottime().checked_sub(SETTLE_AFTER) {
             data.settle_idle(moment).await;
         }
-        data.drop_undecided().await;
+        if data.durable {
+            data.discard_all(data.take_undecided()).await;
+        }
         data.drop_unused();
         data.finish_removals().await;
         data.store_touched();
@@ -138,17 +145,21 @@ impl Volume {
     /// `Io` if something could not be made durable; it is named in the log, and recovery will look after it.
     pub async fn close(self: &Arc<Self>) -> Result<(), ErrorCode> {
         // Or the process ends in the middle of what goes on.
-        self.ending.cancel();
+        self.data.ending.cancel();
         self.data.tasks.close();
         self.data.tasks.wait().await;
         let left = self.data.settle_idle(Duration::MAX).await;
         self.data.sync_acknowledged().await;
         self.data.drop_scratch().await;
         let to_remove = std::mem::take(&mut *self.data.to_remove.lock());
-        if !to_remove.is_empty() && self.on_meta("sync the metadata", |meta| meta.sync()).await {
-            for (id, intent) in to_remove {
-                self.data.remove_content(id, intent).await;
+        let undecided = self.data.take_undecided();
+        if !(to_remove.is_empty() && undecided.is_empty())
+            && self.on_meta("sync the metadata", |meta| meta.sync()).await
+        {
+            for removal in to_remove {
+                self.data.remove_content(removal).await;
             }
+            self.data.discard_all(undecided).await;
         }
         self.data.finish_removals().await;
         self.data.store_touched();

@@ -32,7 +32,7 @@ use crate::vfs::{Error, Vfs, unexpected};
 
 /// Pieces on their way.
 const WINDOW: usize = 8;
-/// Times that staging begins anew because the server was restarted.
+/// Times that staging begins anew because the server has no longer what came.
 const AGAIN: u32 = 8;
 /// How often a store is tried again that got no answer in a soft mount's time.
 const RETRY: Duration = Duration::from_secs(5);
@@ -168,7 +168,7 @@ impl Vfs {
             match changed {
                 Ok((OpReply::Attr(change), asked)) => return Ok((change, asked, checksums)),
                 Ok(_) => return Err(unexpected()),
-                // The server was restarted after the last piece.
+                // The server was restarted after the last piece, or needed the room.
                 Err(Error::Refused(ErrorCode::NotStaged)) => {}
                 Err(error) => return Err(error),
             }

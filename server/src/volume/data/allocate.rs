@@ -23,7 +23,7 @@ pub(in crate::volume) struct Allocation {
 }
 
 impl Allocation {
-    fn reserves(self) -> bool {
+    pub(in crate::volume) fn reserves(self) -> bool {
         matches!(self.how, AllocateHow::Reserve | AllocateHow::ReserveKeepSize)
     }
 
@@ -31,6 +31,12 @@ impl Allocation {
     fn extends(self) -> bool {
         matches!(self.how, AllocateHow::Reserve | AllocateHow::Zero)
     }
+}
+
+/// A failure after the operation was committed: it has happened, and recovery will carry out what is left of it. So it is
+/// not to be tried again, whatever was in the way.
+pub(super) fn after_commit(code: ErrorCode) -> ErrorCode {
+    if code == ErrorCode::NoSpace { ErrorCode::Io } else { code }
 }
 
 impl Data {
@@ -119,7 +125,7 @@ impl Data {
         if let OpReply::Attr(change) = &mut done.reply {
             self.follow_blocks(file.id, &mut change.attr);
         }
-        carried_out.map(|()| done)
+        carried_out.map(|()| done).map_err(after_commit)
     }
 
     async fn carry_out(&self, file: &Arc<DirtyFile>, what: Allocation, size: u64) -> Result<(), ErrorCode> {

@@ -14,6 +14,7 @@ use super::write::end_of;
 use super::{Data, drop_privileges, inline_contents, put_inline, slice, splice};
 use crate::volume::access;
 use crate::volume::content::ContentId;
+use crate::volume::error::io_code;
 use crate::volume::record::{Body, DirtyRecord, INLINE_MAX, VnodeRecord};
 use crate::volume::view::{Records, Verified};
 use crate::volume::writer::Operation;
@@ -154,9 +155,12 @@ impl Data {
                 Source::Content(from) => {
                     let mut done = 0;
                     while done < len {
-                        match files.copy(from, from_offset + done, content, to_offset + done, len - done)? {
-                            0 => break,
-                            more => done += more,
+                        match files.copy(from, from_offset + done, content, to_offset + done, len - done) {
+                            Ok(0) => break,
+                            Ok(more) => done += more,
+                            // What was copied counts; who asks for the rest is told.
+                            Err(error) if done > 0 && io_code(&error) == ErrorCode::NoSpace => break,
+                            Err(error) => return Err(error),
                         }
                     }
                     Ok(done)

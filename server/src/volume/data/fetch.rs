@@ -65,8 +65,9 @@ impl Data {
         }
         let data = Arc::clone(self);
         // Whole, even if nobody waits for it any more.
-        let kept = async move { data.with_room(|| data.keep_copy(fid)).await };
-        let kept = self.runtime.detached(kept).await;
+        let bytes = self.load_file(fid)?.blocks.saturating_mul(512);
+        let kept = async move { data.with_room(bytes, || data.keep_copy(fid)).await };
+        let kept = self.runtime.detached(self.tasks.track_future(kept)).await;
         if let Some(kept) = kept.ok_or(ErrorCode::Internal)??
             && let Some(reply) = self.fetch_kept(cred, fid, &kept, what.offset, len).await?
         {

@@ -21,6 +21,7 @@ use parking_lot::Mutex;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
+use super::kept::COPY_IN_USE;
 use super::store_tests::{bytes, scratch, store, whole};
 use super::tests::{World, open, root};
 use crate::volume::content::memory::MemoryContent;
@@ -144,32 +145,47 @@ async fn a_copy_stays_one_version_while_writes_go_on() {
 #[tokio::test(start_paused = true)]
 async fn there_are_only_so_many_copies() {
     let mut world = World::new(1, Durability::Power).await;
-    world.make_files(MAX_COPIES / MAX_COPIES_OF_FILE + 1).await;
-    let files = world.fids.len();
-    assert!(files * MAX_COPIES_OF_FILE > MAX_COPIES);
-    // One after the other, more of each file than are kept of one.
-    let mut made = Vec::new();
-    for (number, file) in (0..files).flat_map(|file| [file; MAX_COPIES_OF_FILE + 3]).enumerate() {
-        let data = bytes(2 * BLOCK, number as u64);
-        let attr = store(&mut world, file, whole(&data), None).await.unwrap();
+    let fid = world.fids[0];
+    let mut changes = Vec::new();
+    // As many as all files together may have, of one that many fetch at the same time.
+    for number in 0..MAX_COPIES as u64 + 3 {
+        let attr = store(&mut world, 0, whole(&bytes(2 * BLOCK, number)), None).await.unwrap();
         for _ in 0..2 {
-            let copied = fetch(&world.volume, &root(), world.fids[file], (BLOCK, 9), None, true).await.unwrap();
+            let copied = fetch(&world.volume, &root(), fid, (BLOCK, 9), None, true).await.unwrap();
             assert_eq!(copied.1, attr);
         }
-        made.push((file, attr.data_version, data));
+        changes.push(attr.data_version);
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert_eq!(scratch(&world).len(), MAX_COPIES);
-    // The newest of each file, and of all these the newest.
-    let of_files: Vec<_> = made.chunks(MAX_COPIES_OF_FILE + 3).flat_map(|of_file| &of_file[3..]).collect();
-    let kept = &of_files[of_files.len() - MAX_COPIES..];
-    for (file, change, data) in &made {
-        let (found, of) = fetch(&world.volume, &root(), world.fids[*file], (0, 9), Some(*change), true).await.unwrap();
-        let is_current = made.iter().rfind(|(other, ..)| other == file).is_some_and(|(_, newest, _)| newest == change);
-        let is_kept = kept.iter().any(|(_, kept, _)| kept == change);
-        let expected = if is_kept || is_current { data.slice(..9) } else { Bytes::new() };
-        assert_eq!((found, of.data_version == *change), (expected, is_kept || is_current));
+    for (number, change) in changes.into_iter().enumerate() {
+        let (data, _) = fetch(&world.volume, &root(), fid, (0, 9), Some(change), true).await.unwrap();
+        assert_eq!(data, if number < 3 { Bytes::new() } else { bytes(2 * BLOCK, number as u64).slice(..9) });
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_one_file_few_copies_are_kept_that_nobody_uses() {
+    let mut world = World::new(1, Durability::Power).await;
+    let fid = world.fids[0];
+    let mut changes = Vec::new();
+    for number in 0..MAX_COPIES_OF_FILE as u64 + 2 {
+        if number == MAX_COPIES_OF_FILE as u64 {
+            tokio::time::sleep(COPY_IN_USE).await;
+            // The first one is used again.
+            fetch(&world.volume, &root(), fid, (0, 9), changes.first().copied(), true).await.unwrap();
+        }
+        let attr = store(&mut world, 0, whole(&bytes(2 * BLOCK, number)), None).await.unwrap();
+        fetch(&world.volume, &root(), fid, (BLOCK, 9), None, true).await.unwrap();
+        changes.push(attr.data_version);
+    }
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(scratch(&world).len(), MAX_COPIES_OF_FILE);
+    for (number, change) in changes.into_iter().enumerate() {
+        let (data, _) = fetch(&world.volume, &root(), fid, (0, 9), Some(change), true).await.unwrap();
+        let is_kept = !(1..3).contains(&number);
+        assert_eq!(data, if is_kept { bytes(2 * BLOCK, number as u64).slice(..9) } else { Bytes::new() });
     }
 }
 

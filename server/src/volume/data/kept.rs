@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use larder_protocol::error::ErrorCode;
@@ -18,11 +19,15 @@ use super::Data;
 use super::checksums::Group;
 use super::dirty::DirtyFile;
 use super::read::first_bad;
-use super::scratch::Scratch;
+use super::reclaim::Removals;
+use super::scratch::{Leaving, Scratch};
 use crate::volume::content::{Content, ContentId};
 use crate::volume::keys::{self, Table};
 use crate::volume::record::{Body, VnodeRecord};
 use crate::volume::view::{Records, Verified};
+
+/// Who fetches a file comes for the next part of it within this time, also over a link of 1 Mbit/s.
+pub(super) const COPY_IN_USE: Duration = Duration::from_secs(10);
 
 /// A copy of one version of a file.
 #[derive(Debug)]
@@ -53,49 +58,49 @@ impl KeptCopies {
     }
 
     /// Adds a copy; and says which has to go for it, or because there was one of that version.
-    fn add(&self, kept: Arc<Kept>) -> Option<Arc<Kept>> {
+    fn add(&self, kept: Arc<Kept>, removals: &Arc<Removals>) -> Option<Leaving<Kept>> {
         let key = (kept.fid.vnode, kept.record.data_change);
         let mut copies = self.0.lock();
         if let Some(same) = copies.remove(&key) {
             copies.insert(key, kept);
-            return Some(same);
+            return Some(Leaving::new(same, removals));
         }
         let of_file = (key.0, 0)..=(key.0, u64::MAX);
-        let oldest = if copies.range(of_file.clone()).count() >= MAX_COPIES_OF_FILE {
-            oldest(copies.range(of_file))
-        } else if copies.len() >= MAX_COPIES {
-            oldest(copies.iter())
-        } else {
-            None
-        };
-        let dropped = oldest.and_then(|oldest| copies.remove(&oldest));
+        let is_much = copies.range(of_file.clone()).count() >= MAX_COPIES_OF_FILE;
+        let idle = kept.used.lock().checked_sub(COPY_IN_USE);
+        // More of a file while all of them are in use: who loses one begins anew, and makes another.
+        let of_file = if is_much { oldest(copies.range(of_file)) } else { None };
+        let of_file = of_file.filter(|(_, used)| idle.is_some_and(|idle| *used <= idle));
+        let of_all = || if copies.len() >= MAX_COPIES { oldest(copies.iter()) } else { None };
+        let dropped = of_file.or_else(of_all).and_then(|(key, _)| copies.remove(&key));
         copies.insert(key, kept);
-        dropped
+        dropped.map(|dropped| Leaving::new(dropped, removals))
     }
 
-    fn take(&self, which: impl Fn(&Kept) -> bool) -> Vec<Arc<Kept>> {
-        self.0.lock().extract_if(.., |_, kept| which(kept)).map(|(_, kept)| kept).collect()
+    fn take(&self, removals: &Arc<Removals>, which: impl Fn(&Kept) -> bool) -> Vec<Leaving<Kept>> {
+        let mut copies = self.0.lock();
+        copies.extract_if(.., |_, kept| which(kept)).map(|(_, kept)| Leaving::new(kept, removals)).collect()
     }
 
-    /// Takes out what nobody used since `moment`.
-    pub(super) fn take_unused(&self, moment: BootTime) -> Vec<Arc<Kept>> {
-        self.take(|kept| *kept.used.lock() <= moment)
+    /// Takes out what nobody uses, or used since `moment`.
+    pub(super) fn take_unused(&self, moment: BootTime, removals: &Arc<Removals>) -> Vec<Leaving<Kept>> {
+        self.take(removals, |kept| *kept.used.lock() <= moment && kept.scratch.try_write().is_ok())
     }
 
     /// Takes out the copies of a vnode.
-    pub(super) fn take_of(&self, vnode: u64) -> Vec<Arc<Kept>> {
-        self.take(|kept| kept.fid.vnode == vnode)
+    pub(super) fn take_of(&self, vnode: u64, removals: &Arc<Removals>) -> Vec<Leaving<Kept>> {
+        self.take(removals, |kept| kept.fid.vnode == vnode)
     }
 
     /// Takes out everything.
-    pub(super) fn take_all(&self) -> Vec<Arc<Kept>> {
-        self.take(|_| true)
+    pub(super) fn take_all(&self, removals: &Arc<Removals>) -> Vec<Leaving<Kept>> {
+        self.take(removals, |_| true)
     }
 }
 
-/// Which of these copies was used least lately.
-fn oldest<'a>(copies: impl Iterator<Item = (&'a (u64, u64), &'a Arc<Kept>)>) -> Option<(u64, u64)> {
-    copies.min_by_key(|(_, kept)| *kept.used.lock()).map(|(key, _)| *key)
+/// Which of these copies was used least lately, and when.
+fn oldest<'a>(copies: impl Iterator<Item = (&'a (u64, u64), &'a Arc<Kept>)>) -> Option<((u64, u64), BootTime)> {
+    copies.map(|(key, kept)| (*key, *kept.used.lock())).min_by_key(|(_, used)| *used)
 }
 
 impl Data {
@@ -119,11 +124,14 @@ impl Data {
             Ok(Some(mut kept)) => {
                 kept.scratch = tokio::sync::RwLock::new(Some(scratch));
                 let kept = Arc::new(kept);
-                if let Some(dropped) = self.kept.add(Arc::clone(&kept)) {
+                if let Some(dropped) = self.kept.add(Arc::clone(&kept), &self.removals) {
                     self.drop_kept_later(dropped);
                 }
-                // Whoever removes the file drops the copies that it finds.
-                self.load_file(fid).inspect_err(|_| self.drop_scratch_of(fid.vnode))?;
+                // Whoever removes the file drops the copies that it finds, which may be just before.
+                if let Err(ErrorCode::Stale) = self.load_file(fid) {
+                    self.drop_scratch_of(fid.vnode);
+                    return Err(ErrorCode::Stale);
+                }
                 Ok(Some(kept))
             }
             other => {
@@ -183,9 +191,13 @@ impl Data {
     }
 
     /// As [`drop_kept`](Data::drop_kept), with nobody waiting for it.
-    pub(super) fn drop_kept_later(self: &Arc<Self>, kept: Arc<Kept>) {
+    pub(super) fn drop_kept_later(self: &Arc<Self>, kept: Leaving<Kept>) {
         let data = Arc::clone(self);
-        self.later(async move { data.drop_kept(&kept).await });
+        self.later(async move {
+            // All of it, or the removal would count as ended here.
+            let leaving = kept;
+            data.drop_kept(&leaving.what).await;
+        });
     }
 }
 

@@ -63,6 +63,7 @@ use larder_protocol::ids::{Epoch, Fid, Verifier, VolumeId};
 use larder_protocol::runtime::{RuntimeExt, SharedRuntime};
 
 use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::content::{Content, ContentId};
@@ -76,7 +77,7 @@ use crate::failpoint::Failpoint;
 use dirty::{DirtyFile, DirtyFiles};
 use gates::Gates;
 use kept::KeptCopies;
-use reclaim::Removals;
+use reclaim::{Removals, Removing};
 use room::RoomGauge;
 use scratch::Scratch;
 use stage::Stages;
@@ -110,9 +111,9 @@ pub(super) struct Data {
     /// Under `process`: content files with acknowledged changes that are to be synced with the next beat.
     pub(super) unsynced: Mutex<BTreeSet<ContentId>>,
     /// Content files to be removed once the batch that says so is durable, with their intents (`process` durability).
-    pub(super) to_remove: Mutex<Vec<(ContentId, u64)>>,
-    /// Content files that are still to be removed, for who needs the room.
-    pub(super) removals: Removals,
+    pub(super) to_remove: Mutex<Vec<Removal>>,
+    /// What is being removed, for who needs the room.
+    pub(super) removals: Arc<Removals>,
     /// Scratch content files that were to go while a batch was in doubt (D9).
     pub(super) undecided: Mutex<Vec<Scratch>>,
     /// Removed content files whose intents are still there: vnode and number.
@@ -124,6 +125,17 @@ pub(super) struct Data {
     pub(super) syncing: [Mutex<()>; SYNC_LOCKS],
     /// What goes on beside requests: it ends before the volume is closed.
     pub(super) tasks: TaskTracker,
+    /// Set when the volume is closed: what it does by itself ends.
+    pub(super) ending: CancellationToken,
+}
+
+/// A content file that is to be removed.
+#[derive(Debug)]
+pub(super) struct Removal {
+    pub(super) id: ContentId,
+    /// The number of the intent that says so, which a committed batch holds.
+    pub(super) intent: u64,
+    pub(super) removing: Removing,
 }
 
 impl Data {
@@ -289,13 +301,14 @@ impl Data {
         });
     }
 
-    /// Removes the content file of an intent that a committed batch holds; the intent goes once that is durable. Waits
-    /// for the gate, so that an operation that is making the file ends first.
-    pub(super) async fn remove_content(&self, id: ContentId, intent: u64) {
+    /// Removes a content file; the intent goes once that is durable. Waits for the gate, so that an operation that is
+    /// making the file ends first.
+    pub(super) async fn remove_content(&self, removal: Removal) {
+        let Removal { id, intent, removing } = removal;
         let _pass = self.gates.alone(id.vnode).await;
         Failpoint::Removing.pass();
         let removed = self.blocking(move |content| content.remove(id)).await;
-        self.removals.end();
+        drop(removing);
         match removed {
             Ok(()) => self.removed.lock().push((id.vnode, intent)),
             // The intent stays, so the next start tries again.

@@ -162,8 +162,11 @@ impl Data {
             Err(code) => Err(code),
         };
         if moved.is_err() {
-            let data = Arc::clone(self);
-            self.later(async move { data.discard(Scratch { id, intent }).await });
+            let (data, removing) = (Arc::clone(self), self.removals.begin());
+            self.later(async move {
+                data.discard(Scratch { id, intent }).await;
+                drop(removing);
+            });
         }
         moved
     }

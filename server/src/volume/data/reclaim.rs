@@ -2,14 +2,13 @@
 //!
 //! Contents that nothing refers to any more are removed after the batch that says so, by tasks of their own; staged
 //! contents and copies stay for clients that may come back for them. On a full disk both would let operations fail that
-//! have room enough. So whoever finds none waits for removals and drops what nobody used lately, and tries again.
+//! have room enough. So whoever finds none drops what nobody used lately, waits for removals, and tries again.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use larder_protocol::error::ErrorCode;
-use larder_protocol::limits::MAX_PAYLOAD;
 use larder_protocol::runtime::BootTime;
 
 use super::Data;
@@ -18,67 +17,104 @@ use super::Data;
 /// off comes for the next piece sooner, also over a link of 1 Mbit/s.
 pub(super) const KEPT_WHEN_FULL: Duration = Duration::from_secs(30);
 /// How long an operation waits for room at most, as long as some is on its way.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often it is tried again. Not everything that says that there is no room means the disk.
+const AGAIN: u32 = 8;
 /// How often it looks.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// Removals of contents that are under way.
+/// Counts removals of contents: a token for each, from the moment that nobody can use the contents any more until the
+/// disk has their room again.
 #[derive(Debug, Default)]
-pub(in crate::volume) struct Removals(AtomicUsize);
+pub(in crate::volume) struct Removals {
+    begun: AtomicU64,
+    ended: AtomicU64,
+}
+
+/// A removal that is under way.
+#[derive(Debug)]
+pub(in crate::volume) struct Removing(Arc<Removals>);
 
 impl Removals {
-    /// Counts removals that are to come. Each is to [`end`](Removals::end).
-    pub(in crate::volume) fn begin(&self, count: usize) {
-        self.0.fetch_add(count, Ordering::Relaxed);
+    /// Begins one.
+    pub(in crate::volume) fn begin(self: &Arc<Self>) -> Removing {
+        self.begun.fetch_add(1, Ordering::AcqRel);
+        Removing(Arc::clone(self))
     }
 
-    pub(super) fn end(&self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+    fn ended(&self) -> u64 {
+        self.ended.load(Ordering::Acquire)
     }
 
-    fn is_any(&self) -> bool {
-        self.0.load(Ordering::Relaxed) > 0
+    /// Whether any are under way.
+    pub(super) fn is_any(&self) -> bool {
+        // In this order: what begins in between counts as under way.
+        let ended = self.ended();
+        self.begun.load(Ordering::Acquire) > ended
+    }
+}
+
+impl Drop for Removing {
+    fn drop(&mut self) {
+        self.0.ended.fetch_add(1, Ordering::AcqRel);
     }
 }
 
 impl Data {
-    /// Runs something again that found no room, for as long as some can be made. To be called with no gate held:
-    /// removals wait for these.
-    pub(in crate::volume) async fn with_room<T, F>(self: &Arc<Self>, run: impl Fn() -> F) -> Result<T, ErrorCode>
+    /// Runs something that takes up to `bytes`, and runs it again if it found no room and some can be made. To be called
+    /// with no gate held: removals wait for these.
+    pub(in crate::volume) async fn with_room<T, F>(
+        self: &Arc<Self>,
+        bytes: u64,
+        run: impl Fn() -> F,
+    ) -> Result<T, ErrorCode>
     where
         F: Future<Output = Result<T, ErrorCode>>,
     {
+        let mut ended = self.removals.ended();
         let mut result = run().await;
-        let until = self.runtime.boottime().saturating_add(PATIENCE);
-        while matches!(result, Err(ErrorCode::NoSpace)) && self.make_room(MAX_PAYLOAD as u64, until).await {
-            result = run().await;
+        let mut until = None;
+        for _ in 0..AGAIN {
+            if !matches!(result, Err(ErrorCode::NoSpace)) {
+                break;
+            }
+            let until = *until.get_or_insert_with(|| self.runtime.boottime().saturating_add(PATIENCE));
+            // It may have looked for room just before there was some.
+            let came_late = self.removals.ended() != ended && self.room.has_room_for(bytes);
+            if !came_late && !self.make_room(bytes, until).await {
+                break;
+            }
+            ended = self.removals.ended();
+            result = match run().await {
+                // A store that failed for lack of room may have dropped what was staged for it: that is the reason.
+                Err(ErrorCode::NotStaged) => Err(ErrorCode::NoSpace),
+                other => other,
+            };
         }
         result
     }
 
-    /// Waits for room for `bytes` until then, if anything can be given back. Says whether it is worth another try.
-    pub(super) async fn make_room(self: &Arc<Self>, bytes: u64, until: BootTime) -> bool {
-        let mut gained = self.drop_idle().await;
-        while self.removals.is_any() && self.runtime.boottime() < until {
+    /// Waits until there is room for `bytes` which was not there, if anything can be given back.
+    async fn make_room(self: &Arc<Self>, bytes: u64, until: BootTime) -> bool {
+        if !self.room.can_ever_have(bytes) || self.room.has_room_for(bytes) {
+            return false;
+        }
+        self.drop_idle();
+        while self.removals.is_any() && self.runtime.boottime() < until && !self.ending.is_cancelled() {
             self.runtime.sleep(LOOK_EVERY).await;
-            gained = true;
             if self.room.has_room_for(bytes) {
-                break;
+                return true;
             }
         }
-        gained
+        // The last of them may just have ended.
+        self.room.has_room_for(bytes)
     }
 
-    /// Drops staged contents and copies that nobody used lately. Says whether there were any.
-    async fn drop_idle(self: &Arc<Self>) -> bool {
-        let Some(moment) = self.runtime.boottime().checked_sub(KEPT_WHEN_FULL) else { return false };
-        let (stages, copies) = (self.stages.take_unused(moment), self.kept.take_unused(moment));
-        for stage in &stages {
-            self.drop_stage(stage).await;
+    /// Drops staged contents and copies that nobody used lately.
+    fn drop_idle(self: &Arc<Self>) {
+        if let Some(moment) = self.runtime.boottime().checked_sub(KEPT_WHEN_FULL) {
+            let removals = &self.removals;
+            self.drop_later(self.stages.take_unused(moment, removals), self.kept.take_unused(moment, removals));
         }
-        for kept in &copies {
-            self.drop_kept(kept).await;
-        }
-        !(stages.is_empty() && copies.is_empty())
     }
 }

@@ -7,9 +7,12 @@ use larder_protocol::attr::{Attr, Credential, SetAttr};
 use larder_protocol::error::ErrorCode;
 use larder_protocol::ids::ClientId;
 use larder_protocol::payload::Payload;
-use larder_protocol::service::file::{Op, Query, QueryReply, StageRequest, WriteRequest};
+use larder_protocol::service::file::{
+    AllocateHow, NewContents, Op, OpReply, Query, QueryReply, StageRequest, WriteRequest, XattrHow,
+};
 
 use super::reclaim::KEPT_WHEN_FULL;
+use super::stage::StageKey;
 use super::store_tests::{at_rest, bytes, scratch, store, whole};
 use super::tests::{World, root};
 use crate::volume::Durability;
@@ -41,6 +44,10 @@ async fn stage_of_another(world: &World, file: usize) -> Result<(), ErrorCode> {
     let data = Payload(bytes(MIB, 9));
     let request = StageRequest { fid: world.fids[file], stage: 1, first: true, offset: 0, data };
     world.volume.stage(&root(), ClientId(2), request).await
+}
+
+fn stage_key(world: &World, file: usize) -> StageKey {
+    StageKey { client: ClientId(2), fid: world.fids[file], number: 1 }
 }
 
 #[tokio::test(start_paused = true)]
@@ -144,4 +151,143 @@ async fn what_could_not_be_removed_for_doubt_goes_when_that_ends() {
     store(&mut world, 1, whole(&bytes(5, 1)), None).await.unwrap();
     assert!(!world.meta.is_in_doubt());
     at_rest(&world).await;
+}
+
+/// Whether something ends within a moment, with what.
+async fn at_once<T>(work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(1), work).await.expect("it waits")
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_another_drops_is_waited_for() {
+    let mut world = small_disk(Durability::Power).await;
+    stage_of_another(&world, 1).await.unwrap();
+    store(&mut world, 1, whole(&bytes(MIB, 1)), None).await.unwrap();
+    world.content.set_disk_size(7 * MIB);
+    tokio::time::sleep(KEPT_WHEN_FULL).await;
+    let (volume, cred) = (world.volume.clone(), root());
+    let request =
+        |file: usize| WriteRequest { fid: world.fids[file], offset: 0, data: Payload(bytes(9, 2)), stable: false };
+    let (one, other) = (request(2), request(0));
+    // The first one takes out what is idle, and the second one finds nothing more to take out.
+    let both = tokio::join!(volume.write(&cred, one), volume.write(&cred, other));
+    assert_eq!((both.0.map(drop), both.1.map(drop)), (Ok(()), Ok(())));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_cannot_be_helped_is_told_at_once_and_costs_others_nothing() {
+    let mut world = small_disk(Durability::Power).await;
+    world.content.set_disk_size(8 * MIB);
+    stage_of_another(&world, 1).await.unwrap();
+    fetch_copy(&world, 0).await.unwrap();
+    tokio::time::sleep(KEPT_WHEN_FULL).await;
+    // A removal that does not end.
+    store(&mut world, 2, whole(&bytes(100_000, 1)), None).await.unwrap();
+    let gates = world.volume.data.gates.clone();
+    let reader = gates.shared(world.fids[2].vnode).await;
+    world.remove(2).await;
+    // More than the disk has.
+    let (fid, how) = (world.fids[1], AllocateHow::Reserve);
+    let op = Op::Allocate { fid, offset: 0, len: 4 * MIB, how };
+    assert_eq!(at_once(world.op(op)).await.map(drop), Err(ErrorCode::NoSpace));
+    // A limit that has nothing to do with the disk, which has room.
+    world.content.set_disk_size(100 * MIB);
+    let mut set = async |number: usize| {
+        let name = Bytes::from(format!("user.{number}"));
+        let op = Op::Setxattr { fid, name, value: Payload(bytes(9, 1)), how: XattrHow::Set };
+        at_once(world.op(op)).await.map(drop)
+    };
+    let mut number = 0;
+    let refused = loop {
+        number += 1;
+        if let Err(code) = set(number).await {
+            break code;
+        }
+    };
+    assert_eq!(refused, ErrorCode::NoSpace);
+    // Neither the stage nor the copy has gone.
+    drop(reader);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(scratch(&world).len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_for_ever_for_room() {
+    let mut world = small_disk(Durability::Power).await;
+    for file in 1..3 {
+        store(&mut world, file, whole(&bytes(MIB, 1)), None).await.unwrap();
+    }
+    world.content.set_disk_size(7 * MIB);
+    let gates = world.volume.data.gates.clone();
+    let reader = gates.shared(world.fids[0].vnode).await;
+    world.remove(0).await;
+    let begin = tokio::time::Instant::now();
+    assert_eq!(Take::Write.take(&mut world).await, Err(ErrorCode::NoSpace));
+    assert!(begin.elapsed() < Duration::from_secs(10));
+    // Nor for what somebody works with.
+    drop(reader);
+    at_rest(&world).await;
+    world.content.set_disk_size(7 * MIB + 1);
+    stage_of_another(&world, 1).await.unwrap();
+    let stage = world.volume.data.stages.find(stage_key(&world, 1), Duration::ZERO).unwrap();
+    let working = stage.state.lock().await;
+    world.content.set_disk_size(7 * MIB);
+    tokio::time::sleep(KEPT_WHEN_FULL).await;
+    assert_eq!(at_once(Take::Write.take(&mut world)).await, Err(ErrorCode::NoSpace));
+    drop(working);
+    assert_eq!(Take::Write.take(&mut world).await, Ok(()), "it gives way when nobody does");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_without_room_says_so_whatever_became_of_its_stage() {
+    let mut world = small_disk(Durability::Power).await;
+    world.stage(2, 1, true, 0, bytes(MIB, 3)).await.unwrap();
+    stage_of_another(&world, 1).await.unwrap();
+    world.content.set_disk_size(7 * MIB);
+    tokio::time::sleep(KEPT_WHEN_FULL).await;
+    // The disk refuses to cut it to its size; others give way meanwhile.
+    world.content.fail_next_write();
+    let staged = NewContents::Staged { stage: 1, size: MIB - 1 };
+    assert_eq!(store(&mut world, 2, staged, None).await, Err(ErrorCode::NoSpace));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_refused_room_happens_once() {
+    let mut world = small_disk(Durability::Power).await;
+    for file in 1..3 {
+        store(&mut world, file, whole(&bytes(MIB, 1)), None).await.unwrap();
+    }
+    world.content.set_disk_size(7 * MIB);
+    let gates = world.volume.data.gates.clone();
+    let reader = gates.shared(world.fids[0].vnode).await;
+    world.remove(0).await;
+    let append = Op::Append { fid: world.fids[1], data: Payload(bytes(100, 2)) };
+    let (done, ()) = tokio::join!(world.op(append), async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        drop(reader);
+    });
+    let Ok(OpReply::Appended { offset, .. }) = done else { panic!("{done:?}") };
+    assert_eq!((offset, world.attr(1).await.size), (MIB, MIB + 100));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_committed_is_not_tried_again() {
+    for cut in [false, true] {
+        let mut world = small_disk(Durability::Power).await;
+        // In place from here on.
+        world.write(0, 0, bytes(5, 3), false).await;
+        stage_of_another(&world, 1).await.unwrap();
+        tokio::time::sleep(KEPT_WHEN_FULL).await;
+        world.content.set_disk_size(6 * MIB);
+        let fid = world.fids[0];
+        world.content.fail_next_write();
+        let op = if cut {
+            Op::Setattr { fid, set: SetAttr { size: Some(MIB / 2), ..SetAttr::default() }, open: false }
+        } else {
+            Op::Allocate { fid, offset: 0, len: MIB / 2, how: AllocateHow::Punch }
+        };
+        let before = world.attr(0).await.change;
+        assert_eq!(world.op(op).await.map(drop), Err(ErrorCode::Io), "cut: {cut}");
+        assert_ne!(world.attr(0).await.change, before, "it has happened");
+    }
 }

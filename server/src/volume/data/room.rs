@@ -38,6 +38,11 @@ impl RoomGauge {
         self.has_room_for(0)
     }
 
+    /// Whether an empty disk of this size would have room for so many bytes.
+    pub(crate) fn can_ever_have(&self, bytes: u64) -> bool {
+        self.content.space().map_or(true, |space| bytes < space.total.saturating_sub(reserve(space.total)))
+    }
+
     /// As [`has_room`](RoomGauge::has_room), after taking up `bytes` more.
     pub(crate) fn has_room_for(&self, bytes: u64) -> bool {
         let now = self.runtime.boottime();

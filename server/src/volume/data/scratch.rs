@@ -13,10 +13,25 @@ use larder_protocol::limits::{COPY_KEPT, STAGE_KEPT};
 
 use super::Data;
 use super::kept::Kept;
+use super::reclaim::{Removals, Removing};
 use super::stage::Stage;
 use crate::volume::content::ContentId;
 use crate::volume::record::{Body, Intent};
 use crate::volume::view::{Records, Verified};
+
+/// Staged contents, or a copy, that were taken out and are to be removed once nobody works with them any more.
+#[derive(Debug)]
+pub(super) struct Leaving<T> {
+    pub(super) what: Arc<T>,
+    _removing: Removing,
+}
+
+impl<T> Leaving<T> {
+    /// To be called before others can see that it was taken out.
+    pub(super) fn new(what: Arc<T>, removals: &Arc<Removals>) -> Leaving<T> {
+        Leaving { what, _removing: removals.begin() }
+    }
+}
 
 /// A scratch content file. Whoever has this one value decides what becomes of it.
 #[derive(Debug)]
@@ -58,8 +73,9 @@ impl Data {
             Ok(false) => {}
             // An operation that was answered with a failure of the store may have been committed all the same.
             Ok(true) => return tracing::error!("vnode {}: what was to be removed has become its contents", id.vnode),
-            // Once the doubt has ended; or else the intent stays, and the next start removes it.
-            Err(_) => return self.undecided.lock().push(scratch),
+            // Once the doubt has ended, or with the next start: the intent stays.
+            Err(_) if self.meta.is_in_doubt() => return self.undecided.lock().push(scratch),
+            Err(_) => return,
         }
         match self.blocking(move |content| content.remove(id)).await {
             Ok(()) => self.removed.lock().push((id.vnode, intent)),
@@ -76,13 +92,15 @@ impl Data {
         Ok(record.is_some_and(|record| record.body == Body::Content { version: id.version }))
     }
 
-    /// Removes what could not be removed for doubt, if that has ended.
-    pub(in crate::volume) async fn drop_undecided(&self) {
-        if self.meta.is_in_doubt() {
-            return;
-        }
-        let undecided = std::mem::take(&mut *self.undecided.lock());
-        for scratch in undecided {
+    /// What could not be removed for doubt, if that has ended. To be [discarded](Data::discard_all) once the batch that
+    /// ended it is durable.
+    pub(in crate::volume) fn take_undecided(&self) -> Vec<Scratch> {
+        if self.meta.is_in_doubt() { Vec::new() } else { std::mem::take(&mut *self.undecided.lock()) }
+    }
+
+    /// As [`discard`](Data::discard), one after the other.
+    pub(in crate::volume) async fn discard_all(&self, scratch: Vec<Scratch>) {
+        for scratch in scratch {
             self.discard(scratch).await;
         }
     }
@@ -91,19 +109,19 @@ impl Data {
     pub(in crate::volume) fn drop_unused(self: &Arc<Self>) {
         let now = self.runtime.boottime();
         if let Some(moment) = now.checked_sub(STAGE_KEPT) {
-            self.drop_later(self.stages.take_unused(moment), Vec::new());
+            self.drop_later(self.stages.take_unused(moment, &self.removals), Vec::new());
         }
         if let Some(moment) = now.checked_sub(COPY_KEPT) {
-            self.drop_later(Vec::new(), self.kept.take_unused(moment));
+            self.drop_later(Vec::new(), self.kept.take_unused(moment, &self.removals));
         }
     }
 
     /// Lets go of what was staged for a vnode that is gone, and of its copies.
     pub(in crate::volume) fn drop_scratch_of(self: &Arc<Self>, vnode: u64) {
-        self.drop_later(self.stages.take_of(vnode), self.kept.take_of(vnode));
+        self.drop_later(self.stages.take_of(vnode, &self.removals), self.kept.take_of(vnode, &self.removals));
     }
 
-    fn drop_later(self: &Arc<Self>, stages: Vec<Arc<Stage>>, copies: Vec<Arc<Kept>>) {
+    pub(super) fn drop_later(self: &Arc<Self>, stages: Vec<Leaving<Stage>>, copies: Vec<Leaving<Kept>>) {
         for stage in stages {
             self.drop_stage_later(stage);
         }
@@ -114,11 +132,11 @@ impl Data {
 
     /// Removes all scratch content files, for a clean end.
     pub(in crate::volume) async fn drop_scratch(&self) {
-        for stage in self.stages.take_all() {
-            self.drop_stage(&stage).await;
+        for stage in self.stages.take_all(&self.removals) {
+            self.drop_stage(&stage.what).await;
         }
-        for kept in self.kept.take_all() {
-            self.drop_kept(&kept).await;
+        for kept in self.kept.take_all(&self.removals) {
+            self.drop_kept(&kept.what).await;
         }
     }
 }

@@ -16,7 +16,8 @@ use parking_lot::Mutex;
 
 use super::Data;
 use super::dirty::DirtyFile;
-use super::scratch::Scratch;
+use super::reclaim::Removals;
+use super::scratch::{Leaving, Scratch};
 use super::write::{complete_steps, end_of};
 use crate::failpoint::Failpoint;
 use crate::volume::record::DirtyRecord;
@@ -60,16 +61,28 @@ pub(super) struct Staged {
 #[derive(Debug, Default)]
 pub(in crate::volume) struct Stages(Mutex<BTreeMap<StageKey, Arc<Stage>>>);
 
+impl Stage {
+    /// It counts as used now.
+    pub(super) fn use_at(&self, now: BootTime) {
+        *self.used.lock() = now;
+    }
+}
+
 impl Stages {
     /// The contents of this name, which count as used.
     pub(super) fn find(&self, key: StageKey, now: BootTime) -> Option<Arc<Stage>> {
         let stage = self.0.lock().get(&key).cloned()?;
-        *stage.used.lock() = now;
+        stage.use_at(now);
         Some(stage)
     }
 
     /// As [`find`](Stages::find), or else new ones; and those that have to go for them.
-    fn find_or_begin(&self, key: StageKey, now: BootTime) -> (Arc<Stage>, Option<Arc<Stage>>) {
+    fn find_or_begin(
+        &self,
+        key: StageKey,
+        now: BootTime,
+        removals: &Arc<Removals>,
+    ) -> (Arc<Stage>, Option<Leaving<Stage>>) {
         if let Some(stage) = self.find(key, now) {
             return (stage, None);
         }
@@ -78,7 +91,7 @@ impl Stages {
         let oldest = (of_client().count() >= MAX_STAGES)
             .then(|| of_client().min_by_key(|(_, stage)| *stage.used.lock()).map(|(key, _)| *key))
             .flatten();
-        let dropped = oldest.and_then(|oldest| stages.remove(&oldest));
+        let dropped = oldest.and_then(|oldest| stages.remove(&oldest)).map(|stage| Leaving::new(stage, removals));
         let new = || Arc::new(Stage { state: tokio::sync::Mutex::new(State::New), used: Mutex::new(now) });
         (Arc::clone(stages.entry(key).or_insert_with(new)), dropped)
     }
@@ -91,23 +104,25 @@ impl Stages {
         }
     }
 
-    fn take(&self, which: impl Fn(&StageKey, &Stage) -> bool) -> Vec<Arc<Stage>> {
-        self.0.lock().extract_if(.., |key, stage| which(key, stage)).map(|(_, stage)| stage).collect()
+    fn take(&self, removals: &Arc<Removals>, which: impl Fn(&StageKey, &Stage) -> bool) -> Vec<Leaving<Stage>> {
+        let mut stages = self.0.lock();
+        let taken = stages.extract_if(.., |key, stage| which(key, stage));
+        taken.map(|(_, stage)| Leaving::new(stage, removals)).collect()
     }
 
-    /// Takes out what nobody used since `moment`.
-    pub(super) fn take_unused(&self, moment: BootTime) -> Vec<Arc<Stage>> {
-        self.take(|_, stage| *stage.used.lock() <= moment)
+    /// Takes out what nobody uses, or used since `moment`.
+    pub(super) fn take_unused(&self, moment: BootTime, removals: &Arc<Removals>) -> Vec<Leaving<Stage>> {
+        self.take(removals, |_, stage| *stage.used.lock() <= moment && stage.state.try_lock().is_ok())
     }
 
     /// Takes out what is staged for a vnode.
-    pub(super) fn take_of(&self, vnode: u64) -> Vec<Arc<Stage>> {
-        self.take(|key, _| key.fid.vnode == vnode)
+    pub(super) fn take_of(&self, vnode: u64, removals: &Arc<Removals>) -> Vec<Leaving<Stage>> {
+        self.take(removals, |key, _| key.fid.vnode == vnode)
     }
 
     /// Takes out everything.
-    pub(super) fn take_all(&self) -> Vec<Arc<Stage>> {
-        self.take(|_, _| true)
+    pub(super) fn take_all(&self, removals: &Arc<Removals>) -> Vec<Leaving<Stage>> {
+        self.take(removals, |_, _| true)
     }
 }
 
@@ -123,7 +138,8 @@ impl Volume {
         client: ClientId,
         request: StageRequest,
     ) -> Result<(), ErrorCode> {
-        self.data.with_room(|| self.data.stage(cred, client, request.clone())).await
+        let bytes = request.data.len() as u64;
+        self.data.with_room(bytes, || self.data.stage(cred, client, request.clone())).await
     }
 }
 
@@ -145,7 +161,7 @@ impl Data {
         }
         let (key, now) = (StageKey { client, fid, number }, self.runtime.boottime());
         let stage = if first {
-            let (stage, dropped) = self.stages.find_or_begin(key, now);
+            let (stage, dropped) = self.stages.find_or_begin(key, now, &self.removals);
             if let Some(dropped) = dropped {
                 self.drop_stage_later(dropped);
             }
@@ -195,8 +211,8 @@ impl Data {
 
     /// Drops what a client has staged.
     pub(in crate::volume) async fn drop_stages_of(&self, client: ClientId) {
-        for stage in self.stages.take(|key, _| key.client == client) {
-            self.drop_stage(&stage).await;
+        for stage in self.stages.take(&self.removals, |key, _| key.client == client) {
+            self.drop_stage(&stage.what).await;
         }
     }
 
@@ -209,8 +225,12 @@ impl Data {
     }
 
     /// As [`drop_stage`](Data::drop_stage), with nobody waiting for it.
-    pub(super) fn drop_stage_later(self: &Arc<Self>, stage: Arc<Stage>) {
+    pub(super) fn drop_stage_later(self: &Arc<Self>, stage: Leaving<Stage>) {
         let data = Arc::clone(self);
-        self.later(async move { data.drop_stage(&stage).await });
+        self.later(async move {
+            // All of it, or the removal would count as ended here.
+            let leaving = stage;
+            data.drop_stage(&leaving.what).await;
+        });
     }
 }

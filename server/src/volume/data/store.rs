@@ -133,8 +133,11 @@ impl Data {
             }
         };
         let is_consumed = matches!(next, Next::Content(_));
-        // Refused here, the contents stay staged: the client may ask again with another base.
-        let stored = self.install(cred, operation, key.fid, base, next).await?;
+        let stored = self.install(cred, operation, key.fid, base, next).await;
+        // Refused, the contents stay staged: the client may ask again with another base.
+        stage.use_at(self.runtime.boottime());
+        let stored = stored?;
+        let _removing = self.removals.begin();
         self.stages.remove(key, &stage);
         if is_consumed {
             *state = State::Gone;

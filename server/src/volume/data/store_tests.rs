@@ -67,6 +67,8 @@ pub(super) async fn at_rest(world: &World) {
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert_eq!(scratch(world), []);
     assert_eq!(intents(world), 0);
+    assert!(!world.volume.data.removals.is_any());
+    assert!(world.volume.data.undecided.lock().is_empty());
     for fid in &world.fids {
         assert!(world.volume.data.dirty.get(fid.vnode).is_none(), "settled");
     }

@@ -9,6 +9,7 @@ use larder_protocol::ids::Fid;
 use larder_protocol::limits::MAX_FILE_SIZE;
 use larder_protocol::service::file::{CreateHow, Mutated, Op, OpReply};
 
+use super::allocate::after_commit;
 use super::{Data, drop_privileges, inline_contents, put_inline};
 use crate::failpoint::Failpoint;
 use crate::volume::apply;
@@ -107,7 +108,7 @@ impl Data {
             self.follow_blocks(content, &mut change.attr);
         }
         // Committed: a failure now is a failing disk. The intent stays and recovery will try again.
-        cut.map_err(|error| self.content_error(content, "truncate", &error))?;
+        cut.map_err(|error| after_commit(self.content_error(content, "truncate", &error)))?;
         Ok(done)
     }
 
