@@ -17,7 +17,7 @@ use super::Data;
 /// off comes for the next piece sooner, also over a link of 1 Mbit/s.
 pub(super) const KEPT_WHEN_FULL: Duration = Duration::from_secs(30);
 /// How long an operation waits for room at most, as long as some is on its way.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(30);
 /// How often it is tried again. Not everything that says that there is no room means the disk.
 const AGAIN: u32 = 8;
 /// How often it looks.

@@ -223,7 +223,7 @@ async fn nobody_waits_for_ever_for_room() {
     world.remove(0).await;
     let begin = tokio::time::Instant::now();
     assert_eq!(Take::Write.take(&mut world).await, Err(ErrorCode::NoSpace));
-    assert!(begin.elapsed() < Duration::from_secs(10));
+    assert!(begin.elapsed() < Duration::from_secs(40));
     // Nor for what somebody works with.
     drop(reader);
     at_rest(&world).await;
