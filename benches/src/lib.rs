@@ -4,14 +4,17 @@
 //! mount, [`proxy`] is a network with faults, [`disk`] and [`medium`] are disks, the second one with power cuts, [`size`]
 //! says how much to do, [`wal`] tears a database's log, [`race`] lets two threads race, [`seeds`] runs worlds in virtual
 //! time. The tests under `tests/` state one promise each;
-//! `docs/semantics.md` cites them by name. [`crash`] breaks things at random and checks all promises at once.
+//! `docs/semantics.md` cites them by name. [`crash`] breaks things at random and checks all promises at once; [`mod@bench`]
+//! measures Larder beside other file systems.
 
+pub mod bench;
 pub mod crash;
 pub mod digest;
 pub mod disk;
 pub mod fuzzing;
 pub mod medium;
 pub mod mount;
+pub mod page;
 #[cfg(feature = "failpoints")]
 pub mod planted;
 pub mod process;

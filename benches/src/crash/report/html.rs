@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::{About, again, checked, faults, few_samples, modes, places, recoveries, strikes, table};
 use crate::crash::outcome::{Outcome, Span, Work, coarsen};
 use crate::crash::resources::{Curve, GROWTH, MORE_FILES, MORE_MEMORY, SETTLED};
+use crate::page::{begin, escaped};
 
 /// Pixels for the names of lanes, and for their time.
 const NAMES: f64 = 230.0;
@@ -13,29 +14,13 @@ const TIME: f64 = 720.0;
 /// Pixels of a lane.
 const LANE: f64 = 18.0;
 
+/// What this page adds to the look of all.
 const STYLE: &str = "
-:root { color-scheme: light dark; --ink: #1d2430; --soft: #667085; --line: #d9dee7; --back: #fff; --fault: #c2410c;
-  --wait: #2563eb; --bad: #b91c1c; --good: #15803d }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ef; --soft: #98a2b3; --line: #333a46; --back: #14181f;
-  --fault: #fb923c; --wait: #60a5fa; --bad: #f87171; --good: #4ade80 } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--back); max-width: 980px;
-  margin: 2rem auto; padding: 0 1rem }
-h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
-.wide { overflow-x: auto } table { border-collapse: collapse; width: 100% }
-th, td { text-align: right; padding: .25rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap }
-th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left }
-.bad { color: var(--bad) } .good { color: var(--good) } .soft { color: var(--soft) }
-details { border-top: 1px solid var(--line); padding: .4rem 0 } summary { cursor: pointer }
-svg text { font: 11px system-ui, sans-serif; fill: var(--ink) }
+th:nth-child(2), td:nth-child(2) { text-align: left }
 svg polyline { fill: none; stroke: var(--wait) } svg .rate { stroke: var(--soft) } svg .lane { stroke: var(--line) } svg .fault { fill: var(--fault) } svg .wait { fill: var(--wait) }
 svg .back { fill: var(--good) }
 svg .finding { stroke: var(--bad); stroke-width: 2 } svg .shade { fill: var(--fault); opacity: .12 }
-@media print { details { break-inside: avoid } }
 ";
-
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
-}
 
 fn seconds(time: Duration) -> String {
     format!("{:.2} s", time.as_secs_f64())
@@ -54,10 +39,10 @@ pub(super) fn page(about: &About, outcomes: &[Outcome]) -> String {
     }
     // Writing to a string cannot fail.
     let checks: u64 = outcomes.iter().map(|outcome| outcome.checks).sum();
-    let mut page = format!(
-        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>\
-         <title>Larder: crash report</title><style>{STYLE}</style><h1>Larder: crash report</h1>\
-         <p class={class}><strong>{verdict}</strong></p><p>Rounds: {}; checks: {checks}; version {}. In each round programs \
+    let mut page = begin("Larder: crash report", STYLE);
+    let _ = write!(
+        page,
+        "<p class={class}><strong>{verdict}</strong></p><p>Rounds: {}; checks: {checks}; version {}. In each round programs \
          work on several mounts while things break again and again; what they were told is then held against what is \
          there.</p>",
         outcomes.len(),

@@ -1,0 +1,154 @@
+//! Larder in one of its modes, with a server of its own.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::Candidate;
+use crate::bench::meter::{Reading, Usage, loopback_bytes};
+use crate::mount::{Mode, Mount, Setup};
+use crate::process::{binary, run};
+use crate::proxy::{Link, Proxy};
+use crate::server::Server;
+
+/// Requests that come with asking for figures.
+const OF_ASKING: [&str; 2] = ["hello", "stats"];
+
+/// How Larder is set up.
+#[derive(Clone, Debug)]
+pub struct Setting {
+    /// What the candidate is called.
+    pub name: String,
+    /// How clients cache.
+    pub mode: Mode,
+    /// What the server's acknowledgements survive: `power` or `process`.
+    pub durability: &'static str,
+    /// More arguments of `larderd serve`.
+    pub server: Vec<String>,
+    /// Options of `larder mount -o`.
+    pub options: String,
+    /// How long a message takes there and back, beside what the machine takes. Zero: no proxy.
+    pub round_trip: Duration,
+}
+
+impl Setting {
+    /// One of the modes, as it comes. Peers sync what they acknowledge no more often than `process` does.
+    pub fn of(mode: Mode) -> Setting {
+        Setting {
+            name: mode.name().to_owned(),
+            mode,
+            durability: "process",
+            server: Vec::new(),
+            options: String::new(),
+            round_trip: Duration::ZERO,
+        }
+    }
+}
+
+/// Larder in one mode.
+pub struct Larder {
+    setting: Setting,
+    dir: PathBuf,
+    // Unmounted before the server ends.
+    clients: Vec<Option<Mount>>,
+    proxy: Option<Proxy>,
+    server: Server,
+    /// Disk caches so far.
+    caches: u32,
+}
+
+impl Larder {
+    /// Starts a server in `DIR/NAME`.
+    ///
+    /// # Errors
+    /// If it does not start.
+    pub fn start(dir: &Path, setting: Setting) -> Result<Larder> {
+        let dir = dir.join(&setting.name);
+        std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+        let arguments: Vec<&str> = setting.server.iter().map(String::as_str).collect();
+        let server = Server::start_of(&dir, dir.join("store"), setting.durability, &arguments)?;
+        let proxy = if setting.round_trip.is_zero() {
+            None
+        } else {
+            let proxy = Proxy::start(server.address())?;
+            proxy.set(Link { delay: setting.round_trip / 2, ..Link::default() });
+            Some(proxy)
+        };
+        Ok(Larder { setting, dir, clients: Vec::new(), proxy, server, caches: 0 })
+    }
+
+    /// The server.
+    pub fn server(&self) -> &Server {
+        &self.server
+    }
+
+    /// The server's address, as clients see it.
+    pub fn address(&self) -> String {
+        self.proxy.as_ref().map_or_else(|| self.server.address().to_owned(), Proxy::address)
+    }
+
+    /// A client.
+    pub fn client(&self, number: usize) -> Option<&Mount> {
+        self.clients.get(number)?.as_ref()
+    }
+
+    fn mount(&mut self, number: usize) -> Result<Mount> {
+        self.caches += 1;
+        // Old caches stay: ext4 is slow in making files for minutes after many were removed.
+        let cache = self.dir.join(format!("cache-{}", self.caches));
+        let setup = Setup { options: &self.setting.options, cache: Some(&cache), ..Setup::default() };
+        Mount::set_up(&self.dir, &format!("client-{number}"), &self.address(), self.setting.mode, &setup)
+    }
+}
+
+impl Candidate for Larder {
+    fn name(&self) -> &str {
+        &self.setting.name
+    }
+
+    fn version(&self) -> Option<String> {
+        let told = run(std::process::Command::new(binary("larder").ok()?).arg("--version")).ok()?;
+        Some(String::from_utf8_lossy(&told.stdout).trim().to_owned())
+    }
+
+    fn need_clients(&mut self, count: usize) -> Result<()> {
+        while self.clients.len() < count {
+            let mount = self.mount(self.clients.len())?;
+            self.clients.push(Some(mount));
+        }
+        Ok(())
+    }
+
+    fn path(&self, client: usize) -> PathBuf {
+        self.dir.join(format!("client-{client}"))
+    }
+
+    fn forget(&mut self, client: usize) -> Result<()> {
+        if let Some(mount) = self.clients.get_mut(client).and_then(Option::take) {
+            mount.close(false)?;
+        }
+        let mount = self.mount(client)?;
+        self.clients[client] = Some(mount);
+        Ok(())
+    }
+
+    fn can_forget(&self) -> bool {
+        true
+    }
+
+    fn reading(&self) -> Result<Reading> {
+        let mut requests = self.server.counts()?.0;
+        requests.retain(|kind, _| !OF_ASKING.contains(&kind.as_str()));
+        let servers: Vec<u32> = self.server.id().into_iter().collect();
+        let clients: Vec<u32> = self.clients.iter().flatten().filter_map(Mount::id).collect();
+        Ok(Reading { requests, wire: loopback_bytes()?, servers: Usage::of(&servers), clients: Usage::of(&clients) })
+    }
+
+    fn end(&mut self) -> Result<()> {
+        for mount in std::mem::take(&mut self.clients).into_iter().flatten() {
+            mount.close(false)?;
+        }
+        self.server.stop()
+    }
+}

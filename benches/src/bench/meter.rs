@@ -1,0 +1,114 @@
+//! What processes and the network have used so far.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use anyhow::{Context, Result};
+
+use super::results::Cost;
+
+/// Counters that only grow, and memory as it is.
+#[derive(Clone, Debug, Default)]
+pub struct Reading {
+    /// Requests answered, by kind.
+    pub requests: BTreeMap<String, u64>,
+    /// Bytes sent over the loopback.
+    pub wire: u64,
+    /// What the servers' processes have used.
+    pub servers: Usage,
+    /// What the clients' processes have used.
+    pub clients: Usage,
+}
+
+/// What processes have used.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Usage {
+    /// Processor seconds, of user and kernel.
+    pub cpu: f64,
+    /// Resident bytes now.
+    pub memory: u64,
+}
+
+impl Usage {
+    /// Of these processes. One that is gone counts no more.
+    pub fn of(processes: &[u32]) -> Usage {
+        processes
+            .iter()
+            .filter_map(|process| of_process(*process))
+            .fold(Usage::default(), |sum, one| Usage { cpu: sum.cpu + one.cpu, memory: sum.memory + one.memory })
+    }
+}
+
+/// From proc_pid_stat(5): fields 14 and 15 in clock ticks, 24 in pages.
+fn of_process(process: u32) -> Option<Usage> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // The name, field 2, is in brackets and may hold anything.
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
+    let ticks = rustix::param::clock_ticks_per_second() as f64;
+    let cpu = (field(14)? + field(15)?) as f64 / ticks;
+    Some(Usage { cpu, memory: field(24)? * rustix::param::page_size() as u64 })
+}
+
+/// Bytes that have gone over the loopback of this network namespace.
+///
+/// # Errors
+/// If proc(5) does not say.
+pub fn loopback_bytes() -> Result<u64> {
+    let table = fs::read_to_string("/proc/self/net/dev").context("reading /proc/self/net/dev")?;
+    let line = table.lines().find_map(|line| line.trim_start().strip_prefix("lo:"));
+    let received = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+    received.context("/proc/self/net/dev has no line for the loopback")
+}
+
+impl Reading {
+    /// What was used between `before` and this.
+    pub fn since(&self, before: &Reading) -> Cost {
+        let added = |(kind, count): (&String, &u64)| {
+            let added = count - before.requests.get(kind).copied().unwrap_or(0).min(*count);
+            (added > 0).then(|| (kind.clone(), added))
+        };
+        Cost {
+            requests: self.requests.iter().filter_map(added).collect(),
+            wire: self.wire.saturating_sub(before.wire),
+            server_cpu: (self.servers.cpu - before.servers.cpu).max(0.0),
+            client_cpu: (self.clients.cpu - before.clients.cpu).max(0.0),
+            server_memory: self.servers.memory,
+            client_memory: self.clients.memory,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn a_process_that_works_uses_its_processor() {
+        let me = [std::process::id()];
+        let before = Usage::of(&me);
+        let begin = Instant::now();
+        let mut sum = 0u64;
+        while Usage::of(&me).cpu - before.cpu < 0.05 {
+            sum = std::hint::black_box(sum.wrapping_mul(31).wrapping_add(7));
+            assert!(begin.elapsed().as_secs() < 60, "it does not grow");
+        }
+        assert!(before.memory > 100 << 10);
+        assert_eq!(Usage::of(&[u32::MAX - 1]), Usage::default(), "one that is gone");
+    }
+
+    #[test]
+    fn what_goes_over_the_loopback_is_counted() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let before = loopback_bytes().unwrap();
+        let mut sender = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut receiver, _) = listener.accept().unwrap();
+        sender.write_all(&[7; 100_000]).unwrap();
+        receiver.read_exact(&mut [0; 100_000]).unwrap();
+        assert!(loopback_bytes().unwrap() - before >= 100_000);
+    }
+}

@@ -1,0 +1,17 @@
+//! Measures Larder beside other file systems: `scripts/bench`.
+//!
+//! [`candidate`] is what is measured, [`workload`] what it is made to do, [`inputs`] what with, [`run`] the rounds,
+//! [`meter`] what they cost, [`memory`] what many files need, [`statistics`] what can be said of several figures, [`results`] the file that keeps them,
+//! [`report`] the page that shows them, and [`compare`] the difference of two runs.
+
+pub mod candidate;
+pub mod compare;
+pub mod inputs;
+pub mod machine;
+pub mod memory;
+pub mod meter;
+pub mod report;
+pub mod results;
+pub mod run;
+pub mod statistics;
+pub mod workload;

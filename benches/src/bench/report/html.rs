@@ -1,0 +1,204 @@
+//! A page that needs nothing else.
+
+use std::fmt::Write;
+
+use super::figure;
+use crate::bench::results::{Cost, Results, Row};
+use crate::bench::statistics::Summary;
+use crate::page::{begin, escaped};
+
+/// What this page adds to the look of all. Bars are as wide as the window lets them be; their texts are not scaled.
+const STYLE: &str = "
+:root { --c0: #64748b; --c1: #2563eb; --c2: #0891b2; --c3: #7c3aed; --c4: #c2410c; --c5: #a16207; --c6: #be185d;
+  --c7: #15803d }
+@media (prefers-color-scheme: dark) { :root { --c0: #94a3b8; --c1: #60a5fa; --c2: #22d3ee; --c3: #a78bfa; --c4: #fb923c;
+  --c5: #facc15; --c6: #f472b6; --c7: #4ade80 } }
+td.best { font-weight: 700 } td small, .note { color: var(--soft) }
+figure { margin: 1rem 0; break-inside: avoid } figcaption { font-weight: 600 }
+.bars { display: grid; grid-template-columns: max-content 1fr max-content; gap: .15rem .6rem; align-items: center }
+.bars svg { width: 100%; height: 16px; display: block } .bars span { white-space: nowrap }
+svg .spread { stroke: var(--ink); stroke-width: 1.5 }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 0 2rem }
+dt { font-weight: 600 } dd { margin: 0 0 .4rem 0; overflow-wrap: anywhere }
+code { overflow-wrap: anywhere }
+";
+
+/// Colours that candidates take turns at.
+const COLOURS: usize = 8;
+
+/// The page.
+pub fn page(results: &Results) -> String {
+    let mut page = begin("Larder: benchmark", STYLE);
+    page.push_str(
+        "<p>Each figure is the median of the rounds; behind it is half the distance of the quartiles, in percent. In each \
+         round all candidates run one after the other. The best one, but for the local disk, is in bold, with its \
+         ratio to the local disk.</p>",
+    );
+    about(&mut page, results);
+    for workload in results.workloads() {
+        let rows: Vec<&Row> = results.rows.iter().filter(|row| row.workload == workload).collect();
+        // Writing to a string cannot fail.
+        let _ = write!(page, "<h2>{}</h2>", escaped(workload));
+        table(&mut page, results, &rows);
+        page.push_str("<div class=plots>");
+        rows.iter().for_each(|row| bars(&mut page, results, row));
+        page.push_str("</div>");
+        costs(&mut page, results, &rows);
+    }
+    page
+}
+
+fn about(page: &mut String, results: &Results) {
+    page.push_str("<details open><summary>How it was measured</summary><dl>");
+    for run in &results.runs {
+        let minutes = run.took / 60.0;
+        let _ = write!(
+            page,
+            "<dt>{} UTC, {minutes:.0} minutes<dd><code>{}</code>",
+            escaped(&run.began),
+            escaped(&run.command)
+        );
+        for (title, facts) in [("Machine", &run.machine), ("Versions", &run.versions)] {
+            let facts: Vec<String> = facts.iter().map(|(name, fact)| format!("{name}: {fact}")).collect();
+            let _ = write!(page, "<dt>{title}<dd>{}", escaped(&facts.join("; ")));
+        }
+    }
+    for left_out in &results.left_out {
+        let workload = left_out.workload.as_deref().unwrap_or("everything");
+        let _ = write!(
+            page,
+            "<dt>{} is left out of {}<dd>{}",
+            escaped(&left_out.candidate),
+            escaped(workload),
+            escaped(&left_out.why)
+        );
+    }
+    page.push_str("</dl></details>");
+}
+
+fn table(page: &mut String, results: &Results, rows: &[&Row]) {
+    page.push_str("<div class=wide><table><tr><th>");
+    for candidate in &results.candidates {
+        let _ = write!(page, "<th>{}", escaped(candidate));
+    }
+    for row in rows {
+        let _ = write!(page, "<tr><td>{} <small>{}</small>", escaped(&row.name), row.unit.name());
+        let best = row.best(results.candidates.iter().filter(|candidate| *candidate != "local"));
+        for candidate in &results.candidates {
+            let Some(summary) = row.summary(candidate) else {
+                page.push_str("<td class=soft>–");
+                continue;
+            };
+            let is_best = best == Some(candidate);
+            let class = if is_best { " class=best" } else { "" };
+            let spread = (summary.spread() * 100.0).round();
+            let _ = write!(page, "<td{class}>{} <small>±{spread:.0} %", figure(summary.median));
+            if is_best && let Some(ratio) = row.ratio(candidate, "local") {
+                let _ = write!(page, ", {} of local", figure(ratio));
+            }
+            page.push_str("</small>");
+        }
+    }
+    page.push_str("</table></div>");
+}
+
+/// A bar for each candidate, from zero on, with the quartiles.
+fn bars(page: &mut String, results: &Results, row: &Row) {
+    let known = results.candidates.iter().enumerate();
+    let known: Vec<(usize, &String, Summary)> =
+        known.filter_map(|(place, candidate)| Some((place, candidate, row.summary(candidate)?))).collect();
+    let most = known.iter().map(|(_, _, summary)| summary.high).fold(0.0, f64::max);
+    if most <= 0.0 {
+        return;
+    }
+    let better = if row.unit.more_is_better() { "more is better" } else { "less is better" };
+    let _ = write!(
+        page,
+        "<figure><figcaption>{} <small class=note>{}, {better}</small></figcaption><div class=bars>",
+        escaped(&row.name),
+        row.unit.name()
+    );
+    for (place, candidate, summary) in known {
+        let at = |value: f64| value / most * 100.0;
+        let (low, high) = (at(summary.low), at(summary.high));
+        let _ = write!(
+            page,
+            "<span>{0}</span><svg role=img aria-label='{0}: {1}'><rect width='{2:.2}%' height=100% \
+             fill='var(--c{3})'/><line class=spread x1='{low:.2}%' x2='{high:.2}%' y1=50% y2=50% /></svg><span>{1}</span>",
+            escaped(candidate),
+            figure(summary.median),
+            at(summary.median).max(0.2),
+            place % COLOURS,
+        );
+    }
+    page.push_str("</div></figure>");
+}
+
+/// What a round cost, beside time.
+fn costs(page: &mut String, results: &Results, rows: &[&Row]) {
+    page.push_str(
+        "<details><summary>What it cost: the medians of each round's requests, traffic, processor time and memory\
+         </summary><div class=wide><table><tr><th>row<th>candidate<th>server CPU s<th>client CPU s<th>network MiB\
+         <th>server MiB<th>client MiB<th>requests",
+    );
+    for row in rows {
+        for candidate in results.candidates.iter().filter(|candidate| *candidate != "local") {
+            let Some(samples) = row.of.get(candidate) else { continue };
+            let median = |of: &dyn Fn(&Cost) -> f64| {
+                let values: Vec<f64> = samples.iter().map(|sample| of(&sample.cost)).collect();
+                Summary::of(&values).map_or(0.0, |summary| summary.median)
+            };
+            let mib = |bytes: u64| bytes as f64 / (1 << 20) as f64;
+            let _ = write!(page, "<tr><td>{}<td>{}", escaped(&row.name), escaped(candidate));
+            let figures: [&dyn Fn(&Cost) -> f64; 5] = [
+                &|cost| cost.server_cpu,
+                &|cost| cost.client_cpu,
+                &|cost| mib(cost.wire),
+                &|cost| mib(cost.server_memory),
+                &|cost| mib(cost.client_memory),
+            ];
+            for of in figures {
+                let _ = write!(page, "<td>{}", figure(median(of)));
+            }
+            let mut kinds: Vec<&String> = samples.iter().flat_map(|sample| sample.cost.requests.keys()).collect();
+            kinds.sort();
+            kinds.dedup();
+            let of_kind = |kind: &String| median(&|cost| cost.requests.get(kind).copied().unwrap_or(0) as f64);
+            let told: Vec<String> = kinds.iter().map(|kind| format!("{kind} {}", figure(of_kind(kind)))).collect();
+            let _ = write!(page, "<td>{}", escaped(&told.join(", ")));
+        }
+    }
+    page.push_str("</table></div></details>");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::bench::results::{About, LeftOut, Sample, Unit};
+
+    #[test]
+    fn the_page_shows_what_the_results_say() {
+        let mut results = Results { candidates: vec!["local".into(), "afs".into()], ..Results::default() };
+        results.runs.push(About { command: "scripts/bench <all>".into(), ..About::default() });
+        results.left_out.push(LeftOut { candidate: "sshfs".into(), workload: None, why: "no key".into() });
+        for (candidate, value) in [("local", 2000.0), ("afs", 1000.0), ("afs", 1200.0), ("afs", 1100.0)] {
+            let requests = BTreeMap::from([("create".to_owned(), 7)]);
+            let cost = Cost { requests, wire: 3 << 20, ..Cost::default() };
+            results.note("tree", "unpack an archive", Unit::PerSecond, candidate, Sample { value, cost });
+        }
+        let page = page(&results);
+        for shown in [
+            "scripts/bench &lt;all&gt;",
+            "sshfs is left out of everything<dd>no key",
+            "<td class=best>1100 <small>±5 %, 0.550 of local</small>",
+            "<rect width='55.00%'",
+            "create 7.00",
+        ] {
+            assert!(page.contains(shown), "{shown} is missing in {page}");
+        }
+        // Nothing comes from elsewhere.
+        assert!(!page.contains("http") && !page.contains("<script"));
+    }
+}

@@ -1,0 +1,54 @@
+//! A table for the terminal.
+
+use std::fmt::Write;
+
+use super::figure;
+use crate::bench::results::Results;
+
+/// All rows, a candidate in each column; the best one, but for the local disk, is marked.
+pub fn table(results: &Results) -> String {
+    let mut text = String::new();
+    let width = results.candidates.iter().map(String::len).max().unwrap_or(0).max(9) + 2;
+    for workload in results.workloads() {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "\n{workload:<38}");
+        for candidate in &results.candidates {
+            let _ = write!(text, "{candidate:>width$}");
+        }
+        text.push('\n');
+        for row in results.rows.iter().filter(|row| row.workload == workload) {
+            let best = row.best(results.candidates.iter().filter(|candidate| *candidate != "local"));
+            let name = format!("  {} ({})", row.name, row.unit.name());
+            let _ = write!(text, "{name:<38}");
+            for candidate in &results.candidates {
+                let shown = row.summary(candidate).map_or("–".to_owned(), |summary| figure(summary.median));
+                let mark = if best == Some(candidate) { "*" } else { " " };
+                let _ = write!(text, "{:>width$}", format!("{shown}{mark}"));
+            }
+            text.push('\n');
+        }
+    }
+    for left_out in &results.left_out {
+        let workload = left_out.workload.as_deref().unwrap_or("everything");
+        let _ = writeln!(text, "\nnote: {} is left out of {workload}: {}", left_out.candidate, left_out.why);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::results::{Cost, Sample, Unit};
+
+    #[test]
+    fn the_best_that_has_a_network_is_marked() {
+        let mut results = Results::default();
+        for (candidate, value) in [("local", 9.0), ("afs", 5.0), ("sshfs", 4.0)] {
+            results.candidates.push(candidate.to_owned());
+            results.note("tree", "untar", Unit::PerSecond, candidate, Sample { value, cost: Cost::default() });
+        }
+        let table = table(&results);
+        let row = table.lines().find(|line| line.contains("untar")).unwrap();
+        assert_eq!(row.split_whitespace().collect::<Vec<_>>(), ["untar", "(/s)", "9.00", "5.00*", "4.00"]);
+    }
+}

@@ -1,0 +1,285 @@
+//! What a run of the benchmark found, as it is kept: `bench.json`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+
+use super::statistics::Summary;
+
+/// The form of the file; raised when what is in it changes its meaning.
+pub const FORM: u32 = 1;
+
+/// Everything that one run, or several that were merged, found.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Results {
+    /// The form of the file.
+    pub form: u32,
+    /// Each run's circumstances.
+    pub runs: Vec<About>,
+    /// What was measured, in the order in which it is shown.
+    pub candidates: Vec<String>,
+    /// What could not be measured, and why.
+    pub left_out: Vec<LeftOut>,
+    /// The figures.
+    pub rows: Vec<Row>,
+}
+
+/// The circumstances of a run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct About {
+    /// The command line.
+    pub command: String,
+    /// When it began, in UTC.
+    pub began: String,
+    /// How long it took, in seconds.
+    pub took: f64,
+    /// What is known of the machine.
+    pub machine: BTreeMap<String, String>,
+    /// Versions of what was measured.
+    pub versions: BTreeMap<String, String>,
+}
+
+/// Something that has no figures.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// The candidate.
+    pub candidate: String,
+    /// Of which workload, if not of all.
+    pub workload: Option<String>,
+    /// Why.
+    pub why: String,
+}
+
+/// What a figure counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Unit {
+    /// Seconds that something took.
+    Seconds,
+    /// How often something was done in a second.
+    PerSecond,
+    /// Mebibytes that were moved in a second.
+    MebibytesPerSecond,
+    /// Mebibytes that something takes up.
+    Mebibytes,
+}
+
+impl Unit {
+    /// Whether a higher figure is a better one.
+    pub fn more_is_better(self) -> bool {
+        matches!(self, Unit::PerSecond | Unit::MebibytesPerSecond)
+    }
+
+    /// As it is shown.
+    pub fn name(self) -> &'static str {
+        match self {
+            Unit::Seconds => "s",
+            Unit::PerSecond => "/s",
+            Unit::MebibytesPerSecond => "MiB/s",
+            Unit::Mebibytes => "MiB",
+        }
+    }
+}
+
+/// One thing that was measured of every candidate.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    /// The workload.
+    pub workload: String,
+    /// Which part of it.
+    pub name: String,
+    /// What the figures are in.
+    pub unit: Unit,
+    /// Each candidate's rounds.
+    pub of: BTreeMap<String, Vec<Sample>>,
+}
+
+/// One round's figure and what it cost.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sample {
+    /// The figure.
+    pub value: f64,
+    /// What it cost.
+    pub cost: Cost,
+}
+
+/// What something cost beside time.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Cost {
+    /// Requests that the server answered, by kind. Only Larder's server tells.
+    pub requests: BTreeMap<String, u64>,
+    /// Bytes that went over the network, both ways.
+    pub wire: u64,
+    /// Processor seconds of the servers.
+    pub server_cpu: f64,
+    /// Processor seconds of the clients' processes; not of programs that use the mounts.
+    pub client_cpu: f64,
+    /// Resident bytes of the servers afterwards.
+    pub server_memory: u64,
+    /// Resident bytes of the clients afterwards.
+    pub client_memory: u64,
+}
+
+impl Row {
+    /// The figures of a candidate.
+    pub fn values(&self, candidate: &str) -> Vec<f64> {
+        self.of.get(candidate).into_iter().flatten().map(|sample| sample.value).collect()
+    }
+
+    /// What can be said of a candidate's figures.
+    pub fn summary(&self, candidate: &str) -> Option<Summary> {
+        Summary::of(&self.values(candidate))
+    }
+
+    /// By what factor one candidate is better than another: 2 is twice as good, in less time or with more done.
+    pub fn ratio(&self, candidate: &str, other: &str) -> Option<f64> {
+        let (ours, theirs) = (self.summary(candidate)?.median, self.summary(other)?.median);
+        let (above, below) = if self.unit.more_is_better() { (ours, theirs) } else { (theirs, ours) };
+        (below > 0.0).then(|| above / below)
+    }
+
+    /// The best of these candidates.
+    pub fn best<'a>(&self, candidates: impl IntoIterator<Item = &'a String>) -> Option<&'a String> {
+        let median = |candidate: &&String| self.summary(candidate).map(|summary| summary.median);
+        let known = candidates.into_iter().filter_map(|candidate| Some((candidate, median(&candidate)?)));
+        let order = |a: &(&String, f64), b: &(&String, f64)| a.1.total_cmp(&b.1);
+        let best = if self.unit.more_is_better() { known.max_by(order) } else { known.min_by(order) };
+        best.map(|(candidate, _)| candidate)
+    }
+}
+
+impl Results {
+    /// Notes a figure.
+    pub fn note(&mut self, workload: &str, name: &str, unit: Unit, candidate: &str, sample: Sample) {
+        let place = self.rows.iter().position(|row| row.workload == workload && row.name == name);
+        let place = place.unwrap_or_else(|| {
+            let (workload, name) = (workload.to_owned(), name.to_owned());
+            self.rows.push(Row { workload, name, unit, of: BTreeMap::new() });
+            self.rows.len() - 1
+        });
+        self.rows[place].of.entry(candidate.to_owned()).or_default().push(sample);
+    }
+
+    /// The row of this name.
+    pub fn row(&self, workload: &str, name: &str) -> Option<&Row> {
+        self.rows.iter().find(|row| row.workload == workload && row.name == name)
+    }
+
+    /// The workloads, each once, in the order of their rows.
+    pub fn workloads(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = Vec::new();
+        for row in &self.rows {
+            if !names.contains(&row.workload.as_str()) {
+                names.push(&row.workload);
+            }
+        }
+        names
+    }
+
+    /// Adds what another run found: its rows, or more rounds of the same.
+    ///
+    /// # Errors
+    /// If the same row is in other units.
+    pub fn merge(&mut self, other: Results) -> Result<()> {
+        for row in &other.rows {
+            if let Some(ours) = self.row(&row.workload, &row.name) {
+                ensure!(ours.unit == row.unit, "the row {} {} is in two units", row.workload, row.name);
+            }
+        }
+        for row in other.rows {
+            for (candidate, samples) in row.of {
+                for sample in samples {
+                    self.note(&row.workload, &row.name, row.unit, &candidate, sample);
+                }
+            }
+        }
+        self.runs.extend(other.runs);
+        for candidate in other.candidates {
+            if !self.candidates.contains(&candidate) {
+                self.candidates.push(candidate);
+            }
+        }
+        for left_out in other.left_out {
+            if !self.left_out.contains(&left_out) {
+                self.left_out.push(left_out);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the file that [`write`](Results::write) wrote: `bench.json`, or the directory it is in.
+    ///
+    /// # Errors
+    /// If it cannot be read, or is no such file.
+    pub fn read(path: &Path) -> Result<Results> {
+        let path = if path.is_dir() { path.join("bench.json") } else { path.to_owned() };
+        let shown = path.display();
+        let text = std::fs::read(&path).with_context(|| format!("reading {shown}"))?;
+        let results: Results =
+            serde_json::from_slice(&text).with_context(|| format!("{shown} is not a benchmark's"))?;
+        ensure!(
+            results.form == FORM,
+            "{shown} has form {}, and this program reads form {FORM}: measure again, or use the version that wrote it",
+            results.form
+        );
+        Ok(results)
+    }
+
+    /// Writes the file, all of it or nothing.
+    ///
+    /// # Errors
+    /// The operating system's, with the path.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let partial = path.with_extension("json.partial");
+        std::fs::write(&partial, serde_json::to_vec_pretty(self)?)
+            .and_then(|()| std::fs::rename(&partial, path))
+            .with_context(|| format!("writing {}", path.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(value: f64) -> Sample {
+        Sample { value, cost: Cost::default() }
+    }
+
+    fn results(values: &[(&str, f64)], unit: Unit) -> Results {
+        let mut results = Results { form: FORM, ..Results::default() };
+        for (candidate, value) in values {
+            results.candidates.push((*candidate).to_owned());
+            results.note("tree", "untar", unit, candidate, sample(*value));
+        }
+        results
+    }
+
+    #[test]
+    fn less_time_and_more_done_are_better() {
+        let candidates = ["afs".to_owned(), "sshfs".to_owned()];
+        let time = results(&[("afs", 2.0), ("sshfs", 3.0)], Unit::Seconds);
+        let row = time.row("tree", "untar").unwrap();
+        assert_eq!((row.ratio("afs", "sshfs"), row.best(&candidates)), (Some(1.5), Some(&candidates[0])));
+        let speed = results(&[("afs", 2.0), ("sshfs", 3.0)], Unit::PerSecond);
+        let row = speed.row("tree", "untar").unwrap();
+        assert_eq!((row.ratio("sshfs", "afs"), row.best(&candidates)), (Some(1.5), Some(&candidates[1])));
+        assert_eq!(row.ratio("afs", "moosefs"), None);
+    }
+
+    #[test]
+    fn merged_results_are_written_and_read_again() {
+        let mut all = results(&[("afs", 2.0)], Unit::Seconds);
+        all.merge(results(&[("afs", 4.0), ("sshfs", 3.0)], Unit::Seconds)).unwrap();
+        assert_eq!(all.row("tree", "untar").unwrap().values("afs"), [2.0, 4.0]);
+        assert_eq!(all.candidates, ["afs", "sshfs"]);
+        assert!(all.merge(results(&[("afs", 4.0)], Unit::PerSecond)).is_err());
+        let dir = tempfile::tempdir().unwrap();
+        all.write(&dir.path().join("bench.json")).unwrap();
+        assert_eq!(Results::read(dir.path()).unwrap(), all);
+        all.form += 1;
+        all.write(&dir.path().join("bench.json")).unwrap();
+        assert!(Results::read(dir.path()).unwrap_err().to_string().contains("form 2"));
+    }
+}

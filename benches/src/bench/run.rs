@@ -1,0 +1,134 @@
+//! The rounds: workload by workload, and in each one candidate after the other, so that a machine that drifts favours none.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::candidate::Candidate;
+use super::inputs::Inputs;
+use super::machine;
+use super::results::{About, FORM, LeftOut, Results};
+use super::workload::{Bench, Kind, Workload};
+
+/// What is to be done.
+pub struct Plan {
+    /// The workloads.
+    pub workloads: Vec<Kind>,
+    /// Rounds of each.
+    pub rounds: usize,
+    /// As it was asked for.
+    pub command: String,
+    /// Where results go, after each round.
+    pub results: PathBuf,
+}
+
+/// The steps of a run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Prepare,
+    Round(usize),
+    Remove(usize),
+}
+
+/// Runs everything on all of these. A candidate that fails in a workload is left out of the rest of that one.
+///
+/// # Errors
+/// If results cannot be written.
+pub fn run(
+    plan: &Plan,
+    inputs: &Inputs,
+    candidates: &mut [Box<dyn Candidate>],
+    left_out: Vec<LeftOut>,
+) -> Result<Results> {
+    let begin = Instant::now();
+    let versions = candidates.iter().filter_map(|one| Some((one.name().to_owned(), one.version()?))).collect();
+    let about = About {
+        command: plan.command.clone(),
+        began: machine::now(),
+        took: 0.0,
+        machine: machine::facts(inputs.source.parent().unwrap_or(&inputs.source)),
+        versions,
+    };
+    let names = candidates.iter().map(|one| one.name().to_owned()).collect();
+    let mut results = Results { form: FORM, runs: vec![about], candidates: names, left_out, rows: Vec::new() };
+    let rounds = (0..plan.rounds).map(Step::Round);
+    let removals = (0..plan.rounds).map(Step::Remove);
+    let steps: Vec<Step> = std::iter::once(Step::Prepare).chain(rounds).chain(removals).collect();
+    let progress = ProgressBar::new((steps.len() * plan.workloads.len() * candidates.len()) as u64);
+    progress.set_style(
+        ProgressStyle::with_template("{elapsed_precise} {bar:30} {pos}/{len} {msg}").context("the bar's template")?,
+    );
+    // Also where nobody looks at a terminal.
+    let mut told = Instant::now();
+    let mut failed: BTreeSet<(Kind, String)> = BTreeSet::new();
+    for step in steps {
+        for kind in &plan.workloads {
+            let workload = kind.workload();
+            for turn in 0..candidates.len() {
+                let first = if let Step::Round(round) = step { round } else { 0 };
+                let count = candidates.len();
+                // Each is the first one now and then.
+                let candidate = &mut candidates[(turn + first) % count];
+                let key = (*kind, candidate.name().to_owned());
+                progress.set_message(format!("{} {} on {}", step.name(), kind.name(), key.1));
+                if progress.is_hidden() && told.elapsed() > Duration::from_secs(15) {
+                    let (done, all) = (progress.position(), progress.length().unwrap_or_default());
+                    eprintln!("{done}/{all} {} {} on {}", step.name(), kind.name(), key.1);
+                    told = Instant::now();
+                }
+                if !failed.contains(&key)
+                    && let Err(error) = take(step, *kind, &*workload, &mut **candidate, inputs, &mut results)
+                {
+                    let why = format!("{error:#}").split_whitespace().collect::<Vec<_>>().join(" ");
+                    progress.suspend(|| eprintln!("note: {} fails on {}: {why}", kind.name(), key.1));
+                    let workload = Some(kind.name().to_owned());
+                    results.left_out.push(LeftOut { candidate: key.1.clone(), workload, why });
+                    failed.insert(key);
+                }
+                progress.inc(1);
+            }
+        }
+        results.runs[0].took = begin.elapsed().as_secs_f64();
+        results.write(&plan.results)?;
+    }
+    progress.finish_and_clear();
+    Ok(results)
+}
+
+impl Step {
+    fn name(self) -> String {
+        match self {
+            Step::Prepare => "preparing".to_owned(),
+            Step::Round(round) => format!("round {}:", round + 1),
+            Step::Remove(round) => format!("removing what round {} left:", round + 1),
+        }
+    }
+}
+
+fn take(
+    step: Step,
+    kind: Kind,
+    workload: &dyn Workload,
+    candidate: &mut dyn Candidate,
+    inputs: &Inputs,
+    results: &mut Results,
+) -> Result<()> {
+    let round = match step {
+        Step::Prepare => 0,
+        Step::Round(round) | Step::Remove(round) => round,
+    };
+    let mut bench = Bench { kind, candidate, inputs, round, results };
+    match step {
+        Step::Prepare => {
+            bench.candidate.need_clients(workload.clients())?;
+            let base = bench.base(0);
+            std::fs::create_dir(&base).with_context(|| format!("making {}", base.display()))?;
+            workload.prepare(&mut bench)
+        }
+        Step::Round(_) => workload.round(&mut bench),
+        Step::Remove(_) => workload.remove(&mut bench),
+    }
+}

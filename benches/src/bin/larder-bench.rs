@@ -1,0 +1,275 @@
+//! Measures Larder beside other file systems: `scripts/bench` runs it in namespaces of its own.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Parser, Subcommand, ValueEnum};
+use larder_benches::bench::candidate::{Candidate, Larder, Local, Peer, Setting};
+use larder_benches::bench::inputs::{Inputs, Scale};
+use larder_benches::bench::results::{About, FORM, LeftOut, Results};
+use larder_benches::bench::run::{Plan, run};
+use larder_benches::bench::workload::Kind;
+use larder_benches::bench::{compare, machine, report};
+use larder_benches::mount::Mode;
+use larder_benches::process::scratch;
+
+/// Measures Larder's modes beside other file systems
+#[derive(Parser)]
+#[command(name = "scripts/bench", subcommand_required = true)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Measures, and writes bench.json and bench.html
+    Run(Run),
+    /// Measures what a server, and a client in each mode, need for many files
+    Memory {
+        /// How many
+        #[arg(long, default_value_t = 1_000_000)]
+        files: usize,
+        /// Where bench.json and bench.html go
+        #[arg(long, default_value = "bench")]
+        out: PathBuf,
+    },
+    /// Makes one report of the results in these directories
+    Report {
+        /// Directories with a bench.json, or such files
+        #[arg(required = true)]
+        dirs: Vec<PathBuf>,
+        /// Where the report goes [default: the first directory]
+        #[arg(long)]
+        out: Option<PathBuf>,
+    },
+    /// Names what has changed from one run to another beyond the noise; exit status 1 if something got worse
+    Compare {
+        /// A directory with a bench.json, or such a file
+        old: PathBuf,
+        /// Another one
+        new: PathBuf,
+    },
+}
+
+/// What Larder is measured beside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Beside {
+    /// The disk that all stores and caches are on
+    Local,
+    /// sshfs
+    Sshfs,
+    /// GlusterFS
+    Glusterfs,
+    /// MooseFS
+    Moosefs,
+    /// OpenAFS, by its FUSE client
+    Openafs,
+}
+
+impl Beside {
+    fn name(self) -> &'static str {
+        match self {
+            Beside::Local => "local",
+            Beside::Sshfs => "sshfs",
+            Beside::Glusterfs => "glusterfs",
+            Beside::Moosefs => "moosefs",
+            Beside::Openafs => "openafs",
+        }
+    }
+}
+
+/// Modes of Larder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Modes {
+    /// Nothing is cached
+    Direct,
+    /// Attributes and blocks are, polled
+    Nfs,
+    /// Whole files are, on disk, with callbacks
+    Afs,
+}
+
+impl From<Modes> for Mode {
+    fn from(mode: Modes) -> Mode {
+        match mode {
+            Modes::Direct => Mode::Direct,
+            Modes::Nfs => Mode::Nfs,
+            Modes::Afs => Mode::Afs,
+        }
+    }
+}
+
+#[derive(clap::Args)]
+struct Run {
+    /// Modes of Larder
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["direct", "nfs", "afs"])]
+    modes: Vec<Modes>,
+    /// What they are measured beside; one that cannot run here is left out with a note
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["local", "sshfs", "glusterfs"])]
+    peers: Vec<Beside>,
+    /// What is done
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_values = ["andrew", "tree", "small", "io", "sqlite", "mail", "shared"]
+    )]
+    workloads: Vec<Kind>,
+    /// Rounds of each; every figure is their median
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    rounds: u16,
+    /// Milliseconds that a message of Larder's takes there and back, beside what the machine takes; peers have none
+    #[arg(long, value_name = "MS", default_value_t = 0.0)]
+    rtt: f64,
+    /// Amounts so small that figures mean nothing
+    #[arg(long, conflicts_with = "full")]
+    quick: bool,
+    /// Larger amounts
+    #[arg(long)]
+    full: bool,
+    /// Where bench.json and bench.html go
+    #[arg(long, default_value = "bench")]
+    out: PathBuf,
+    /// Only says whether the options are right
+    #[arg(long, hide = true)]
+    check: bool,
+    /// The script that starts peers
+    #[arg(long, hide = true)]
+    peer_script: Option<PathBuf>,
+    /// Peers that cannot run, and why: `NAME=WHY`
+    #[arg(long, hide = true)]
+    left_out: Vec<String>,
+    /// What was asked for, as it is told in the report
+    #[arg(long, hide = true)]
+    command: Option<String>,
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().verb {
+        Verb::Run(what) => measure(&what),
+        Verb::Memory { files, out } => memory(files, &out),
+        Verb::Report { dirs, out } => merge(&dirs, out.as_deref()),
+        Verb::Compare { old, new } => return compared(&old, &new),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&error),
+    }
+}
+
+fn failed(error: &anyhow::Error) -> ExitCode {
+    eprintln!("bench: {error:#}");
+    ExitCode::from(2)
+}
+
+fn compared(old: &Path, new: &Path) -> ExitCode {
+    let changes = Results::read(old).and_then(|old| Ok(compare::changes(&old, &Results::read(new)?)));
+    match changes {
+        Ok(changes) => {
+            print!("{}", compare::told(&changes));
+            if changes.iter().any(|change| change.better < 1.0) { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+        }
+        Err(error) => failed(&error),
+    }
+}
+
+fn merge(dirs: &[PathBuf], out: Option<&Path>) -> Result<()> {
+    let (first, others) = dirs.split_first().context("no directory is given")?;
+    let mut results = Results::read(first)?;
+    for other in others {
+        results.merge(Results::read(other)?).with_context(|| format!("adding {}", other.display()))?;
+    }
+    let beside = if first.is_dir() { Some(first.as_path()) } else { first.parent() };
+    write(&results, out.or(beside).unwrap_or(Path::new(".")))
+}
+
+/// Writes both files and prints the table.
+fn write(results: &Results, out: &Path) -> Result<()> {
+    fs::create_dir_all(out).with_context(|| format!("making {}", out.display()))?;
+    results.write(&out.join("bench.json"))?;
+    let page = out.join("bench.html");
+    fs::write(&page, report::page(results)).with_context(|| format!("writing {}", page.display()))?;
+    print!("{}", report::table(results));
+    println!("\nwritten to {} and bench.json beside it", page.display());
+    Ok(())
+}
+
+fn memory(files: usize, out: &Path) -> Result<()> {
+    let dir = scratch()?;
+    let (begin, began) = (Instant::now(), machine::now());
+    let candidates = Mode::ALL.iter().map(|mode| mode.name().to_owned()).collect();
+    let mut results = Results { form: FORM, candidates, ..Results::default() };
+    eprintln!("making {files} files on each of three servers, and looking at them; this takes some minutes");
+    larder_benches::bench::memory::measure(dir.path(), files, &mut results)?;
+    let command = format!("scripts/bench memory --files {files}");
+    let (took, machine) = (begin.elapsed().as_secs_f64(), machine::facts(dir.path()));
+    results.runs.push(About { command, began, took, machine, ..About::default() });
+    write(&results, out)
+}
+
+fn measure(what: &Run) -> Result<()> {
+    ensure!(what.rtt.is_finite() && what.rtt >= 0.0, "--rtt {} is no time", what.rtt);
+    if what.check {
+        return Ok(());
+    }
+    fs::create_dir_all(&what.out).with_context(|| format!("making {}", what.out.display()))?;
+    let dir = scratch()?;
+    let scale = if what.quick {
+        Scale::Quick
+    } else if what.full {
+        Scale::Full
+    } else {
+        Scale::Usual
+    };
+    eprintln!("making what is worked on");
+    let inputs = Inputs::make(dir.path(), scale)?;
+    let mut left_out = Vec::new();
+    for told in &what.left_out {
+        let Some((name, why)) = told.split_once('=') else { bail!("--left-out {told} has no reason") };
+        left_out.push(LeftOut { candidate: name.to_owned(), workload: None, why: why.to_owned() });
+    }
+    let mut candidates: Vec<Box<dyn Candidate>> = Vec::new();
+    for beside in &what.peers {
+        match beside {
+            Beside::Local => candidates.push(Box::new(Local::new(dir.path())?)),
+            peer if left_out.iter().any(|left_out| left_out.candidate == peer.name()) => {}
+            peer => {
+                eprintln!("starting {}", peer.name());
+                let script = what.peer_script.as_deref().context("peers are started by scripts/bench only")?;
+                let started = Peer::start(script, dir.path(), peer.name()).and_then(|mut peer| {
+                    peer.need_clients(1)?;
+                    Ok(peer)
+                });
+                match started {
+                    Ok(peer) => candidates.push(Box::new(peer)),
+                    Err(error) => {
+                        let why = format!("{error:#}");
+                        eprintln!("note: {} is left out: {why}", peer.name());
+                        left_out.push(LeftOut { candidate: peer.name().to_owned(), workload: None, why });
+                    }
+                }
+            }
+        }
+    }
+    for mode in &what.modes {
+        let round_trip = Duration::from_secs_f64(what.rtt / 1e3);
+        candidates.push(Box::new(Larder::start(dir.path(), Setting { round_trip, ..Setting::of((*mode).into()) })?));
+    }
+    let command = what.command.clone().unwrap_or_else(|| std::env::args().collect::<Vec<_>>().join(" "));
+    let plan = Plan {
+        workloads: what.workloads.clone(),
+        rounds: what.rounds.into(),
+        command,
+        results: what.out.join("bench.json"),
+    };
+    let results = run(&plan, &inputs, &mut candidates, left_out)?;
+    write(&results, &what.out)?;
+    for candidate in &mut candidates {
+        candidate.end().with_context(|| format!("ending {}", candidate.name()))?;
+    }
+    Ok(())
+}
