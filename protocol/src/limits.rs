@@ -47,7 +47,7 @@ pub const MAX_STAGES: usize = 64;
 pub const STAGE_KEPT: Duration = Duration::from_secs(300);
 /// Copies made for fetches that a volume keeps in all.
 pub const MAX_COPIES: usize = 64;
-/// Copies of one file among them.
+/// Copies of one file among them, unless all of these are in use.
 pub const MAX_COPIES_OF_FILE: usize = 8;
 /// How long copies made for fetches are kept after they were last used. On a full disk it is less.
 pub const COPY_KEPT: Duration = Duration::from_secs(60);

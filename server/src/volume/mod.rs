@@ -286,14 +286,11 @@ impl Volume {
     /// # Errors
     /// `AccessDenied`, `Stale`, `NoSpace`, `FileTooLarge`, `IsDirectory` or `Invalid` for what is no file, `Io`.
     pub async fn write(self: &Arc<Self>, cred: &Credential, request: WriteRequest) -> Result<Written, ErrorCode> {
-        let Some(promises) = self.promises.get() else { return self.write_with_room(cred, request).await };
         // A client's own callbacks are broken too: whoever writes in place does not rely on any.
-        let mut held = promises.begin_break([request.fid.into()], None);
-        held.settled().await;
-        self.write_with_room(cred, request).await
-    }
-
-    async fn write_with_room(&self, cred: &Credential, request: WriteRequest) -> Result<Written, ErrorCode> {
+        let mut held = self.promises.get().map(|promises| promises.begin_break([request.fid.into()], None));
+        if let Some(held) = &mut held {
+            held.settled().await;
+        }
         self.data.with_room(0, || self.data.write(cred, request.clone())).await
     }
 

@@ -183,8 +183,8 @@ impl Data {
     }
 
     /// Removes a copy that was taken out, once nobody reads it.
-    pub(super) async fn drop_kept(&self, kept: &Kept) {
-        let scratch = kept.scratch.write().await.take();
+    pub(super) async fn drop_kept(&self, kept: Leaving<Kept>) {
+        let scratch = kept.what.scratch.write().await.take();
         if let Some(scratch) = scratch {
             self.discard(scratch).await;
         }
@@ -193,11 +193,7 @@ impl Data {
     /// As [`drop_kept`](Data::drop_kept), with nobody waiting for it.
     pub(super) fn drop_kept_later(self: &Arc<Self>, kept: Leaving<Kept>) {
         let data = Arc::clone(self);
-        self.later(async move {
-            // All of it, or the removal would count as ended here.
-            let leaving = kept;
-            data.drop_kept(&leaving.what).await;
-        });
+        self.later(async move { data.drop_kept(kept).await });
     }
 }
 

@@ -11,6 +11,7 @@ use larder_protocol::service::file::{
     AllocateHow, NewContents, Op, OpReply, Query, QueryReply, StageRequest, WriteRequest, XattrHow,
 };
 
+use super::gates::Pass;
 use super::reclaim::KEPT_WHEN_FULL;
 use super::stage::StageKey;
 use super::store_tests::{at_rest, bytes, scratch, store, whole};
@@ -29,6 +30,18 @@ async fn small_disk(durability: Durability) -> World {
     // 4 MiB are the reserve.
     world.content.set_disk_size(7 * MIB + 1);
     world
+}
+
+/// A disk that three files have filled, of which the first is being removed; a reader is in the way of that.
+async fn removal_held_up(durability: Durability) -> (World, Pass) {
+    let mut world = small_disk(durability).await;
+    for file in 1..3 {
+        store(&mut world, file, whole(&bytes(MIB, 1)), None).await.unwrap();
+    }
+    world.content.set_disk_size(7 * MIB);
+    let reader = world.volume.data.gates.shared(world.fids[0].vnode).await;
+    world.remove(0).await;
+    (world, reader)
 }
 
 async fn fetch_copy(world: &World, file: usize) -> Result<(Bytes, Attr), ErrorCode> {
@@ -116,19 +129,11 @@ async fn what_nobody_uses_gives_way_on_a_full_disk() {
 async fn what_is_being_removed_makes_room() {
     for durability in [Durability::Power, Durability::Process] {
         for take in [Take::Store, Take::Stage, Take::Write] {
-            let mut world = small_disk(durability).await;
-            for file in 1..3 {
-                store(&mut world, file, whole(&bytes(MIB, 1)), None).await.unwrap();
-            }
-            world.content.set_disk_size(7 * MIB);
-            // A reader is in the way of the removal, for a while.
-            let gates = world.volume.data.gates.clone();
-            let reader = gates.shared(world.fids[0].vnode).await;
+            let (mut world, reader) = removal_held_up(durability).await;
             tokio::spawn(async move {
                 tokio::time::sleep(Duration::from_secs(3)).await;
                 drop(reader);
             });
-            world.remove(0).await;
             let begin = tokio::time::Instant::now();
             assert_eq!(take.take(&mut world).await, Ok(()), "{take:?} under {durability:?}");
             assert!(begin.elapsed() < Duration::from_secs(4));
@@ -183,8 +188,7 @@ async fn who_cannot_be_helped_is_told_at_once_and_costs_others_nothing() {
     tokio::time::sleep(KEPT_WHEN_FULL).await;
     // A removal that does not end.
     store(&mut world, 2, whole(&bytes(100_000, 1)), None).await.unwrap();
-    let gates = world.volume.data.gates.clone();
-    let reader = gates.shared(world.fids[2].vnode).await;
+    let reader = world.volume.data.gates.shared(world.fids[2].vnode).await;
     world.remove(2).await;
     // More than the disk has.
     let (fid, how) = (world.fids[1], AllocateHow::Reserve);
@@ -213,14 +217,7 @@ async fn who_cannot_be_helped_is_told_at_once_and_costs_others_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn nobody_waits_for_ever_for_room() {
-    let mut world = small_disk(Durability::Power).await;
-    for file in 1..3 {
-        store(&mut world, file, whole(&bytes(MIB, 1)), None).await.unwrap();
-    }
-    world.content.set_disk_size(7 * MIB);
-    let gates = world.volume.data.gates.clone();
-    let reader = gates.shared(world.fids[0].vnode).await;
-    world.remove(0).await;
+    let (mut world, reader) = removal_held_up(Durability::Power).await;
     let begin = tokio::time::Instant::now();
     assert_eq!(Take::Write.take(&mut world).await, Err(ErrorCode::NoSpace));
     assert!(begin.elapsed() < Duration::from_secs(40));
@@ -253,14 +250,7 @@ async fn a_store_without_room_says_so_whatever_became_of_its_stage() {
 
 #[tokio::test(start_paused = true)]
 async fn what_was_refused_room_happens_once() {
-    let mut world = small_disk(Durability::Power).await;
-    for file in 1..3 {
-        store(&mut world, file, whole(&bytes(MIB, 1)), None).await.unwrap();
-    }
-    world.content.set_disk_size(7 * MIB);
-    let gates = world.volume.data.gates.clone();
-    let reader = gates.shared(world.fids[0].vnode).await;
-    world.remove(0).await;
+    let (mut world, reader) = removal_held_up(Durability::Power).await;
     let append = Op::Append { fid: world.fids[1], data: Payload(bytes(100, 2)) };
     let (done, ()) = tokio::join!(world.op(append), async {
         tokio::time::sleep(Duration::from_secs(1)).await;

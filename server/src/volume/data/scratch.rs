@@ -133,10 +133,10 @@ impl Data {
     /// Removes all scratch content files, for a clean end.
     pub(in crate::volume) async fn drop_scratch(&self) {
         for stage in self.stages.take_all(&self.removals) {
-            self.drop_stage(&stage.what).await;
+            self.drop_stage(stage).await;
         }
         for kept in self.kept.take_all(&self.removals) {
-            self.drop_kept(&kept.what).await;
+            self.drop_kept(kept).await;
         }
     }
 }

@@ -212,13 +212,13 @@ impl Data {
     /// Drops what a client has staged.
     pub(in crate::volume) async fn drop_stages_of(&self, client: ClientId) {
         for stage in self.stages.take(&self.removals, |key, _| key.client == client) {
-            self.drop_stage(&stage.what).await;
+            self.drop_stage(stage).await;
         }
     }
 
     /// Removes staged contents that were taken out, once nobody works on them.
-    pub(super) async fn drop_stage(&self, stage: &Stage) {
-        let state = std::mem::replace(&mut *stage.state.lock().await, State::Gone);
+    pub(super) async fn drop_stage(&self, stage: Leaving<Stage>) {
+        let state = std::mem::replace(&mut *stage.what.state.lock().await, State::Gone);
         if let State::Open(staged) = state {
             self.discard(staged.scratch).await;
         }
@@ -227,10 +227,6 @@ impl Data {
     /// As [`drop_stage`](Data::drop_stage), with nobody waiting for it.
     pub(super) fn drop_stage_later(self: &Arc<Self>, stage: Leaving<Stage>) {
         let data = Arc::clone(self);
-        self.later(async move {
-            // All of it, or the removal would count as ended here.
-            let leaving = stage;
-            data.drop_stage(&leaving.what).await;
-        });
+        self.later(async move { data.drop_stage(stage).await });
     }
 }

@@ -16,7 +16,7 @@ use larder_protocol::service::file::{Mutated, NewContents, OpReply};
 use larder_protocol::sparse::data_ranges;
 
 use super::dirty::{DirtyFile, Settlement};
-use super::scratch::Scratch;
+use super::scratch::{Leaving, Scratch};
 use super::settle::store_settlement;
 use super::stage::{StageKey, Staged, State};
 use super::{Data, drop_privileges, need_file, put_inline};
@@ -126,9 +126,10 @@ impl Data {
             Ok(next) => next,
             Err(code) => {
                 // After a failed sync nobody knows what is there (D8): it must be staged again.
+                let leaving = Leaving::new(Arc::clone(&stage), &self.removals);
                 self.stages.remove(key, &stage);
                 drop(state);
-                self.drop_stage(&stage).await;
+                self.drop_stage(leaving).await;
                 return Err(code);
             }
         };
@@ -137,13 +138,13 @@ impl Data {
         // Refused, the contents stay staged: the client may ask again with another base.
         stage.use_at(self.runtime.boottime());
         let stored = stored?;
-        let _removing = self.removals.begin();
+        let leaving = Leaving::new(Arc::clone(&stage), &self.removals);
         self.stages.remove(key, &stage);
         if is_consumed {
             *state = State::Gone;
         }
         drop(state);
-        self.drop_stage(&stage).await;
+        self.drop_stage(leaving).await;
         Ok(stored)
     }
 
