@@ -346,7 +346,7 @@ pub fn with_mount(mode: Mode, promise: impl FnOnce(&Mount)) {
         let mount = Mount::new(dir.path(), "mnt", &server, mode, "")?;
         promise(&mount);
         mount.close(false)?;
-        server.check()
+        server.check().map(drop)
     })();
     if let Err(error) = outcome {
         panic!("{} mode: {error:#}", mode.name());

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use larder_protocol::stats::ServerStats;
 use rustix::process::Signal;
+use serde::Deserialize;
 
 use crate::mount::Counts;
 use crate::process::{Process, binary, command, run};
@@ -255,11 +256,27 @@ impl Server {
     ///
     /// # Errors
     /// If the check has anything to complain about.
-    pub fn check(&mut self) -> Result<()> {
+    pub fn check(&mut self) -> Result<Checked> {
         self.stop()?;
-        run(Command::new(binary("larderd")?).arg("check").arg("--store").arg(&self.store))?;
-        Ok(())
+        let output = run(Command::new(binary("larderd")?).args(["check", "--json", "--store"]).arg(&self.store))?;
+        serde_json::from_slice(&output.stdout).context("reading what larderd check says")
     }
+}
+
+/// What `larderd check` says of a store that is sound.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct Checked {
+    /// Removed files that clients had open, and may come back for.
+    pub kept: Kept,
+}
+
+/// Files without a name.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct Kept {
+    /// How many.
+    pub files: u64,
+    /// Bytes that they occupy.
+    pub bytes: u64,
 }
 
 impl Drop for Server {

@@ -130,6 +130,8 @@ pub struct Depot {
     pub full: u64,
     /// Bytes on the disk when all files were removed.
     pub empty: u64,
+    /// Bytes of these that belong to removed files which clients had open when they died.
+    pub kept: u64,
 }
 
 impl Outcome {

@@ -168,7 +168,8 @@ pub fn json(about: &About, outcomes: &[Outcome]) -> Value {
             })
         });
         let depots = outcome.depots.iter();
-        let depots = depots.map(|depot| json!({"who": depot.who, "full": depot.full, "empty": depot.empty}));
+        let depots =
+            depots.map(|depot| json!({"who": depot.who, "full": depot.full, "empty": depot.empty, "kept": depot.kept}));
         json!({
             "mode": modes(outcome), "seed": outcome.plan.seed, "again": again(outcome),
             "plan": outcome.plan.faults.iter().map(|fault| fault.name()).collect::<Vec<_>>(),

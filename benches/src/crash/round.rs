@@ -19,7 +19,7 @@ use super::resources::{Curve, Sample, Thinned, descriptors, size};
 use super::watchdog::Watchdog;
 use super::worker::{STUCK, Worker, last_lines};
 use super::workload::{Common, of_seat};
-use super::world::World;
+use super::world::{STORE, World};
 use crate::lock;
 use crate::process::have_own_files;
 use crate::source::Source;
@@ -40,7 +40,8 @@ const PROGRESS: Duration = Duration::from_secs(120);
 const SAMPLED: Duration = Duration::from_millis(500);
 /// How long it may take until what is not needed any more is let go of.
 const QUIET: Duration = Duration::from_secs(60);
-/// Bytes that a store or a cache may occupy when all files are removed: the free pages of its database, and its journal.
+/// Bytes that a store or a cache may occupy when all files are removed: the free pages of its database, and its journal. What
+/// a store keeps for clients that died is added.
 const EMPTY: u64 = 48 << 20;
 
 /// What the threads of a round share.
@@ -345,13 +346,8 @@ fn empty(round: &Round) {
         round.found("the end", format!("{error:#}"));
         return;
     }
-    let large = |_: &Round| {
-        let large = depots.iter().zip(sizes()).filter(|(_, size)| *size > EMPTY);
-        large.map(|((who, _), size)| (who.clone(), size)).collect()
-    };
-    for (who, size) in patiently(round, large) {
-        round.found(&who, format!("it holds {} MiB when all files are removed", size >> 20));
-    }
+    // Whether it is too much is known at the end only.
+    patiently(round, |_| sizes().filter(|size| *size > EMPTY).collect());
     let excess = |round: &Round| {
         round.sample();
         let of = |curve: &Curve| Some((curve.who.clone(), curve.excess()?));
@@ -364,7 +360,15 @@ fn empty(round: &Round) {
     }
     let names = depots.iter().map(|(who, _)| who.clone());
     let sizes = full.into_iter().zip(sizes());
-    *lock(&round.depots) = names.zip(sizes).map(|(who, (full, empty))| Depot { who, full, empty }).collect();
+    *lock(&round.depots) = names.zip(sizes).map(|(who, (full, empty))| Depot { who, full, empty, kept: 0 }).collect();
+}
+
+/// The depots that hold too much for ones whose files are all removed.
+fn too_large(depots: &[Depot]) -> impl Iterator<Item = (String, String)> {
+    depots.iter().filter(|depot| depot.empty > EMPTY + depot.kept).map(|Depot { who, empty, kept, .. }| {
+        let kept = format!("{} MiB of them kept for clients that died", kept >> 20);
+        (who.clone(), format!("it holds {} MiB when all files are removed, {kept}", empty >> 20))
+    })
 }
 
 /// What is still wrong after a while.
@@ -382,16 +386,47 @@ fn patiently<T>(round: &Round, wrong: impl Fn(&Round) -> Vec<T>) -> Vec<T> {
 /// Takes the world down, and has the store checked.
 fn end(round: Arc<Round>, watchdog: &Watchdog, mut outcome: Outcome) -> Outcome {
     let begin = round.begin;
+    let none_died = round.world.seats.iter().all(|seat| seat.lives() == 0);
     let (ended, overdue) = watchdog.watched("to end", || match Arc::into_inner(round) {
         Some(round) => round.world.end(),
         None => Err(anyhow::anyhow!("a worker lives on")),
     });
     // `larderd check` is the last of it.
     outcome.checks += u64::from(ended.is_ok());
-    for what in overdue.into_iter().chain(ended.err().map(|error| format!("{error:#}"))) {
-        let who = "the end".to_owned();
-        outcome.findings.push(Finding { at: begin.elapsed(), who, what, fault: None });
+    let mut wrong: Vec<(String, String)> = overdue.into_iter().map(|what| ("the end".to_owned(), what)).collect();
+    match ended {
+        Ok(kept) => {
+            if none_died && kept.files > 0 {
+                let what = format!("it keeps {} removed files for clients that died, and none did", kept.files);
+                wrong.push((STORE.to_owned(), what));
+            }
+            if let Some(store) = outcome.depots.iter_mut().find(|depot| depot.who == STORE) {
+                store.kept = kept.bytes;
+            }
+        }
+        Err(error) => wrong.push(("the end".to_owned(), format!("{error:#}"))),
     }
+    wrong.extend(too_large(&outcome.depots));
+    let at = begin.elapsed();
+    outcome.findings.extend(wrong.into_iter().map(|(who, what)| Finding { at, who, what, fault: None }));
     outcome.took = begin.elapsed();
     outcome
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_for_the_dead_is_not_too_much() {
+        let depot = |who: &str, empty: u64, kept: u64| Depot {
+            who: who.to_owned(),
+            full: 0,
+            empty: empty << 20,
+            kept: kept << 20,
+        };
+        let depots = [depot("small", 48, 0), depot("large", 49, 0), depot("kept", 100, 60), depot("both", 120, 60)];
+        let found: Vec<String> = too_large(&depots).map(|(who, _)| who).collect();
+        assert_eq!(found, ["large", "both"]);
+    }
 }

@@ -221,9 +221,10 @@ fn resources(page: &mut String, outcome: &Outcome) {
     }
     page.push_str("</table></div>");
     if !outcome.depots.is_empty() {
-        page.push_str("<div class=wide><table><tr><th>on the disk<th>at the end<th>after all was removed</tr>");
+        page.push_str("<div class=wide><table><tr><th>on the disk<th>at the end<th>after all was removed<th>of it kept for clients that died</tr>");
         for depot in &outcome.depots {
-            let _ = write!(page, "<tr><td>{}<td>{}<td>{}</tr>", escaped(&depot.who), mib(depot.full), mib(depot.empty));
+            let of = [depot.full, depot.empty, depot.kept].map(mib);
+            let _ = write!(page, "<tr><td>{}<td>{}</tr>", escaped(&depot.who), of.join("<td>"));
         }
         page.push_str("</table></div>");
     }

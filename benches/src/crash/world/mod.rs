@@ -24,7 +24,7 @@ use crate::medium::Medium;
 use crate::mount::{Mode, Mount, Setup};
 use crate::process::scratch;
 use crate::proxy::Proxy;
-use crate::server::Server;
+use crate::server::{Kept, Server};
 
 /// The term of leases, in seconds: short, so that its end is often seen.
 const LEASE: &str = "2";
@@ -32,6 +32,9 @@ const LEASE: &str = "2";
 pub const ATTRIBUTES_FOR: Duration = Duration::from_secs(4);
 /// MiB of the disk of a server, and of a client's cache, whose power can be cut.
 const DISK_MIB: u64 = 512;
+
+/// What a report calls the server's store.
+pub const STORE: &str = "store";
 
 /// Everything.
 pub struct World {
@@ -138,7 +141,7 @@ impl World {
         let store = lock(&self.server).store().to_owned();
         let seats = self.seats.iter().enumerate().filter(|(_, seat)| seat.mode() == Mode::Afs);
         let caches = seats.map(|(number, seat)| (format!("cache of seat {number}"), seat.cache.clone()));
-        std::iter::once(("store".to_owned(), store)).chain(caches).collect()
+        std::iter::once((STORE.to_owned(), store)).chain(caches).collect()
     }
 
     /// Removes all files: what was made by way of a mount by way of that one, and then the rest.
@@ -241,18 +244,18 @@ impl World {
         }
     }
 
-    /// Takes all down in good order, and has the store checked.
+    /// Takes all down in good order, and has the store checked. Says what it keeps for clients that died.
     ///
     /// # Errors
     /// If something does not end well, or the store is not sound.
-    pub fn end(self) -> Result<()> {
+    pub fn end(self) -> Result<Kept> {
         for (number, seat) in self.seats.iter().enumerate() {
             if let Some(mount) = lock(&seat.mount).take() {
                 mount.close(false).with_context(|| format!("unmounting seat {number}"))?;
             }
         }
         let mut server = lock(&self.server);
-        server.check().context("larderd check")?;
+        let checked = server.check().context("larderd check")?;
         // Of all processes, in all their lives.
         for entry in fs::read_dir(self.dir.path())? {
             let path = entry?.path();
@@ -262,6 +265,6 @@ impl World {
                 ensure!(panics.is_empty(), "a defect, says {}: {panics:?}", path.display());
             }
         }
-        Ok(())
+        Ok(checked.kept)
     }
 }

@@ -16,11 +16,13 @@ mod rows;
 mod tree;
 
 use std::fmt;
+use std::ops::AddAssign;
 use std::path::Path;
 
 use anyhow::Context as _;
 use larder_protocol::attr::{FileType, Timestamp};
 use larder_protocol::ids::{ROOT_VNODE, VolumeId};
+use larder_protocol::limits::CLIENT_FORGOTTEN_AFTER;
 use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
@@ -73,8 +75,35 @@ pub struct Report {
     pub volumes: usize,
     /// Vnodes checked, in all volumes.
     pub vnodes: u64,
+    /// What of them has no name any more.
+    pub kept: Kept,
     /// What is wrong, or was before the repair.
     pub findings: Vec<Finding>,
+}
+
+/// Files that were removed while a client had them open: they stay until it closes them, leaves, or is silent for
+/// [`CLIENT_FORGOTTEN_AFTER`]. Those of clients that died are why a store may hold more than its names say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Kept {
+    /// How many.
+    pub files: u64,
+    /// Bytes that they occupy.
+    pub bytes: u64,
+}
+
+impl Kept {
+    fn of(nodes: &Nodes) -> Kept {
+        let nameless = nodes.iter().filter(|node| node.is_kept && node.names == 0);
+        nameless
+            .fold(Kept::default(), |kept, node| Kept { files: kept.files + 1, bytes: kept.bytes + node.blocks * 512 })
+    }
+}
+
+impl AddAssign for Kept {
+    fn add_assign(&mut self, more: Kept) {
+        self.files += more.files;
+        self.bytes += more.bytes;
+    }
 }
 
 impl Report {
@@ -119,7 +148,14 @@ impl fmt::Display for Report {
                 let repaired = self.findings.iter().filter(|f| matches!(f.outcome, Outcome::Repaired(_))).count();
                 write!(f, "{count} findings, {repaired} of them repaired")
             }
+        }?;
+        if self.kept.files > 0 {
+            let Kept { files, bytes } = self.kept;
+            let hours = CLIENT_FORGOTTEN_AFTER.as_secs() / 3600;
+            write!(f, "; {files} of them are removed files ({} KiB) that clients ", bytes.div_ceil(1024))?;
+            write!(f, "had open and have {hours} hours to come back for")?;
         }
+        Ok(())
     }
 }
 
@@ -131,11 +167,12 @@ pub fn run(store_dir: &Path, repair: bool) -> anyhow::Result<Report> {
     let mut report = Report::default();
     for stored in store::volumes(store_dir)? {
         let shown = stored.dir.display();
-        let (vnodes, findings) = check_volume(&stored.dir, &stored.name, Some(stored.id), repair)
+        let checked = check_volume(&stored.dir, &stored.name, Some(stored.id), repair)
             .with_context(|| format!("cannot check the volume in {shown}"))?;
         report.volumes += 1;
-        report.vnodes += vnodes;
-        report.findings.extend(findings);
+        report.vnodes += checked.vnodes;
+        report.kept += checked.kept;
+        report.findings.extend(checked.findings);
     }
     Ok(report)
 }
@@ -147,18 +184,31 @@ struct Volume<'a> {
     content: &'a FileContent,
 }
 
+/// What came of one volume.
+struct Checked {
+    vnodes: u64,
+    kept: Kept,
+    findings: Vec<Finding>,
+}
+
+impl Checked {
+    /// That its rows cannot be read.
+    fn unreadable(findings: Vec<Finding>) -> Checked {
+        Checked { vnodes: 0, kept: Kept::default(), findings }
+    }
+}
+
 /// One round's result.
 struct Round {
-    vnodes: u64,
-    findings: Vec<Finding>,
+    checked: Checked,
     /// Whether repair changed anything.
     changed: bool,
 }
 
-fn check_volume(dir: &Path, name: &str, id: Option<VolumeId>, repair: bool) -> anyhow::Result<(u64, Vec<Finding>)> {
+fn check_volume(dir: &Path, name: &str, id: Option<VolumeId>, repair: bool) -> anyhow::Result<Checked> {
     let meta = match SqliteMetadata::open(&dir.join("meta.sqlite"), Durability::Power) {
         Ok(meta) => meta,
-        Err(StoreError::Corrupt(what)) => return Ok((0, vec![damaged_engine(name, &what)])),
+        Err(StoreError::Corrupt(what)) => return Ok(Checked::unreadable(vec![damaged_engine(name, &what)])),
         Err(error) => return Err(error.into()),
     };
     let damage = match meta.integrity() {
@@ -167,14 +217,13 @@ fn check_volume(dir: &Path, name: &str, id: Option<VolumeId>, repair: bool) -> a
         Err(error) => return Err(error.into()),
     };
     if !damage.is_empty() {
-        return Ok((0, damage.iter().map(|what| damaged_engine(name, what)).collect()));
+        return Ok(Checked::unreadable(damage.iter().map(|what| damaged_engine(name, what)).collect()));
     }
     let content = FileContent::open(&dir.join("content"))?;
     let mut all: Vec<Finding> = Vec::new();
     for round in 1.. {
         let result = check_once(dir, name, id, &meta, &content, repair && round <= ROUNDS)?;
-        let vnodes = result.vnodes;
-        for mut finding in result.findings {
+        for mut finding in result.checked.findings {
             if repair && finding.outcome == Outcome::Repairable {
                 finding.outcome = Outcome::Unrepairable("it came back after each repair".to_owned());
             }
@@ -183,7 +232,7 @@ fn check_volume(dir: &Path, name: &str, id: Option<VolumeId>, repair: bool) -> a
             }
         }
         if !result.changed {
-            return Ok((vnodes, all));
+            return Ok(Checked { findings: all, ..result.checked });
         }
     }
     unreachable!("the rounds end when nothing is changed, and behind the last one nothing is")
@@ -208,7 +257,8 @@ fn check_once(
     let header = match essentials(&view) {
         Ok(header) => header,
         Err(StoreError::Corrupt(what)) => {
-            return Ok(Round { vnodes: 0, findings: vec![damaged_engine(name, &what)], changed: false });
+            let checked = Checked::unreadable(vec![damaged_engine(name, &what)]);
+            return Ok(Round { checked, changed: false });
         }
         Err(error) => return Err(error.into()),
     };
@@ -222,13 +272,14 @@ fn check_once(
         Some(mending) => mending.carry_out(dir, content)?,
         None => None,
     };
-    let (vnodes, sequence) = (nodes.len() as u64, header.sequence + 1);
+    let sequence = header.sequence + 1;
+    let checked = Checked { vnodes: nodes.len() as u64, kept: Kept::of(&nodes), findings };
     drop(snapshot);
     let changed = batch.is_some();
     if let Some(batch) = batch {
         meta.commit(sequence, &batch, true)?;
     }
-    Ok(Round { vnodes, findings, changed })
+    Ok(Round { checked, changed })
 }
 
 /// What a volume cannot be without: its header and its root directory. Where one of these is lost, nothing that can be
@@ -256,7 +307,7 @@ fn passes(volume: &Volume<'_>, header: &HeaderRecord, findings: &mut Findings<'_
 /// What is wrong with the volume in a directory.
 #[cfg(test)]
 pub(super) fn check_for_tests(dir: &Path) -> Vec<Finding> {
-    check_volume(dir, "test", None, false).expect("the volume can be checked").1
+    check_volume(dir, "test", None, false).expect("the volume can be checked").findings
 }
 
 /// The key of a vnode for messages and files.

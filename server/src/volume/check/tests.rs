@@ -160,7 +160,7 @@ impl Fixture {
     }
 
     fn check(&self, repair: bool) -> Vec<Finding> {
-        check_volume(self.dir(), "root", Some(VolumeId::ROOT), repair).unwrap().1
+        check_volume(self.dir(), "root", Some(VolumeId::ROOT), repair).unwrap().findings
     }
 
     fn names(&self, dir: u64) -> Vec<(String, u64)> {
@@ -496,11 +496,30 @@ fn findings_name_paths_and_the_report_reads_well() {
     let fixture = Fixture::new();
     fixture.edit(|d| edit(d, 5, |r| r.nlink = 7));
     let findings = fixture.check(false);
-    let report = Report { volumes: 1, vnodes: 7, findings };
+    let report = Report { volumes: 1, vnodes: 7, kept: Kept::default(), findings };
     let text = report.to_string();
     let line = "volume root, vnode 5 (/dir/sub): it says that it has 7 links, and it has 2; --repair can mend it";
     assert_eq!(text.lines().next(), Some(line));
     assert_eq!(text.lines().last(), Some("1 volumes, 7 vnodes: 1 findings, 0 of them repaired"));
     assert!(!report.is_clean() && !report.is_sound());
     assert!(Report::default().is_clean());
+}
+
+#[test]
+fn it_says_what_is_kept_for_clients_that_are_away() {
+    let fixture = Fixture::new();
+    fixture.edit(|d| edit(d, 7, |r| r.blocks = 24));
+    let kept = check_volume(fixture.dir(), "root", Some(VolumeId::ROOT), false).unwrap().kept;
+    assert_eq!(kept, Kept { files: 1, bytes: 12 << 10 });
+    let report = Report { volumes: 1, vnodes: 7, kept, findings: Vec::new() };
+    let line = "1 volumes, 7 vnodes: sound; 1 of them are removed files (12 KiB) that clients had open and have 24 hours \
+                to come back for";
+    assert_eq!(report.to_string(), line);
+    assert!(report.is_clean(), "it is nothing wrong");
+    // With the client's claim it goes.
+    fixture.edit(|d| {
+        d.delete(Table::Orphans, &keys::orphan(7, CLIENT));
+        d.delete(Table::Vnodes, &keys::vnode(7));
+    });
+    assert_eq!(check_volume(fixture.dir(), "root", Some(VolumeId::ROOT), false).unwrap().kept, Kept::default());
 }

@@ -220,14 +220,16 @@ impl SqliteMetadata {
         Ok(())
     }
 
-    /// Cuts the log if it has grown large and nobody reads from it.
-    fn cut_log(&self, checkpointer: &Connection) -> StoreResult<()> {
-        if self.log.metadata()?.len() <= LOG_LARGE {
-            return Ok(());
+    /// Cuts the log if it has grown large. Says whether it is small: whoever reads from it or commits keeps it.
+    fn cut_log(&self, checkpointer: &Connection) -> StoreResult<bool> {
+        let is_small = || Ok(self.log.metadata()?.len() <= LOG_LARGE);
+        if is_small()? {
+            return Ok(true);
         }
         // The cut needs SQLite's write lock, which a commit must never find taken.
-        let Some(_no_commit) = self.writer.try_lock() else { return Ok(()) };
-        checkpoint(checkpointer, "PRAGMA wal_checkpoint(TRUNCATE)")
+        let Some(_no_commit) = self.writer.try_lock() else { return Ok(false) };
+        checkpoint(checkpointer, "PRAGMA wal_checkpoint(TRUNCATE)")?;
+        is_small()
     }
 }
 
@@ -312,8 +314,9 @@ impl Metadata for SqliteMetadata {
         }
         let checkpointer = self.checkpointer.lock();
         checkpoint(&checkpointer, "PRAGMA wal_checkpoint(PASSIVE)")?;
-        self.cut_log(&checkpointer)?;
-        self.tidied.store(committed, Ordering::Release);
+        if self.cut_log(&checkpointer)? {
+            self.tidied.store(committed, Ordering::Release);
+        }
         Ok(())
     }
 }

@@ -184,6 +184,22 @@ fn the_log_is_cut_once_it_is_large() {
 }
 
 #[test]
+fn a_log_that_a_reader_kept_is_cut_when_he_is_gone() {
+    let (_dir, engine) = engine(Durability::Process);
+    engine.commit(1, &put(Table::Inline, &keys::vnode(1), vec![1]), false).unwrap();
+    let reader = engine.snapshot().unwrap();
+    for sequence in 2..=40 {
+        engine.commit(sequence, &put(Table::Inline, &keys::vnode(sequence), vec![1; 1 << 19]), false).unwrap();
+    }
+    engine.tidy().unwrap();
+    assert!(engine.log.metadata().unwrap().len() > LOG_LARGE);
+    drop(reader);
+    // Nothing was committed in between.
+    engine.tidy().unwrap();
+    assert_eq!(engine.log.metadata().unwrap().len(), 0);
+}
+
+#[test]
 fn commits_readers_and_checkpoints_do_not_get_into_each_others_way() {
     let (_dir, engine) = engine(Durability::Process);
     let done = AtomicBool::new(false);
