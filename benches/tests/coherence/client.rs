@@ -225,6 +225,8 @@ impl Host {
         if kill.machine {
             self.line.cut(Cut::Both);
         }
+        // A program that is still to run must not see what goes under it: it would tell of errors that nobody had.
+        self.gate.stop();
         life.abort_all();
         machine.kill();
         while let Some(ended) = life.join_next().await {

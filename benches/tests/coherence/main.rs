@@ -258,7 +258,9 @@ fn in_all(test: &str, count: u64) -> Worlds<'_> {
 fn strict_clients_see_one_order_of_everything() {
     let rules = STRICT;
     let test = "strict_clients_see_one_order_of_everything";
-    let ran = seeds::run(in_all(test, worlds()), |seed| good_world_of(seed, rules));
+    // A program saw the end of its own process.
+    let worlds = Worlds { once_failed: &[377_204_318], ..in_all(test, worlds()) };
+    let ran = seeds::run(worlds, |seed| good_world_of(seed, rules));
     report(&ran);
     let worlds = ran.worlds;
     if worlds.len() >= 20 {
