@@ -209,6 +209,7 @@ impl Server {
     pub async fn shut_down(&self, patience: Duration) -> Result<(), ErrorCode> {
         self.shared.ending.cancel();
         self.tasks.close();
+        self.volumes.opened().iter().for_each(|volume| volume.hurry());
         tokio::select! {
             biased;
             () = self.tasks.wait() => {}

@@ -19,6 +19,7 @@ use super::data::Data;
 use super::data::dirty::DirtyFiles;
 use super::data::gates::Gates;
 use super::data::kept::KeptCopies;
+use super::data::reclaim;
 use super::data::room::RoomGauge;
 use super::data::stage::Stages;
 use super::data::unsettled::UnsettledMap;
@@ -260,6 +261,8 @@ pub fn open_on(
         syncing: std::array::from_fn(|_| Mutex::new(())),
         tasks: TaskTracker::new(),
         ending: CancellationToken::new(),
+        hurry: CancellationToken::new(),
+        waiting: reclaim::waiting(),
     });
     let volume = Arc::new(Volume {
         name: header.name,

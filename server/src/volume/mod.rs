@@ -241,13 +241,15 @@ impl Volume {
 
     async fn run(self: &Arc<Self>, cred: &Credential, id: &Operation, op: &Op) -> Result<Mutated, ErrorCode> {
         let bytes = match op {
-            Op::Append { data, .. } => data.len() as u64,
             Op::Allocate { offset, len, how, .. }
                 if (Allocation { offset: *offset, len: *len, how: *how }).reserves() =>
             {
                 *len
             }
-            Op::CopyRange { len, .. } => (*len).min(MAX_COPY),
+            Op::CopyRange { from, from_offset, len, .. } => {
+                let size = self.data.load(*from)?.size;
+                (*len).min(MAX_COPY).min(size.saturating_sub(*from_offset))
+            }
             Op::Store { contents: NewContents::Whole(data), .. } => data.len() as u64,
             _ => 0,
         };

@@ -152,8 +152,12 @@ impl fmt::Display for Report {
         if self.kept.files > 0 {
             let Kept { files, bytes } = self.kept;
             let hours = CLIENT_FORGOTTEN_AFTER.as_secs() / 3600;
-            write!(f, "; {files} of them are removed files ({} KiB) that clients ", bytes.div_ceil(1024))?;
-            write!(f, "had open and have {hours} hours to come back for")?;
+            write!(
+                f,
+                "\n{files} vnodes ({} KiB) are removed files that clients had open; those of ",
+                bytes.div_ceil(1024)
+            )?;
+            write!(f, "clients that do not come back go {hours} hours after they were last heard of")?;
         }
         Ok(())
     }

@@ -512,8 +512,8 @@ fn it_says_what_is_kept_for_clients_that_are_away() {
     let kept = check_volume(fixture.dir(), "root", Some(VolumeId::ROOT), false).unwrap().kept;
     assert_eq!(kept, Kept { files: 1, bytes: 12 << 10 });
     let report = Report { volumes: 1, vnodes: 7, kept, findings: Vec::new() };
-    let line = "1 volumes, 7 vnodes: sound; 1 of them are removed files (12 KiB) that clients had open and have 24 hours \
-                to come back for";
+    let line = "1 volumes, 7 vnodes: sound\n1 vnodes (12 KiB) are removed files that clients had open; those of clients that \
+                do not come back go 24 hours after they were last heard of";
     assert_eq!(report.to_string(), line);
     assert!(report.is_clean(), "it is nothing wrong");
     // With the client's claim it goes.

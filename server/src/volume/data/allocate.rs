@@ -36,7 +36,12 @@ impl Allocation {
 /// A failure after the operation was committed: it has happened, and recovery will carry out what is left of it. So it is
 /// not to be tried again, whatever was in the way.
 pub(super) fn after_commit(code: ErrorCode) -> ErrorCode {
-    if code == ErrorCode::NoSpace { ErrorCode::Io } else { code }
+    if code == ErrorCode::NoSpace {
+        tracing::error!("there is no room to carry out what is committed; it will be tried again with the next start");
+        ErrorCode::Io
+    } else {
+        code
+    }
 }
 
 impl Data {

@@ -52,9 +52,11 @@ pub(in crate::volume) struct KeptCopies(Mutex<BTreeMap<(u64, u64), Arc<Kept>>>);
 impl KeptCopies {
     /// The copy of this version, which counts as used.
     pub(super) fn find(&self, fid: Fid, version: u64, now: BootTime) -> Option<Arc<Kept>> {
-        let kept = self.0.lock().get(&(fid.vnode, version)).filter(|kept| kept.fid == fid).cloned()?;
+        let copies = self.0.lock();
+        let kept = copies.get(&(fid.vnode, version)).filter(|kept| kept.fid == fid)?;
+        // While nobody can take it out for being unused.
         *kept.used.lock() = now;
-        Some(kept)
+        Some(Arc::clone(kept))
     }
 
     /// Adds a copy; and says which has to go for it, or because there was one of that version.

@@ -63,6 +63,7 @@ use larder_protocol::ids::{Epoch, Fid, Verifier, VolumeId};
 use larder_protocol::runtime::{RuntimeExt, SharedRuntime};
 
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -127,6 +128,10 @@ pub(super) struct Data {
     pub(super) tasks: TaskTracker,
     /// Set when the volume is closed: what it does by itself ends.
     pub(super) ending: CancellationToken,
+    /// Set when the server is to end: nobody waits for room any more.
+    pub(super) hurry: CancellationToken,
+    /// For who waits for room.
+    pub(super) waiting: Semaphore,
 }
 
 /// A content file that is to be removed.

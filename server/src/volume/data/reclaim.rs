@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use larder_protocol::error::ErrorCode;
 use larder_protocol::runtime::BootTime;
+use tokio::sync::Semaphore;
 
 use super::Data;
 
@@ -18,13 +19,17 @@ use super::Data;
 pub(super) const KEPT_WHEN_FULL: Duration = Duration::from_secs(30);
 /// How long an operation waits for room at most, as long as some is on its way.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How often it is tried again. Not everything that says that there is no room means the disk.
-const AGAIN: u32 = 8;
+/// How often it is tried again. Not everything that says that there is no room means the disk, and others may be faster in
+/// taking what there is.
+const AGAIN: u32 = 64;
+/// Operations of a volume that may wait at the same time. Each holds a slot of its client and a place on its connection
+/// meanwhile, and whoever would make room by removing something needs these, too.
+const WAITING: usize = 32;
 /// How often it looks.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// Counts removals of contents: a token for each, from the moment that nobody can use the contents any more until the
-/// disk has their room again.
+/// disk has their room again. Not for what an operation that fails takes back itself: it would be tried again for that.
 #[derive(Debug, Default)]
 pub(in crate::volume) struct Removals {
     begun: AtomicU64,
@@ -60,6 +65,11 @@ impl Drop for Removing {
     }
 }
 
+/// The operations that may wait for room.
+pub(in crate::volume) fn waiting() -> Semaphore {
+    Semaphore::new(WAITING)
+}
+
 impl Data {
     /// Runs something that takes up to `bytes`, and runs it again if it found no room and some can be made. To be called
     /// with no gate held: removals wait for these.
@@ -85,13 +95,14 @@ impl Data {
                 break;
             }
             ended = self.removals.ended();
-            result = match run().await {
-                // A store that failed for lack of room may have dropped what was staged for it: that is the reason.
-                Err(ErrorCode::NotStaged) => Err(ErrorCode::NoSpace),
-                other => other,
-            };
+            // A store may have dropped what was staged for it. There is room now: its client stages it again.
+            result = run().await;
         }
-        result
+        match result {
+            // Whether there would have been room is for the next life to say.
+            Err(ErrorCode::NoSpace) if until.is_some() && self.hurry.is_cancelled() => Err(ErrorCode::Unavailable),
+            result => result,
+        }
     }
 
     /// Waits until there is room for `bytes` which was not there, if anything can be given back.
@@ -100,7 +111,8 @@ impl Data {
             return false;
         }
         self.drop_idle();
-        while self.removals.is_any() && self.runtime.boottime() < until && !self.ending.is_cancelled() {
+        let Ok(_waiting) = self.waiting.try_acquire() else { return false };
+        while self.removals.is_any() && self.runtime.boottime() < until && !self.hurry.is_cancelled() {
             self.runtime.sleep(LOOK_EVERY).await;
             if self.room.has_room_for(bytes) {
                 return true;

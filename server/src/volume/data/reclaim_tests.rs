@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::StreamExt;
 use larder_protocol::attr::{Attr, Credential, SetAttr};
 use larder_protocol::error::ErrorCode;
 use larder_protocol::ids::ClientId;
@@ -131,12 +132,12 @@ async fn what_is_being_removed_makes_room() {
         for take in [Take::Store, Take::Stage, Take::Write] {
             let (mut world, reader) = removal_held_up(durability).await;
             tokio::spawn(async move {
-                tokio::time::sleep(Duration::from_secs(3)).await;
+                tokio::time::sleep(Duration::from_secs(25)).await;
                 drop(reader);
             });
             let begin = tokio::time::Instant::now();
             assert_eq!(take.take(&mut world).await, Ok(()), "{take:?} under {durability:?}");
-            assert!(begin.elapsed() < Duration::from_secs(4));
+            assert!(begin.elapsed() < Duration::from_secs(26));
             // Without any hope it does not wait.
             let begin = tokio::time::Instant::now();
             assert_eq!(store(&mut world, 1, whole(&bytes(3 * MIB, 1)), None).await, Err(ErrorCode::NoSpace));
@@ -236,7 +237,7 @@ async fn nobody_waits_for_ever_for_room() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_without_room_says_so_whatever_became_of_its_stage() {
+async fn a_store_that_lost_its_stage_on_a_full_disk_is_told_so_when_there_is_room() {
     let mut world = small_disk(Durability::Power).await;
     world.stage(2, 1, true, 0, bytes(MIB, 3)).await.unwrap();
     stage_of_another(&world, 1).await.unwrap();
@@ -245,7 +246,43 @@ async fn a_store_without_room_says_so_whatever_became_of_its_stage() {
     // The disk refuses to cut it to its size; others give way meanwhile.
     world.content.fail_next_write();
     let staged = NewContents::Staged { stage: 1, size: MIB - 1 };
-    assert_eq!(store(&mut world, 2, staged, None).await, Err(ErrorCode::NoSpace));
+    assert_eq!(store(&mut world, 2, staged.clone(), None).await, Err(ErrorCode::NotStaged));
+    world.stage(2, 1, true, 0, bytes(MIB, 3)).await.unwrap();
+    assert!(store(&mut world, 2, staged, None).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_for_room_when_the_server_ends() {
+    let (mut world, reader) = removal_held_up(Durability::Power).await;
+    let volume = world.volume.clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        volume.hurry();
+    });
+    let begin = tokio::time::Instant::now();
+    // Its client asks again, when there is a server.
+    assert_eq!(Take::Write.take(&mut world).await, Err(ErrorCode::Unavailable));
+    assert!((5..6).contains(&begin.elapsed().as_secs()));
+    drop(reader);
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_so_many_wait_for_room() {
+    let (world, reader) = removal_held_up(Durability::Power).await;
+    let cred = root();
+    let write = || {
+        let request = WriteRequest { fid: world.fids[2], offset: 0, data: Payload(bytes(9, 2)), stable: false };
+        world.volume.write(&cred, request)
+    };
+    let mut waiting: futures::stream::FuturesUnordered<_> = (0..40).map(|_| write()).collect();
+    let mut refused = 0;
+    while let Ok(Some(done)) = tokio::time::timeout(Duration::from_secs(1), waiting.next()).await {
+        assert_eq!(done.map(drop), Err(ErrorCode::NoSpace));
+        refused += 1;
+    }
+    assert_eq!((refused, waiting.len()), (8, 32));
+    drop(reader);
+    assert!(waiting.all(|done| async move { done.is_ok() }).await);
 }
 
 #[tokio::test(start_paused = true)]

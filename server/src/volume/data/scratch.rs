@@ -69,12 +69,15 @@ impl Data {
     /// Removes a scratch content file; its intent goes once that is durable.
     pub(super) async fn discard(&self, scratch: Scratch) {
         let Scratch { id, intent } = scratch;
+        // Asked once: a doubt that ends meanwhile would leave the file to nobody.
+        if self.meta.is_in_doubt() {
+            return self.undecided.lock().push(scratch);
+        }
         match self.is_installed(id) {
             Ok(false) => {}
             // An operation that was answered with a failure of the store may have been committed all the same.
             Ok(true) => return tracing::error!("vnode {}: what was to be removed has become its contents", id.vnode),
-            // Once the doubt has ended, or with the next start: the intent stays.
-            Err(_) if self.meta.is_in_doubt() => return self.undecided.lock().push(scratch),
+            // It is logged. With the next start: the intent stays.
             Err(_) => return,
         }
         match self.blocking(move |content| content.remove(id)).await {
@@ -84,9 +87,6 @@ impl Data {
     }
 
     fn is_installed(&self, id: ContentId) -> Result<bool, ErrorCode> {
-        if self.meta.is_in_doubt() {
-            return Err(ErrorCode::Io);
-        }
         let snapshot = self.meta.snapshot()?;
         let record = Verified(&*snapshot).vnode(id.vnode)?;
         Ok(record.is_some_and(|record| record.body == Body::Content { version: id.version }))

@@ -71,9 +71,11 @@ impl Stage {
 impl Stages {
     /// The contents of this name, which count as used.
     pub(super) fn find(&self, key: StageKey, now: BootTime) -> Option<Arc<Stage>> {
-        let stage = self.0.lock().get(&key).cloned()?;
+        let stages = self.0.lock();
+        let stage = stages.get(&key)?;
+        // While nobody can take it out for being unused.
         stage.use_at(now);
-        Some(stage)
+        Some(Arc::clone(stage))
     }
 
     /// As [`find`](Stages::find), or else new ones; and those that have to go for them.

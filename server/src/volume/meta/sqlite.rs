@@ -260,8 +260,9 @@ impl Metadata for SqliteMetadata {
         match result {
             Ok(()) => {
                 *place = Some(writer);
-                self.in_doubt.store(false, Ordering::Release);
+                // In this order: who sees that the doubt has ended has the batch that ended it synced.
                 self.committed.store(sequence, Ordering::Release);
+                self.in_doubt.store(false, Ordering::Release);
                 if durable {
                     self.durable.fetch_max(sequence, Ordering::AcqRel);
                 }
