@@ -59,6 +59,9 @@ pub const MAX_COPY: u64 = 64 << 20;
 pub const MAX_DEADLINE: Duration = Duration::from_secs(600);
 /// How long a client may be silent before the server forgets its slots and orphans.
 pub const CLIENT_FORGOTTEN_AFTER: Duration = Duration::from_secs(24 * 3600);
+/// How long a client may be silent before its orphans make room for others on a disk that is nearly full: as with NFS
+/// servers that are courteous (RFC 7530, section 9.6.3) somebody has to want it.
+pub const ORPHANS_YIELD_AFTER: Duration = Duration::from_secs(15 * 60);
 /// Longest name of a volume, in bytes.
 pub const MAX_VOLUME_NAME: usize = 64;
 /// How long a connection may take from its opening to its `hello`.

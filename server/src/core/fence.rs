@@ -153,6 +153,12 @@ impl Fence {
         self.clients.keys().copied()
     }
 
+    /// Those of them that have connections, or had one since `moment`.
+    pub fn heard_since(&self, moment: BootTime) -> impl Iterator<Item = ClientId> + '_ {
+        let heard = move |client: &Client| !client.connections.is_empty() || client.last_seen >= moment;
+        self.clients.iter().filter(move |(_, client)| heard(client)).map(|(id, _)| *id)
+    }
+
     /// Number of clients that have connections.
     pub fn connected(&self) -> usize {
         self.clients.values().filter(|client| !client.connections.is_empty()).count()

@@ -9,6 +9,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use larder_protocol::failpoint::Planted;
 use larder_protocol::handshake::{Hello, Refusal};
@@ -265,6 +266,12 @@ impl Sessions {
             inner.fence.expire(before);
         }
         inner.fence.known().collect()
+    }
+
+    /// The clients that this process has heard of in this time, by a clock that cannot be set.
+    pub fn heard_within(&self, time: Duration) -> BTreeSet<ClientId> {
+        let since = self.runtime.boottime().saturating_sub(time);
+        self.inner.lock().fence.heard_since(since).collect()
     }
 
     /// Number of clients that have connections.

@@ -16,6 +16,7 @@ use futures::{Sink, Stream};
 use larder_protocol::error::ErrorCode;
 use larder_protocol::handshake::LeaseTerms;
 use larder_protocol::ids::{Epoch, VolumeId};
+use larder_protocol::limits::ORPHANS_YIELD_AFTER;
 use larder_protocol::runtime::{BootTime, SharedRuntime};
 use larder_protocol::service::{LarderRequest, LarderResponse};
 use larder_protocol::stats::ServerStats;
@@ -39,6 +40,9 @@ pub const SOFTWARE: &str = concat!("larderd ", env!("CARGO_PKG_VERSION"));
 
 /// How often clients that have been silent for too long are looked for.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(3600);
+
+/// How often it is looked whether room is scarce.
+const SCARCITY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How often callbacks of leases that have ended are swept up.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
@@ -135,6 +139,8 @@ impl Server {
         });
         let expiring = server.tasks.track_future(server.clone().expire_clients());
         runtime.spawn(Box::pin(expiring));
+        let yielding = server.tasks.track_future(server.clone().orphans_yield());
+        runtime.spawn(Box::pin(yielding));
         let sweeping = server.tasks.track_future(server.clone().sweep_promises());
         runtime.spawn(Box::pin(sweeping));
         server
@@ -229,6 +235,25 @@ impl Server {
                 () = self.shared.runtime.sleep(SWEEP_INTERVAL) => {}
             }
             self.promises.sweep().await;
+        }
+    }
+
+    async fn orphans_yield(self: Arc<Self>) {
+        // Clients that live come back at once, and at the latest to renew their leases.
+        let mut pause = self.promises.terms().term.max(SCARCITY_INTERVAL);
+        loop {
+            tokio::select! {
+                biased;
+                () = self.shared.ending.cancelled() => return,
+                () = self.shared.runtime.sleep(pause) => {}
+            }
+            pause = SCARCITY_INTERVAL;
+            let heard_of = self.shared.sessions.heard_within(ORPHANS_YIELD_AFTER);
+            for volume in self.volumes.opened() {
+                if let Err(code) = volume.orphans_yield(&heard_of).await {
+                    warn!(volume = volume.name(), "cannot make room: {code}; trying again in {pause:?}");
+                }
+            }
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use larder_protocol::error::ErrorCode;
 use larder_protocol::ids::ClientId;
-use larder_protocol::limits::CLIENT_FORGOTTEN_AFTER;
+use larder_protocol::limits::{CLIENT_FORGOTTEN_AFTER, ORPHANS_YIELD_AFTER};
 use larder_protocol::service::callback::Grants;
 use larder_protocol::service::file::Mutated;
 
@@ -112,6 +112,48 @@ impl Volume {
         Ok(())
     }
 
+    /// Where room is scarce, lets go of the files without a name that are kept for clients which have been silent for
+    /// [`ORPHANS_YIELD_AFTER`]: by the calendar, and not `heard_of` by this process in that time. It is not to be called
+    /// before clients that live have had time to come back to a server that was restarted.
+    ///
+    /// # Errors
+    /// As the store fails.
+    pub async fn orphans_yield(self: &Arc<Self>, heard_of: &BTreeSet<ClientId>) -> Result<(), ErrorCode> {
+        if !self.data.room.is_scarce() {
+            return Ok(());
+        }
+        let (known, keepers) = {
+            let snapshot = self.data.meta.snapshot()?;
+            let view = Verified(&*snapshot);
+            (rows(&view)?, orphans::keepers(&view)?)
+        };
+        let now = self.runtime.wall();
+        for (client, record) in known {
+            let silent = now.secs.saturating_sub(record.last_seen.secs);
+            if !keepers.contains(&client)
+                || heard_of.contains(&client)
+                || silent <= ORPHANS_YIELD_AFTER.as_secs() as i64
+            {
+                continue;
+            }
+            tracing::info!(
+                "volume {}: room is scarce; the removed files that client {client} had open go, it has been silent for {} \
+                 minutes",
+                self.name,
+                silent / 60
+            );
+            // It may come back in between.
+            let is_still = move |cx: &Context<'_, '_>| -> StoreResult<bool> {
+                let row: Option<ClientRecord> = cx.draft.record(Table::Clients, &keys::client(client))?;
+                Ok(row.is_some_and(|row| row.last_seen == record.last_seen))
+            };
+            while self.data.writer.internal(move |cx| Ok(is_still(cx)? && orphans::release_client(cx, client)?)).await?
+            {
+            }
+        }
+        Ok(())
+    }
+
     /// Which clients the volume holds slots for.
     pub fn clients(&self) -> usize {
         self.slots.lock().replay.clients()
@@ -126,7 +168,7 @@ mod tests {
     use larder_protocol::ids::{Epoch, OpId, VolumeId};
     use larder_protocol::name::Name;
     use larder_protocol::runtime::{SharedRuntime, SimRuntime};
-    use larder_protocol::service::file::Op;
+    use larder_protocol::service::file::{CreateHow, Op};
 
     use super::*;
     use crate::volume::content::memory::MemoryContent;
@@ -156,5 +198,45 @@ mod tests {
         assert_eq!(volume.clients(), 2);
         volume.expire_clients(&BTreeSet::new(), &BTreeSet::new()).await.unwrap();
         assert_eq!(volume.clients(), 1, "the one that was there two hours ago");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_silent_clients_had_open_yields_when_room_is_scarce() {
+        let runtime: SharedRuntime = Arc::new(SimRuntime::new(1));
+        let (meta, content) = (Arc::new(MemoryMetadata::new()), Arc::new(MemoryContent::new()));
+        prepare(&*meta, VolumeId::ROOT, "root", runtime.wall()).unwrap();
+        let volume = open_on(meta, content.clone(), Durability::Power, Epoch(1), runtime).unwrap();
+        let [dead, alive, busy] = [1, 2, 3].map(ClientId);
+        let mut slot = 0;
+        let mut mutate = async |client, op| {
+            slot += 1;
+            let id = OpId { client, incarnation: 1, slot, seq: 1 };
+            volume.mutate(&Credential::root(), id, op).await.unwrap();
+        };
+        let dir = volume.root();
+        for client in [dead, alive, busy] {
+            let name = Name::new(format!("{}", client.0).as_bytes()).unwrap();
+            let how = CreateHow::Exclusive;
+            mutate(client, Op::Create { dir, name: name.clone(), mode: 0o644, umask: 0, how }).await;
+            mutate(client, Op::Remove { dir, name, keep: true }).await;
+        }
+        let keepers = || {
+            let snapshot = volume.data.meta.snapshot().unwrap();
+            orphans::keepers(&Verified(&*snapshot)).unwrap()
+        };
+        let yields = async || volume.orphans_yield(&BTreeSet::from([alive])).await.unwrap();
+        content.set_disk_size(100 << 20);
+        tokio::time::sleep(ORPHANS_YIELD_AFTER + Duration::from_secs(2)).await;
+        let name = Name::new(b"one that is used").unwrap();
+        mutate(busy, Op::Mkdir { dir, name, mode: 0o755, umask: 0 }).await;
+        yields().await;
+        assert_eq!(keepers().len(), 3, "there is room");
+        content.set_disk_size(8 << 20);
+        yields().await;
+        assert_eq!(keepers(), BTreeSet::from([alive, busy]));
+        assert_eq!(volume.clients(), 3, "what it did is remembered");
+        tokio::time::sleep(ORPHANS_YIELD_AFTER + Duration::from_secs(2)).await;
+        yields().await;
+        assert_eq!(keepers(), BTreeSet::from([alive]));
     }
 }

@@ -41,8 +41,8 @@ const MAX_BATCH: usize = 256;
 /// Batches that a task runs itself before it hands over.
 const INLINE_BATCHES: usize = 4;
 
-/// How often a client's `last_seen` is written, in seconds.
-const SEEN_GRANULARITY: i64 = 3600;
+/// How often the `last_seen` of a client that changes something is written, in seconds.
+const SEEN_GRANULARITY: i64 = 60;
 
 type Run = Box<dyn FnOnce(&mut Context<'_, '_>) -> Result<Option<OpReply>, ErrorCode> + Send>;
 type Done = oneshot::Sender<Result<Place, ErrorCode>>;

@@ -1,5 +1,6 @@
 //! Objects without a name that stay because a client still has them open.
 
+use std::collections::BTreeSet;
 use std::ops::Bound;
 
 use larder_protocol::error::ErrorCode;
@@ -66,6 +67,12 @@ pub fn release_client(cx: &mut Context<'_, '_>, client: ClientId) -> StoreResult
         }
         last = rows.into_iter().next_back().map(|(key, _)| key);
     }
+}
+
+/// The clients for which anything is kept.
+pub fn keepers(view: &impl Records) -> StoreResult<BTreeSet<ClientId>> {
+    let rows = view.with_prefix(Table::Orphans, &[], usize::MAX)?;
+    rows.iter().map(|(key, _)| Ok(split(key)?.1)).collect()
 }
 
 /// The vnode and client of an orphan's key.

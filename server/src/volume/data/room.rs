@@ -43,6 +43,12 @@ impl RoomGauge {
         self.content.space().map_or(true, |space| bytes < space.total.saturating_sub(reserve(space.total)))
     }
 
+    /// Whether there will soon be no more than the reserve.
+    pub(crate) fn is_scarce(&self) -> bool {
+        let space = self.content.space();
+        space.is_ok_and(|space| space.available <= reserve(space.total).saturating_mul(2))
+    }
+
     /// As [`has_room`](RoomGauge::has_room), after taking up `bytes` more.
     pub(crate) fn has_room_for(&self, bytes: u64) -> bool {
         let now = self.runtime.boottime();
