@@ -50,11 +50,42 @@ fn a_run_measures_every_row_in_every_mode() {
 }
 
 #[test]
+fn every_question_is_answered_for_every_mode() {
+    let dir = scratch().unwrap();
+    let questions = "attributes,staleness,load,lease,caching,distance";
+    run(bench(&["run", "--quick", "--rounds", "1", "--questions", questions, "--out"]).arg(dir.path())).unwrap();
+    let results = Results::read(dir.path()).unwrap();
+    assert_eq!((results.left_out.len(), results.rows.len()), (0, 0), "{:?}", results.left_out);
+    let page = std::fs::read_to_string(dir.path().join("bench.html")).unwrap();
+    for question in questions.split(',') {
+        let of: Vec<_> = results.plots.iter().filter(|plot| plot.question == question).collect();
+        assert!(!of.is_empty(), "{question} is not answered");
+        for plot in of {
+            let names = if question == "lease" { vec![""] } else { vec!["direct", "nfs", "afs"] };
+            for name in names {
+                let line = plot.of.iter().find(|(line, _)| line.starts_with(name));
+                let (_, points) = line.unwrap_or_else(|| panic!("{question}, {}: no line of {name}", plot.name));
+                assert!(points.iter().all(|point| !point.values.is_empty()), "{question}, {}: {name}", plot.name);
+            }
+            assert!(page.contains(&plot.name), "{} is not shown", plot.name);
+        }
+    }
+    let modes: Vec<(&str, u64)> = results.loads.iter().map(|load| (load.mode.as_str(), load.clients)).collect();
+    assert_eq!(modes, [("direct", 10), ("nfs", 10), ("afs", 10)]);
+    assert!(results.loads.iter().all(|load| load.deeds > 0 && load.cost.requests.values().sum::<u64>() > 0));
+    // What the modes are for: nobody sees what is old where callbacks are, and nothing is asked again.
+    let median = |name: &str, line: &str| results.plot("attributes", name).unwrap().at(line, 0.0).unwrap();
+    let [nfs, afs] = ["nfs", "afs"].map(|mode| median("Requests to the server", mode));
+    assert!(afs * 10.0 < nfs, "nfs asks {nfs} times a second and afs {afs} times");
+}
+
+#[test]
 fn what_is_wrong_is_said_before_anything_is_measured() {
     for (arguments, told) in [
         (&["run", "--rounds", "0"][..], "--rounds"),
         (&["run", "--workloads", "sleep"][..], "andrew"),
         (&["run", "--rtt", "-1"][..], "-1"),
+        (&["run", "--questions", "why"][..], "staleness"),
         (&["report", "/nowhere"][..], "/nowhere"),
         (&["compare", "/nowhere", "/nowhere"][..], "/nowhere"),
     ] {

@@ -25,7 +25,7 @@ const PAUSE: Duration = Duration::from_secs(5);
 /// If that cannot be done.
 pub fn measure(dir: &Path, files: usize, results: &mut Results) -> Result<()> {
     for mode in Mode::ALL {
-        let mut larder = Larder::start(dir, Setting { name: format!("memory-{}", mode.name()), ..Setting::of(mode) })?;
+        let mut larder = Larder::start(dir, Setting::named(format!("memory-{}", mode.name()), mode))?;
         populate(larder.server().address(), files)?;
         let mut note = |what: &str, usage: Usage| {
             let sample = Sample { value: usage.memory as f64 / (1 << 20) as f64, cost: Cost::default() };

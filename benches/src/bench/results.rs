@@ -24,6 +24,27 @@ pub struct Results {
     pub left_out: Vec<LeftOut>,
     /// The figures.
     pub rows: Vec<Row>,
+    /// What questions were answered with.
+    #[serde(default)]
+    pub plots: Vec<Plot>,
+    /// What numbers of clients cost a server.
+    #[serde(default)]
+    pub loads: Vec<Load>,
+}
+
+/// What so many clients cost a server in a while, in which each did what [`behaviour`](super::behaviour) says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Load {
+    /// Their mode.
+    pub mode: String,
+    /// How many they were.
+    pub clients: u64,
+    /// How long it was.
+    pub seconds: f64,
+    /// What they did in that time, all together.
+    pub deeds: u64,
+    /// What it cost.
+    pub cost: Cost,
 }
 
 /// The circumstances of a run.
@@ -96,6 +117,93 @@ pub struct Row {
     pub of: BTreeMap<String, Vec<Sample>>,
 }
 
+/// How something depends on something else, or how it is distributed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Plot {
+    /// The question.
+    pub question: String,
+    /// Which part of the answer.
+    pub name: String,
+    /// What was done, for who reads it.
+    pub note: String,
+    /// What it depends on; of a distribution, what is distributed.
+    pub x: Axis,
+    /// What depends on it; of a distribution, [`Axis::share`].
+    pub y: Axis,
+    /// Each line's points by rising `x`. A distribution has one point, with all values.
+    pub of: BTreeMap<String, Vec<Point>>,
+}
+
+/// One of a plot's axes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Axis {
+    /// What is on it.
+    pub label: String,
+    /// In what.
+    pub unit: String,
+    /// Whether equal distances are equal ratios.
+    pub is_log: bool,
+}
+
+/// What was measured at one place of a plot.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Point {
+    /// The place.
+    pub x: f64,
+    /// Each round's value.
+    pub values: Vec<f64>,
+}
+
+impl Axis {
+    /// Of equal distances.
+    pub fn linear(label: &str, unit: &str) -> Axis {
+        Axis { label: label.to_owned(), unit: unit.to_owned(), is_log: false }
+    }
+
+    /// Of equal ratios.
+    pub fn log(label: &str, unit: &str) -> Axis {
+        Axis { is_log: true, ..Axis::linear(label, unit) }
+    }
+
+    /// The share of values that are at most so large: the other axis of a distribution.
+    pub fn share() -> Axis {
+        Axis::linear("share", "%")
+    }
+}
+
+impl Plot {
+    /// Without points.
+    pub fn new(question: &str, name: &str, note: &str, x: Axis, y: Axis) -> Plot {
+        let (question, name, note) = (question.to_owned(), name.to_owned(), note.to_owned());
+        Plot { question, name, note, x, y, of: BTreeMap::new() }
+    }
+
+    /// Whether it is the distribution of one thing.
+    pub fn is_distribution(&self) -> bool {
+        self.y == Axis::share()
+    }
+
+    /// Notes a value of a line.
+    pub fn note(&mut self, line: &str, x: f64, value: f64) {
+        let points = self.of.entry(line.to_owned()).or_default();
+        match points.binary_search_by(|point| point.x.total_cmp(&x)) {
+            Ok(place) => points[place].values.push(value),
+            Err(place) => points.insert(place, Point { x, values: vec![value] }),
+        }
+    }
+
+    /// Notes a value of what is distributed.
+    pub fn note_value(&mut self, line: &str, value: f64) {
+        self.note(line, 0.0, value);
+    }
+
+    /// The median of a line at a place.
+    pub fn at(&self, line: &str, x: f64) -> Option<f64> {
+        let point = self.of.get(line)?.iter().find(|point| point.x == x)?;
+        Summary::of(&point.values).map(|summary| summary.median)
+    }
+}
+
 /// One round's figure and what it cost.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
@@ -162,6 +270,25 @@ impl Results {
         self.rows[place].of.entry(candidate.to_owned()).or_default().push(sample);
     }
 
+    /// The plot of this name, if there is one.
+    pub fn plot(&self, question: &str, name: &str) -> Option<&Plot> {
+        self.plots.iter().find(|plot| plot.question == question && plot.name == name)
+    }
+
+    /// Adds a plot, or its values to those of the plot of this name.
+    pub fn add_plot(&mut self, plot: Plot) {
+        match self.plots.iter_mut().find(|ours| ours.question == plot.question && ours.name == plot.name) {
+            Some(ours) => {
+                for (line, points) in &plot.of {
+                    for point in points {
+                        point.values.iter().for_each(|value| ours.note(line, point.x, *value));
+                    }
+                }
+            }
+            None => self.plots.push(plot),
+        }
+    }
+
     /// The row of this name.
     pub fn row(&self, workload: &str, name: &str) -> Option<&Row> {
         self.rows.iter().find(|row| row.workload == workload && row.name == name)
@@ -195,6 +322,8 @@ impl Results {
                 }
             }
         }
+        other.plots.into_iter().for_each(|plot| self.add_plot(plot));
+        self.loads.extend(other.loads);
         self.runs.extend(other.runs);
         for candidate in other.candidates {
             if !self.candidates.contains(&candidate) {
@@ -274,6 +403,16 @@ mod tests {
         all.merge(results(&[("afs", 4.0), ("sshfs", 3.0)], Unit::Seconds)).unwrap();
         assert_eq!(all.row("tree", "untar").unwrap().values("afs"), [2.0, 4.0]);
         assert_eq!(all.candidates, ["afs", "sshfs"]);
+        let mut plot = Plot::new("lease", "delay", "", Axis::linear("term", "s"), Axis::log("delay", "s"));
+        for (x, value) in [(10.0, 4.0), (2.0, 1.0)] {
+            plot.note("alive", x, value);
+        }
+        all.add_plot(plot.clone());
+        let other = Results { form: FORM, plots: vec![plot], ..Results::default() };
+        all.merge(other).unwrap();
+        let places: Vec<(f64, usize)> =
+            all.plots[0].of["alive"].iter().map(|point| (point.x, point.values.len())).collect();
+        assert_eq!(places, [(2.0, 2), (10.0, 2)]);
         assert!(all.merge(results(&[("afs", 4.0)], Unit::PerSecond)).is_err());
         let dir = tempfile::tempdir().unwrap();
         all.write(&dir.path().join("bench.json")).unwrap();

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
-use indicatif::{ProgressBar, ProgressStyle};
 
 use super::candidate::Candidate;
 use super::inputs::Inputs;
 use super::machine;
+use super::progress::Progress;
 use super::results::{About, FORM, LeftOut, Results};
 use super::workload::{Bench, Kind, Workload};
 
@@ -53,16 +53,11 @@ pub fn run(
         versions,
     };
     let names = candidates.iter().map(|one| one.name().to_owned()).collect();
-    let mut results = Results { form: FORM, runs: vec![about], candidates: names, left_out, rows: Vec::new() };
+    let mut results = Results { form: FORM, runs: vec![about], candidates: names, left_out, ..Results::default() };
     let rounds = (0..plan.rounds).map(Step::Round);
     let removals = (0..plan.rounds).map(Step::Remove);
     let steps: Vec<Step> = std::iter::once(Step::Prepare).chain(rounds).chain(removals).collect();
-    let progress = ProgressBar::new((steps.len() * plan.workloads.len() * candidates.len()) as u64);
-    progress.set_style(
-        ProgressStyle::with_template("{elapsed_precise} {bar:30} {pos}/{len} {msg}").context("the bar's template")?,
-    );
-    // Also where nobody looks at a terminal.
-    let mut told = Instant::now();
+    let mut progress = Progress::new(steps.len() * plan.workloads.len() * candidates.len())?;
     let mut failed: BTreeSet<(Kind, String)> = BTreeSet::new();
     for step in steps {
         for kind in &plan.workloads {
@@ -73,28 +68,22 @@ pub fn run(
                 // Each is the first one now and then.
                 let candidate = &mut candidates[(turn + first) % count];
                 let key = (*kind, candidate.name().to_owned());
-                progress.set_message(format!("{} {} on {}", step.name(), kind.name(), key.1));
-                if progress.is_hidden() && told.elapsed() > Duration::from_secs(15) {
-                    let (done, all) = (progress.position(), progress.length().unwrap_or_default());
-                    eprintln!("{done}/{all} {} {} on {}", step.name(), kind.name(), key.1);
-                    told = Instant::now();
-                }
+                progress.begin(format!("{} {} on {}", step.name(), kind.name(), key.1));
                 if !failed.contains(&key)
                     && let Err(error) = take(step, *kind, &*workload, &mut **candidate, inputs, &mut results)
                 {
                     let why = format!("{error:#}").split_whitespace().collect::<Vec<_>>().join(" ");
-                    progress.suspend(|| eprintln!("note: {} fails on {}: {why}", kind.name(), key.1));
+                    progress.say(&format!("note: {} fails on {}: {why}", kind.name(), key.1));
                     let workload = Some(kind.name().to_owned());
                     results.left_out.push(LeftOut { candidate: key.1.clone(), workload, why });
                     failed.insert(key);
                 }
-                progress.inc(1);
+                progress.done();
             }
         }
         results.runs[0].took = begin.elapsed().as_secs_f64();
         results.write(&plan.results)?;
     }
-    progress.finish_and_clear();
     Ok(results)
 }
 

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
-use larder_benches::bench::candidate::{Candidate, Larder, Local, Peer, Setting};
+use larder_benches::bench::candidate::{Candidate, Larder, Local, Peer, Setting, round_trip};
 use larder_benches::bench::inputs::{Inputs, Scale};
+use larder_benches::bench::question::{self, Asking, Question};
 use larder_benches::bench::results::{About, FORM, LeftOut, Results};
 use larder_benches::bench::run::{Plan, run};
 use larder_benches::bench::workload::Kind;
@@ -111,14 +112,12 @@ struct Run {
     /// What they are measured beside; one that cannot run here is left out with a note
     #[arg(long, value_enum, value_delimiter = ',', default_values = ["local", "sshfs", "glusterfs"])]
     peers: Vec<Beside>,
-    /// What is done
-    #[arg(
-        long,
-        value_enum,
-        value_delimiter = ',',
-        default_values = ["andrew", "tree", "small", "io", "sqlite", "mail", "shared"]
-    )]
-    workloads: Vec<Kind>,
+    /// What is done [default: all, or nothing where questions are asked]
+    #[arg(long, value_enum, value_delimiter = ',')]
+    workloads: Option<Vec<Kind>>,
+    /// What is asked besides, of Larder alone [default: nothing; with --full all]
+    #[arg(long, value_enum, value_delimiter = ',')]
+    questions: Option<Vec<Question>>,
     /// Rounds of each; every figure is their median
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
     rounds: u16,
@@ -211,6 +210,24 @@ fn memory(files: usize, out: &Path) -> Result<()> {
     write(&results, out)
 }
 
+impl Run {
+    fn workloads(&self) -> Vec<Kind> {
+        match &self.workloads {
+            Some(workloads) => workloads.clone(),
+            None if self.questions.is_some() => Vec::new(),
+            None => Kind::value_variants().to_vec(),
+        }
+    }
+
+    fn questions(&self) -> Vec<Question> {
+        match &self.questions {
+            Some(questions) => questions.clone(),
+            None if self.full && self.workloads.is_none() => Question::value_variants().to_vec(),
+            None => Vec::new(),
+        }
+    }
+}
+
 fn measure(what: &Run) -> Result<()> {
     ensure!(what.rtt.is_finite() && what.rtt >= 0.0, "--rtt {} is no time", what.rtt);
     if what.check {
@@ -233,7 +250,9 @@ fn measure(what: &Run) -> Result<()> {
         left_out.push(LeftOut { candidate: name.to_owned(), workload: None, why: why.to_owned() });
     }
     let mut candidates: Vec<Box<dyn Candidate>> = Vec::new();
-    for beside in &what.peers {
+    let workloads = what.workloads();
+    let (peers, modes) = if workloads.is_empty() { (&[][..], &[][..]) } else { (&what.peers[..], &what.modes[..]) };
+    for beside in peers {
         match beside {
             Beside::Local => candidates.push(Box::new(Local::new(dir.path())?)),
             peer if left_out.iter().any(|left_out| left_out.candidate == peer.name()) => {}
@@ -255,21 +274,22 @@ fn measure(what: &Run) -> Result<()> {
             }
         }
     }
-    for mode in &what.modes {
-        let round_trip = Duration::from_secs_f64(what.rtt / 1e3);
-        candidates.push(Box::new(Larder::start(dir.path(), Setting { round_trip, ..Setting::of((*mode).into()) })?));
+    for mode in modes {
+        let link = round_trip(Duration::from_secs_f64(what.rtt / 1e3));
+        candidates.push(Box::new(Larder::start(dir.path(), Setting { link, ..Setting::of((*mode).into()) })?));
     }
     let command = what.command.clone().unwrap_or_else(|| std::env::args().collect::<Vec<_>>().join(" "));
-    let plan = Plan {
-        workloads: what.workloads.clone(),
-        rounds: what.rounds.into(),
-        command,
-        results: what.out.join("bench.json"),
-    };
-    let results = run(&plan, &inputs, &mut candidates, left_out)?;
-    write(&results, &what.out)?;
+    let plan = Plan { workloads, rounds: what.rounds.into(), command, results: what.out.join("bench.json") };
+    let begin = Instant::now();
+    let mut results = run(&plan, &inputs, &mut candidates, left_out)?;
     for candidate in &mut candidates {
         candidate.end().with_context(|| format!("ending {}", candidate.name()))?;
     }
-    Ok(())
+    drop(candidates);
+    let modes: Vec<Mode> = what.modes.iter().map(|mode| (*mode).into()).collect();
+    let rounds = what.rounds.into();
+    let mut asking = Asking { dir: dir.path(), scale, modes: &modes, rounds, results: &mut results };
+    question::ask(&what.questions(), &mut asking, &plan.results)?;
+    results.runs[0].took = begin.elapsed().as_secs_f64();
+    write(&results, &what.out)
 }

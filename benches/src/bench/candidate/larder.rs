@@ -28,8 +28,8 @@ pub struct Setting {
     pub server: Vec<String>,
     /// Options of `larder mount -o`.
     pub options: String,
-    /// How long a message takes there and back, beside what the machine takes. Zero: no proxy.
-    pub round_trip: Duration,
+    /// What is between clients and the server, beside what the machine is. Nothing: no proxy.
+    pub link: Link,
 }
 
 impl Setting {
@@ -41,9 +41,19 @@ impl Setting {
             durability: "process",
             server: Vec::new(),
             options: String::new(),
-            round_trip: Duration::ZERO,
+            link: Link::default(),
         }
     }
+
+    /// The same, called otherwise.
+    pub fn named(name: String, mode: Mode) -> Setting {
+        Setting { name, ..Setting::of(mode) }
+    }
+}
+
+/// A network on which messages take so long there and back.
+pub fn round_trip(takes: Duration) -> Link {
+    Link { delay: takes / 2, ..Link::default() }
 }
 
 /// Larder in one mode.
@@ -68,11 +78,11 @@ impl Larder {
         std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
         let arguments: Vec<&str> = setting.server.iter().map(String::as_str).collect();
         let server = Server::start_of(&dir, dir.join("store"), setting.durability, &arguments)?;
-        let proxy = if setting.round_trip.is_zero() {
+        let proxy = if setting.link == Link::default() {
             None
         } else {
             let proxy = Proxy::start(server.address())?;
-            proxy.set(Link { delay: setting.round_trip / 2, ..Link::default() });
+            proxy.set(setting.link);
             Some(proxy)
         };
         Ok(Larder { setting, dir, clients: Vec::new(), proxy, server, caches: 0 })

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-pub use self::larder::{Larder, Setting};
+pub use self::larder::{Larder, Setting, round_trip};
 pub use self::local::Local;
 pub use self::peer::Peer;
 use super::meter::Reading;

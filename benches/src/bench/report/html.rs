@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::figure;
+use super::{figure, plot};
 use crate::bench::results::{Cost, Results, Row};
 use crate::bench::statistics::Summary;
 use crate::page::{begin, escaped};
@@ -28,7 +28,7 @@ const COLOURS: usize = 8;
 
 /// The page.
 pub fn page(results: &Results) -> String {
-    let mut page = begin("Larder: benchmark", STYLE);
+    let mut page = begin("Larder: benchmark", &[STYLE, plot::STYLE].concat());
     page.push_str(
         "<p>Each figure is the median of the rounds; behind it is half the distance of the quartiles, in percent. In each \
          round all candidates run one after the other. The best one, but for the local disk, is in bold, with its \
@@ -45,7 +45,41 @@ pub fn page(results: &Results) -> String {
         page.push_str("</div>");
         costs(&mut page, results, &rows);
     }
+    plots(&mut page, results);
     page
+}
+
+/// The questions, each with its pictures and the values behind them.
+fn plots(page: &mut String, results: &Results) {
+    let mut questions: Vec<&str> = Vec::new();
+    for plot in &results.plots {
+        if !questions.contains(&plot.question.as_str()) {
+            questions.push(&plot.question);
+        }
+    }
+    for question in questions {
+        let _ = write!(page, "<h2>{}</h2>", escaped(question));
+        let of = || results.plots.iter().filter(|plot| plot.question == question);
+        let mut notes: Vec<&str> = Vec::new();
+        for note in of().map(|plot| plot.note.as_str()) {
+            if !notes.contains(&note) {
+                let _ = write!(page, "<p class=soft>{}</p>", escaped(note));
+                notes.push(note);
+            }
+        }
+        page.push_str("<div class=plots>");
+        of().for_each(|one| plot::picture(page, one));
+        page.push_str("</div><details><summary>The values: medians</summary>");
+        for one in of() {
+            let _ = write!(page, "<p>{}: {}", escaped(&one.name), escaped(&one.y.label));
+            if !one.y.unit.is_empty() {
+                let _ = write!(page, " ({})", escaped(&one.y.unit));
+            }
+            page.push_str("</p>");
+            plot::table(page, one);
+        }
+        page.push_str("</details>");
+    }
 }
 
 fn about(page: &mut String, results: &Results) {

@@ -1,6 +1,7 @@
 //! What was found, for people: a page of HTML, and a table for the terminal.
 
 mod html;
+mod plot;
 mod terminal;
 
 pub use self::html::page;

@@ -3,7 +3,9 @@
 use std::fmt::Write;
 
 use super::figure;
-use crate::bench::results::Results;
+use super::plot::short;
+use crate::bench::results::{Point, Results};
+use crate::bench::statistics::{Summary, quantile};
 
 /// All rows, a candidate in each column; the best one, but for the local disk, is marked.
 pub fn table(results: &Results) -> String {
@@ -26,6 +28,26 @@ pub fn table(results: &Results) -> String {
                 let _ = write!(text, "{:>width$}", format!("{shown}{mark}"));
             }
             text.push('\n');
+        }
+    }
+    for plot in &results.plots {
+        let unit = if plot.y.unit.is_empty() { String::new() } else { format!(" ({})", plot.y.unit) };
+        let _ = writeln!(text, "\n{}: {}, {}{unit}", plot.question, plot.name, plot.y.label);
+        for (line, points) in &plot.of {
+            let told: Vec<String> = if plot.is_distribution() {
+                let mut values: Vec<f64> = points.iter().flat_map(|point| point.values.iter().copied()).collect();
+                values.sort_by(f64::total_cmp);
+                let parts = [("median", 0.5), ("90 %", 0.9), ("most", 1.0)];
+                let told = |(name, part): &(&str, f64)| {
+                    Some(format!("{name} {} {}", figure(quantile(&values, *part)?), plot.x.unit))
+                };
+                parts.iter().filter_map(told).collect()
+            } else {
+                let median = |point: &Point| Some(figure(Summary::of(&point.values)?.median));
+                let told = |point: &Point| Some(format!("{} {}: {}", short(point.x), plot.x.unit, median(point)?));
+                points.iter().filter_map(told).collect()
+            };
+            let _ = writeln!(text, "  {line:<24}{}", told.join("  "));
         }
     }
     for left_out in &results.left_out {

@@ -1,0 +1,296 @@
+//! What clients cost the server, by how many there are.
+//!
+//! Clients without mounts: the client's own code, with a program in the place of the kernel that does what
+//! [`behaviour`](crate::bench::behaviour) says. So there can be thousands of them on one machine.
+
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use larder_client::rpc::TcpConnector;
+use larder_client::vfs::{self, CacheOptions, Entry, LookupResult, MountOptions, ROOT, Vfs};
+use larder_protocol::attr::Credential;
+use larder_protocol::runtime::{BusyPoll, Runtime, SystemRuntime};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::task::JoinSet;
+
+use super::{Asking, each};
+use crate::bench::behaviour::{self, Deed, FILES, SIZE};
+use crate::bench::candidate::{Candidate, Larder, Setting};
+use crate::bench::meter::Usage;
+use crate::bench::results::{Axis, Load, Plot};
+use crate::lock;
+use crate::mount::Mode;
+
+/// Numbers of clients.
+const CLIENTS: [usize; 8] = [1, 10, 50, 100, 200, 500, 1000, 2000];
+/// Clients that are set up at a time.
+const AT_ONCE: usize = 16;
+/// Threads on which clients run.
+const THREADS: usize = 2;
+/// Bytes of a client's disk cache: room for all that there is.
+const CACHE: u64 = 1 << 30;
+
+pub(super) fn ask(asking: &mut Asking<'_>) -> Result<()> {
+    let most = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most })?;
+    let counts = asking.scale.pick(&CLIENTS[1..2], &CLIENTS[..6], &CLIENTS[..]);
+    let [warm, length] = asking.scale.pick([1, 1], [20, 15], [40, 30]).map(Duration::from_secs);
+    let note = behaviour::told();
+    let x = || Axis::log("clients", "");
+    let mut requests = Plot::new("load", "Requests of one client", &note, x(), Axis::linear("requests", "/s"));
+    let mut cpu = Plot::new("load", "Server's processor for one client", &note, x(), Axis::log("busy", "ms/s"));
+    let mut latency = Plot::new("load", "Opening and reading a file", &note, x(), Axis::log("99th percentile", "ms"));
+    let mut settings: Vec<(usize, Mode)> = Vec::new();
+    for count in counts {
+        settings.extend(asking.modes.iter().map(|mode| (*count, *mode)));
+    }
+    let dir = asking.dir;
+    let mut loads = Vec::new();
+    each(
+        &settings,
+        |(count, mode): (usize, Mode)| format!("{count} clients, {}", mode.name()),
+        |(count, mode)| {
+            let name = format!("load-{}-{count}", mode.name());
+            let mut larder = Larder::start(dir, Setting::named(name, mode))?;
+            let (load, opens) = measure(&larder, dir, mode, count, warm, length)?;
+            larder.end()?;
+            let of_one = |value: f64| value / load.seconds / count as f64;
+            requests.note(mode.name(), count as f64, of_one(load.cost.requests.values().sum::<u64>() as f64));
+            cpu.note(mode.name(), count as f64, of_one(load.cost.server_cpu * 1e3));
+            if let Some(late) = crate::bench::statistics::quantile(&opens, 0.99) {
+                latency.note(mode.name(), count as f64, late * 1e3);
+            }
+            loads.push(load);
+            Ok(())
+        },
+    )?;
+    asking.results.loads.extend(loads);
+    [requests, cpu, latency].into_iter().for_each(|plot| asking.results.add_plot(plot));
+    Ok(())
+}
+
+/// What all clients of a run share.
+struct Shared {
+    /// What is done now counts.
+    counts: AtomicBool,
+    is_over: AtomicBool,
+    deeds: AtomicU64,
+    /// How long it took to open and read a file, in seconds.
+    opens: Mutex<Vec<f64>>,
+}
+
+fn measure(
+    larder: &Larder,
+    dir: &std::path::Path,
+    mode: Mode,
+    count: usize,
+    warm: Duration,
+    length: Duration,
+) -> Result<(Load, Vec<f64>)> {
+    let caches = tempfile::Builder::new().prefix("caches-").tempdir_in(dir)?;
+    let (runtime, executors) = SystemRuntime::start("headless", THREADS, BusyPoll::none())?;
+    let runtime: Arc<dyn Runtime> = Arc::new(runtime);
+    let main = tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build()?;
+    let measured = main.block_on(async {
+        let shared = Arc::new(Shared {
+            counts: AtomicBool::new(false),
+            is_over: AtomicBool::new(false),
+            deeds: AtomicU64::new(0),
+            opens: Mutex::default(),
+        });
+        let direct = attach(&runtime, larder, Mode::Direct, None).await?;
+        populate(&direct, count).await?;
+        let mut clients: Vec<Option<Client>> = Vec::new();
+        clients.resize_with(count, || None);
+        let numbers: Vec<usize> = (0..count).collect();
+        for some in numbers.chunks(AT_ONCE) {
+            let coming = some.iter().map(|number| {
+                let cache = caches.path().join(number.to_string());
+                Client::start(&runtime, larder, mode, *number, cache)
+            });
+            for (number, client) in some.iter().zip(futures::future::join_all(coming).await) {
+                clients[*number] = Some(client.with_context(|| format!("client {number}"))?);
+            }
+        }
+        let mut work = JoinSet::new();
+        let mut mounts = Vec::new();
+        for client in clients.into_iter().flatten() {
+            mounts.push(client.vfs.clone());
+            work.spawn(client.work(Arc::clone(&shared)));
+        }
+        tokio::time::sleep(warm).await;
+        shared.counts.store(true, Ordering::Relaxed);
+        let ours = || Usage::of(&[std::process::id()]).cpu;
+        let (begin, before, cpu) = (Instant::now(), larder.reading()?, ours());
+        tokio::time::sleep(length).await;
+        shared.counts.store(false, Ordering::Relaxed);
+        let mut cost = larder.reading()?.since(&before);
+        cost.client_cpu = ours() - cpu;
+        let seconds = begin.elapsed().as_secs_f64();
+        shared.is_over.store(true, Ordering::Relaxed);
+        while let Some(ended) = work.join_next().await {
+            ended.context("a client panicked")??;
+        }
+        for some in mounts.chunks(AT_ONCE) {
+            futures::future::join_all(some.iter().map(|vfs| vfs.shutdown())).await;
+        }
+        let deeds = shared.deeds.load(Ordering::Relaxed);
+        let mut opens = std::mem::take(&mut *lock(&shared.opens));
+        opens.sort_by(f64::total_cmp);
+        anyhow::Ok((Load { mode: mode.name().to_owned(), clients: count as u64, seconds, deeds, cost }, opens))
+    });
+    executors.stop(Duration::from_secs(1));
+    main.shutdown_background();
+    measured
+}
+
+async fn attach(
+    runtime: &Arc<dyn Runtime>,
+    larder: &Larder,
+    mode: Mode,
+    cache: Option<std::path::PathBuf>,
+) -> Result<Arc<Vfs>> {
+    let mode = match mode {
+        Mode::Nfs => vfs::Mode::Nfs,
+        Mode::Afs => vfs::Mode::Afs,
+        Mode::Direct => vfs::Mode::Direct,
+    };
+    if let Some(cache) = &cache {
+        // A cache that is begun makes 256 directories in here, and one that finds this makes those that it needs.
+        std::fs::create_dir_all(cache.join("files"))?;
+    }
+    let cache = cache.map(|dir| CacheOptions { dir, size: CACHE, passthrough: None });
+    let options = MountOptions { mode, cache, ..MountOptions::default() };
+    let connector = Arc::new(TcpConnector::new(larder.address()));
+    Ok(Vfs::attach(Arc::clone(runtime), connector, "root", options).await?)
+}
+
+async fn populate(vfs: &Vfs, clients: usize) -> Result<()> {
+    let root = Credential::root();
+    let dir = vfs.mkdir(&root, ROOT, b"shared", 0o755, 0).await?;
+    for file in 0..FILES {
+        make(vfs, dir.node, &format!("file-{file}")).await?;
+    }
+    let dir = vfs.mkdir(&root, ROOT, b"own", 0o755, 0).await?;
+    for client in 0..clients {
+        make(vfs, dir.node, &format!("of-{client}")).await?;
+    }
+    vfs.shutdown().await;
+    Ok(())
+}
+
+async fn make(vfs: &Vfs, dir: u64, name: &str) -> Result<()> {
+    let (_, opened) = vfs.create(&Credential::root(), dir, name.as_bytes(), 0o644, 0, libc::O_RDWR).await?;
+    vfs.write(opened.handle, 0, Bytes::from(vec![0; SIZE])).await?;
+    vfs.flush(opened.handle).await?;
+    vfs.release(opened.handle).await;
+    Ok(())
+}
+
+/// A client, and the program on it.
+struct Client {
+    vfs: Arc<Vfs>,
+    shared: u64,
+    own: u64,
+    number: usize,
+    random: SmallRng,
+    /// What the kernel would know: numbers of files, and until when their names may be used.
+    names: Vec<Option<(u64, Instant)>>,
+}
+
+impl Client {
+    async fn start(
+        runtime: &Arc<dyn Runtime>,
+        larder: &Larder,
+        mode: Mode,
+        number: usize,
+        cache: std::path::PathBuf,
+    ) -> Result<Client> {
+        let vfs = attach(runtime, larder, mode, (mode == Mode::Afs).then_some(cache)).await?;
+        let random = SmallRng::seed_from_u64(number as u64);
+        let mut client = Client { vfs, shared: 0, own: 0, number, random, names: vec![None; FILES + 1] };
+        client.shared = client.look_up(ROOT, "shared").await?.node;
+        client.own = client.look_up(ROOT, "own").await?.node;
+        Ok(client)
+    }
+
+    async fn look_up(&self, dir: u64, name: &str) -> Result<Entry> {
+        match self.vfs.lookup(&Credential::root(), dir, name.as_bytes()).await? {
+            LookupResult::Found(entry) => Ok(entry),
+            LookupResult::Missing { .. } => anyhow::bail!("{name} is not there"),
+        }
+    }
+
+    /// The number of a shared file, or of the client's own (the last one).
+    async fn node(&mut self, file: usize) -> Result<u64> {
+        if let Some((node, until)) = self.names[file]
+            && Instant::now() < until
+        {
+            return Ok(node);
+        }
+        let entry = if file == FILES {
+            self.look_up(self.own, &format!("of-{}", self.number)).await?
+        } else {
+            self.look_up(self.shared, &format!("file-{file}")).await?
+        };
+        let until = Instant::now() + entry.entry_ttl.min(Duration::from_secs(3600));
+        self.names[file] = Some((entry.node, until));
+        Ok(entry.node)
+    }
+
+    async fn work(mut self, shared: Arc<Shared>) -> Result<()> {
+        loop {
+            let pause = behaviour::pause(&mut self.random);
+            tokio::time::sleep(Duration::from_secs_f64(pause)).await;
+            if shared.is_over.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            let deed = behaviour::deed(&mut self.random);
+            let begin = Instant::now();
+            self.act(deed).await.with_context(|| format!("client {}: {deed:?}", self.number))?;
+            if shared.counts.load(Ordering::Relaxed) {
+                shared.deeds.fetch_add(1, Ordering::Relaxed);
+                if let Deed::Read(_) = deed {
+                    lock(&shared.opens).push(begin.elapsed().as_secs_f64());
+                }
+            }
+        }
+    }
+
+    async fn act(&mut self, deed: Deed) -> Result<()> {
+        match deed {
+            Deed::Read(file) => {
+                let handle = self.open(file, libc::O_RDONLY).await?;
+                let data = self.vfs.read(handle, 0, SIZE as u32).await?;
+                ensure!(data.len() == SIZE, "a file has {} bytes", data.len());
+                self.close(handle).await
+            }
+            Deed::WriteShared(file) => self.write(file).await,
+            Deed::WriteOwn => self.write(FILES).await,
+        }
+    }
+
+    async fn write(&mut self, file: usize) -> Result<()> {
+        let handle = self.open(file, libc::O_WRONLY).await?;
+        let data = Bytes::from(vec![self.random.random(); SIZE]);
+        self.vfs.write(handle, 0, data).await?;
+        self.close(handle).await
+    }
+
+    async fn open(&mut self, file: usize, flags: i32) -> Result<u64> {
+        let node = self.node(file).await?;
+        Ok(self.vfs.open(&Credential::root(), node, flags).await?.handle)
+    }
+
+    async fn close(&self, handle: u64) -> Result<()> {
+        let flushed = self.vfs.flush(handle).await;
+        self.vfs.release(handle).await;
+        Ok(flushed?)
+    }
+}
