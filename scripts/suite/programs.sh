@@ -4,6 +4,8 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../lib/suite.sh"
 
 files=$(pick 500 600 3000)
+# Every operation is a request there.
+[ "$MODE" != direct ] || files=$(pick 200 250 3000)
 export GIT_CONFIG_GLOBAL=$WORK/gitconfig GIT_CONFIG_SYSTEM=/dev/null HOME=$WORK
 cat >"$GIT_CONFIG_GLOBAL" <<EOF
 [user]

@@ -6,13 +6,13 @@ use rand::Rng;
 use rand::rngs::SmallRng;
 
 /// Files that all clients share.
-pub const FILES: usize = 200;
+pub const FILES: usize = 40;
 /// Bytes of a file.
 pub const SIZE: usize = 8192;
 /// Seconds between two deeds, on average.
 pub const PAUSE: f64 = 1.0;
-/// Of so many deeds one writes a shared file, each client by itself.
-pub const SHARED_WRITES: f64 = 0.002;
+/// The share of deeds that write a shared file.
+pub const SHARED_WRITES: f64 = 0.000_2;
 /// The share of deeds that write the client's own file.
 pub const OWN_WRITES: f64 = 0.05;
 
@@ -42,6 +42,12 @@ static SUMS: LazyLock<Vec<f64>> = LazyLock::new(|| {
 fn file(random: &mut SmallRng) -> usize {
     let at = random.random_range(0.0..SUMS[FILES - 1]);
     SUMS.partition_point(|sum| *sum <= at).min(FILES - 1)
+}
+
+/// How often a client reads this file in a second.
+pub fn read_rate(file: usize) -> f64 {
+    let reads = 1.0 - OWN_WRITES - SHARED_WRITES;
+    reads / PAUSE / (file + 1) as f64 / SUMS[FILES - 1]
 }
 
 /// The next thing that is done.
@@ -83,14 +89,16 @@ mod tests {
     #[test]
     fn deeds_are_as_often_as_they_are_said_to_be() {
         let mut random = SmallRng::seed_from_u64(1);
-        let deeds: Vec<Deed> = (0..200_000).map(|_| deed(&mut random)).collect();
-        let share = |which: &dyn Fn(&Deed) -> bool| deeds.iter().filter(|deed| which(deed)).count() as f64 / 200_000.0;
+        let deeds: Vec<Deed> = (0..400_000).map(|_| deed(&mut random)).collect();
+        let share = |which: &dyn Fn(&Deed) -> bool| deeds.iter().filter(|deed| which(deed)).count() as f64 / 400_000.0;
         let near = |is: f64, is_to_be: f64| assert!((is / is_to_be - 1.0).abs() < 0.1, "{is} instead of {is_to_be}");
         near(share(&|deed| *deed == Deed::WriteOwn), OWN_WRITES);
-        near(share(&|deed| matches!(deed, Deed::WriteShared(_))), SHARED_WRITES);
+        let shared = share(&|deed| matches!(deed, Deed::WriteShared(_)));
+        assert!((shared / SHARED_WRITES - 1.0).abs() < 0.5, "{shared}");
         let reads = 1.0 - OWN_WRITES - SHARED_WRITES;
         near(share(&|deed| *deed == Deed::Read(0)), reads / SUMS[FILES - 1]);
-        near(share(&|deed| *deed == Deed::Read(9)), reads / SUMS[FILES - 1] / 10.0);
+        near(share(&|deed| *deed == Deed::Read(9)), read_rate(9) * PAUSE);
+        near((0..FILES).map(read_rate).sum::<f64>() * PAUSE, reads);
         let pauses: f64 = (0..100_000).map(|_| pause(&mut random)).sum();
         near(pauses / 100_000.0, PAUSE);
     }

@@ -2,7 +2,8 @@
 //!
 //! [`candidate`] is what is measured, [`workload`] what it is made to do, [`inputs`] what with, [`run`] the rounds,
 //! [`progress`] how far they are, [`meter`] what they cost, [`memory`] what many files need, [`question`] what depends on
-//! what, [`behaviour`] what a client does where there are many, [`statistics`] what can be said of several figures, [`results`] the file that keeps them, [`report`] the page
+//! what, [`behaviour`] what a client does where there are many, [`scale`] what that comes to where there are more than can be
+//! measured, [`statistics`] what can be said of several figures, [`results`] the file that keeps them, [`report`] the page
 //! that shows them, and [`compare`] the difference of two runs.
 
 pub mod behaviour;
@@ -17,5 +18,6 @@ pub mod question;
 pub mod report;
 pub mod results;
 pub mod run;
+pub mod scale;
 pub mod statistics;
 pub mod workload;

@@ -39,6 +39,8 @@ pub struct Load {
     pub mode: String,
     /// How many they were.
     pub clients: u64,
+    /// Seconds that they were at work before.
+    pub warm: f64,
     /// How long it was.
     pub seconds: f64,
     /// What they did in that time, all together.

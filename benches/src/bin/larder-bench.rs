@@ -13,7 +13,7 @@ use larder_benches::bench::question::{self, Asking, Question};
 use larder_benches::bench::results::{About, FORM, LeftOut, Results};
 use larder_benches::bench::run::{Plan, run};
 use larder_benches::bench::workload::Kind;
-use larder_benches::bench::{compare, machine, report};
+use larder_benches::bench::{compare, machine, report, scale};
 use larder_benches::mount::Mode;
 use larder_benches::process::scratch;
 
@@ -37,6 +37,11 @@ enum Verb {
         /// Where bench.json and bench.html go
         #[arg(long, default_value = "bench")]
         out: PathBuf,
+    },
+    /// Predicts from the loads in a report what more clients come to, and adds that to it
+    Scale {
+        /// A directory with a bench.json that has loads (--questions load), or such a file
+        dir: PathBuf,
     },
     /// Makes one report of the results in these directories
     Report {
@@ -151,6 +156,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().verb {
         Verb::Run(what) => measure(&what),
         Verb::Memory { files, out } => memory(files, &out),
+        Verb::Scale { dir } => scaled(&dir),
         Verb::Report { dirs, out } => merge(&dirs, out.as_deref()),
         Verb::Compare { old, new } => return compared(&old, &new),
     };
@@ -176,14 +182,25 @@ fn compared(old: &Path, new: &Path) -> ExitCode {
     }
 }
 
+/// Where the report is that was read from there.
+fn place_of(read: &Path) -> &Path {
+    let beside = if read.is_dir() { Some(read) } else { read.parent() };
+    beside.unwrap_or(Path::new("."))
+}
+
+fn scaled(dir: &Path) -> Result<()> {
+    let mut results = Results::read(dir)?;
+    scale::predict(&mut results).with_context(|| format!("predicting from {}", dir.display()))?;
+    write(&results, place_of(dir))
+}
+
 fn merge(dirs: &[PathBuf], out: Option<&Path>) -> Result<()> {
     let (first, others) = dirs.split_first().context("no directory is given")?;
     let mut results = Results::read(first)?;
     for other in others {
         results.merge(Results::read(other)?).with_context(|| format!("adding {}", other.display()))?;
     }
-    let beside = if first.is_dir() { Some(first.as_path()) } else { first.parent() };
-    write(&results, out.or(beside).unwrap_or(Path::new(".")))
+    write(&results, out.unwrap_or(place_of(first)))
 }
 
 /// Writes both files and prints the table.
@@ -290,6 +307,11 @@ fn measure(what: &Run) -> Result<()> {
     let rounds = what.rounds.into();
     let mut asking = Asking { dir: dir.path(), scale, modes: &modes, rounds, results: &mut results };
     question::ask(&what.questions(), &mut asking, &plan.results)?;
+    if !results.loads.is_empty()
+        && let Err(error) = scale::predict(&mut results)
+    {
+        eprintln!("note: nothing is predicted for more clients: {error:#}");
+    }
     results.runs[0].took = begin.elapsed().as_secs_f64();
     write(&results, &what.out)
 }

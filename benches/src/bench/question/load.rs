@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use larder_client::rpc::TcpConnector;
-use larder_client::vfs::{self, CacheOptions, Entry, LookupResult, MountOptions, ROOT, Vfs};
+use larder_client::vfs::{self, CacheOptions, Entry, LookupResult, MountOptions, Opened, ROOT, Vfs};
 use larder_protocol::attr::Credential;
 use larder_protocol::runtime::{BusyPoll, Runtime, SystemRuntime};
 use rand::rngs::SmallRng;
@@ -143,7 +143,17 @@ fn measure(
         let deeds = shared.deeds.load(Ordering::Relaxed);
         let mut opens = std::mem::take(&mut *lock(&shared.opens));
         opens.sort_by(f64::total_cmp);
-        anyhow::Ok((Load { mode: mode.name().to_owned(), clients: count as u64, seconds, deeds, cost }, opens))
+        anyhow::Ok((
+            Load {
+                mode: mode.name().to_owned(),
+                clients: count as u64,
+                warm: warm.as_secs_f64(),
+                seconds,
+                deeds,
+                cost,
+            },
+            opens,
+        ))
     });
     executors.stop(Duration::from_secs(1));
     main.shutdown_background();
@@ -202,6 +212,8 @@ struct Client {
     random: SmallRng,
     /// What the kernel would know: numbers of files, and until when their names may be used.
     names: Vec<Option<(u64, Instant)>>,
+    /// Whether the kernel would have the file's pages.
+    pages: Vec<bool>,
 }
 
 impl Client {
@@ -214,9 +226,15 @@ impl Client {
     ) -> Result<Client> {
         let vfs = attach(runtime, larder, mode, (mode == Mode::Afs).then_some(cache)).await?;
         let random = SmallRng::seed_from_u64(number as u64);
-        let mut client = Client { vfs, shared: 0, own: 0, number, random, names: vec![None; FILES + 1] };
+        let mut client =
+            Client { vfs, shared: 0, own: 0, number, random, names: vec![None; FILES + 1], pages: vec![false; FILES] };
         client.shared = client.look_up(ROOT, "shared").await?.node;
         client.own = client.look_up(ROOT, "own").await?.node;
+        // Whoever has worked for a while has read everything once.
+        for file in 0..FILES {
+            client.act(Deed::Read(file)).await?;
+        }
+        client.act(Deed::WriteOwn).await?;
         Ok(client)
     }
 
@@ -266,10 +284,13 @@ impl Client {
     async fn act(&mut self, deed: Deed) -> Result<()> {
         match deed {
             Deed::Read(file) => {
-                let handle = self.open(file, libc::O_RDONLY).await?;
-                let data = self.vfs.read(handle, 0, SIZE as u32).await?;
-                ensure!(data.len() == SIZE, "a file has {} bytes", data.len());
-                self.close(handle).await
+                let opened = self.open(file, libc::O_RDONLY).await?;
+                if !(opened.keep_cache && self.pages[file]) {
+                    let data = self.vfs.read(opened.handle, 0, SIZE as u32).await?;
+                    ensure!(data.len() == SIZE, "a file has {} bytes", data.len());
+                    self.pages[file] = !opened.direct_io;
+                }
+                self.close(opened.handle).await
             }
             Deed::WriteShared(file) => self.write(file).await,
             Deed::WriteOwn => self.write(FILES).await,
@@ -277,15 +298,15 @@ impl Client {
     }
 
     async fn write(&mut self, file: usize) -> Result<()> {
-        let handle = self.open(file, libc::O_WRONLY).await?;
+        let handle = self.open(file, libc::O_WRONLY).await?.handle;
         let data = Bytes::from(vec![self.random.random(); SIZE]);
         self.vfs.write(handle, 0, data).await?;
         self.close(handle).await
     }
 
-    async fn open(&mut self, file: usize, flags: i32) -> Result<u64> {
+    async fn open(&mut self, file: usize, flags: i32) -> Result<Opened> {
         let node = self.node(file).await?;
-        Ok(self.vfs.open(&Credential::root(), node, flags).await?.handle)
+        Ok(self.vfs.open(&Credential::root(), node, flags).await?)
     }
 
     async fn close(&self, handle: u64) -> Result<()> {

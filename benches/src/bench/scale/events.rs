@@ -1,0 +1,296 @@
+//! Clients, what they do, and the requests that come of it.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+use super::SAMPLE;
+use crate::bench::behaviour::{self, Deed, FILES, PAUSE, SHARED_WRITES};
+
+/// How long it is looked at that has no beginning, in seconds, and how long before that names are believed at random.
+const STEADY: Window = Window { is_fresh: false, warm: 5.0, length: 90.0 };
+/// How long a directory's attributes are believed in `nfs` mode, and with them its names (`acdirmin`: it never changes, and
+/// has not been there for long where this is measured).
+const NAMES: f64 = 30.0;
+/// How long a file's attributes are believed at most (`acregmax`), which is what one that is left alone gets.
+const ATTRIBUTES: f64 = 60.0;
+/// How often a lease is renewed in its term.
+const RENEWALS: f64 = 2.0;
+
+/// How clients of a mode keep up with the server.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Rules {
+    /// Every deed asks for the name, the attributes and the data.
+    Direct,
+    /// An open asks for the attributes, and for the data if they show another version.
+    Nfs,
+    /// Nothing is asked as long as the server has promised to tell.
+    Afs {
+        /// The term of leases, in seconds.
+        term: f64,
+    },
+}
+
+impl Rules {
+    pub(super) fn of(mode: &str, term: f64) -> Rules {
+        match mode {
+            "direct" => Rules::Direct,
+            "nfs" => Rules::Nfs,
+            _ => Rules::Afs { term },
+        }
+    }
+
+    /// How old attributes are on average that stat(2) gives of a file which has changed, in seconds, if that depends on
+    /// time and not on messages.
+    pub(super) fn attributes_age(&self) -> Option<f64> {
+        matches!(self, Rules::Nfs).then_some(ATTRIBUTES / 2.0)
+    }
+}
+
+/// Which part of the clients' days is looked at.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Window {
+    /// Whether all clients have just read everything; else it has always been as it is.
+    pub(super) is_fresh: bool,
+    /// Seconds before anything counts.
+    pub(super) warm: f64,
+    /// Seconds in which it does.
+    pub(super) length: f64,
+}
+
+/// What all clients send, in a second.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Traffic {
+    /// Requests by kind.
+    pub(super) requests: BTreeMap<&'static str, f64>,
+    /// Clients that have to be told of a change of a shared file, on average.
+    pub(super) holders: f64,
+}
+
+/// Time as a number that has an order: microseconds.
+fn moment(seconds: f64) -> u64 {
+    (seconds * 1e6) as u64
+}
+
+/// What happens next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Event {
+    /// A client does something.
+    Deed(usize),
+    /// One of the clients that are not modelled writes a shared file.
+    Elsewhere,
+}
+
+struct Client {
+    random: SmallRng,
+    /// The version of each file that it has.
+    has: [u64; FILES],
+    /// Until when it believes names.
+    names_until: f64,
+}
+
+struct World<'a> {
+    rules: &'a Rules,
+    window: Window,
+    /// Real clients that one of ours stands for.
+    weight: f64,
+    now: f64,
+    versions: [u64; FILES],
+    /// Clients of ours that have the current version of each.
+    holders: [usize; FILES],
+    clients: Vec<Client>,
+    counts: BTreeMap<&'static str, f64>,
+    /// Changes of shared files, and all that had to be told of them.
+    changes: f64,
+    told: f64,
+}
+
+/// So many clients by these rules, who have always been there.
+pub(super) fn simulate(rules: &Rules, clients: u64) -> Traffic {
+    simulate_in(STEADY, rules, clients)
+}
+
+/// So many clients by these rules.
+pub(super) fn simulate_in(window: Window, rules: &Rules, clients: u64) -> Traffic {
+    let modelled = (clients as usize).min(SAMPLE);
+    let mut random = SmallRng::seed_from_u64(clients);
+    // A client has what it read after it was changed the last time: the one of two independent events that came later.
+    let changes = clients as f64 * SHARED_WRITES / PAUSE / FILES as f64;
+    let has = |file: usize| behaviour::read_rate(file) / (behaviour::read_rate(file) + changes);
+    let mut holders = [0; FILES];
+    let mut client = |number: usize| {
+        let of_file = |file: usize| u64::from(window.is_fresh || random.random_bool(has(file)));
+        let has: [u64; FILES] = std::array::from_fn(of_file);
+        has.iter().zip(&mut holders).for_each(|(has, holders)| *holders += *has as usize);
+        let names_until = random.random_range(0.0..NAMES);
+        Client { random: SmallRng::seed_from_u64(clients << 32 | number as u64), has, names_until }
+    };
+    let clients_of = (0..modelled).map(&mut client).collect();
+    let weight = clients as f64 / modelled.max(1) as f64;
+    let mut world = World {
+        rules,
+        window,
+        weight,
+        now: 0.0,
+        versions: [1; FILES],
+        holders,
+        clients: clients_of,
+        counts: BTreeMap::new(),
+        changes: 0.0,
+        told: 0.0,
+    };
+    let mut events = BinaryHeap::new();
+    for number in 0..modelled {
+        let first = behaviour::pause(&mut world.clients[number].random);
+        events.push(Reverse((moment(first), Event::Deed(number))));
+    }
+    // Of the other clients only what they write counts.
+    let others = (clients as usize - modelled) as f64 * SHARED_WRITES / PAUSE;
+    let mut random = SmallRng::seed_from_u64(!clients);
+    let mut pause = || -(1.0 - random.random::<f64>()).ln() / others;
+    if others > 0.0 {
+        events.push(Reverse((moment(pause()), Event::Elsewhere)));
+    }
+    let mut files = SmallRng::seed_from_u64(clients + 1);
+    while let Some(Reverse((at, event))) = events.pop() {
+        world.now = at as f64 / 1e6;
+        if world.now >= window.warm + window.length {
+            break;
+        }
+        match event {
+            Event::Deed(number) => {
+                let deed = behaviour::deed(&mut world.clients[number].random);
+                world.act(number, deed);
+                let next = world.now + behaviour::pause(&mut world.clients[number].random);
+                events.push(Reverse((moment(next), event)));
+            }
+            Event::Elsewhere => {
+                // Its requests are those that the weight of ours accounts for.
+                world.change(files.random_range(0..FILES), None);
+                events.push(Reverse((moment(world.now + pause()), event)));
+            }
+        }
+    }
+    world.traffic(clients)
+}
+
+impl World<'_> {
+    fn count(&mut self, kind: &'static str, times: f64) {
+        if self.now >= self.window.warm {
+            *self.counts.entry(kind).or_default() += times * self.weight;
+        }
+    }
+
+    fn act(&mut self, number: usize, deed: Deed) {
+        match self.rules {
+            Rules::Direct => {
+                self.count("lookup", 1.0);
+                self.count("getattr", 1.0);
+                self.count(if let Deed::Read(_) = deed { "read" } else { "write" }, 1.0);
+            }
+            Rules::Nfs => {
+                if self.clients[number].names_until <= self.now {
+                    self.clients[number].names_until = self.now + NAMES;
+                    self.count("lookup", 1.0);
+                }
+                self.count("getattr", 1.0);
+                match deed {
+                    Deed::Read(file) if self.is_current(number, file) => {}
+                    Deed::Read(file) => {
+                        self.update(number, file);
+                        self.count("read", 1.0);
+                    }
+                    Deed::WriteShared(_) | Deed::WriteOwn => self.count("write", 1.0),
+                }
+            }
+            Rules::Afs { .. } => match deed {
+                Deed::Read(file) if self.is_current(number, file) => {}
+                Deed::Read(file) => {
+                    self.update(number, file);
+                    self.count("fetch", 1.0);
+                }
+                Deed::WriteShared(_) | Deed::WriteOwn => self.count("store", 1.0),
+            },
+        }
+        if let Deed::WriteShared(file) = deed {
+            self.change(file, Some(number));
+        }
+    }
+
+    fn is_current(&self, number: usize, file: usize) -> bool {
+        self.clients[number].has[file] == self.versions[file]
+    }
+
+    fn update(&mut self, number: usize, file: usize) {
+        self.clients[number].has[file] = self.versions[file];
+        self.holders[file] += 1;
+    }
+
+    /// A shared file changes; all that have it are told, in `afs` mode. Each change by one of ours stands for itself alone:
+    /// what those make for which it stands comes as [`Event::Elsewhere`].
+    fn change(&mut self, file: usize, by: Option<usize>) {
+        let version = self.versions[file];
+        if let Rules::Afs { .. } = self.rules {
+            let own = by.is_some_and(|number| self.is_current(number, file));
+            let told = (self.holders[file] - usize::from(own)) as f64;
+            self.count("breaks", told);
+            if self.now >= self.window.warm {
+                self.changes += 1.0;
+                self.told += told * self.weight;
+            }
+        }
+        self.versions[file] = version + 1;
+        if let Some(number) = by {
+            self.clients[number].has[file] = version + 1;
+        }
+        self.holders[file] = usize::from(by.is_some());
+    }
+
+    fn traffic(self, clients: u64) -> Traffic {
+        let seconds = self.window.length;
+        let mut requests: BTreeMap<&'static str, f64> =
+            self.counts.iter().map(|(kind, count)| (*kind, count / seconds)).collect();
+        if let Rules::Afs { term } = self.rules {
+            requests.insert("renew", clients as f64 * RENEWALS / term);
+        }
+        Traffic { requests, holders: if self.changes > 0.0 { self.told / self.changes } else { 0.0 } }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_send_what_their_rules_say() {
+        let clients = 1000;
+        let of = |rules: Rules| simulate(&rules, clients);
+        let at = |traffic: &Traffic, kind: &str| traffic.requests.get(kind).copied().unwrap_or(0.0) / clients as f64;
+        let direct = of(Rules::Direct);
+        for kind in ["lookup", "getattr"] {
+            assert!((at(&direct, kind) * PAUSE - 1.0).abs() < 0.02, "each deed asks for both: {direct:?}");
+        }
+        let nfs = of(Rules::Nfs);
+        assert!((at(&nfs, "getattr") * PAUSE - 1.0).abs() < 0.02 && at(&nfs, "read") < 0.3, "{nfs:?}");
+        let afs = of(Rules::Afs { term: 10.0 });
+        assert!((at(&afs, "renew") - 0.2).abs() < 1e-9 && at(&afs, "getattr") == 0.0, "{afs:?}");
+        // Who is told of a change fetches once, and is not told again before; who asks finds the change as often.
+        assert!((at(&afs, "breaks") / at(&afs, "fetch") - 1.0).abs() < 0.3, "{afs:?}");
+        assert!((at(&nfs, "read") / at(&afs, "fetch") - 1.0).abs() < 0.3, "{nfs:?}");
+        assert!(afs.holders > 1.0 && afs.holders < clients as f64, "{afs:?}");
+    }
+
+    #[test]
+    fn clients_that_stand_for_others_send_as_much_as_these() {
+        // Twice as many as are modelled one by one, against twice what these send with as many writers.
+        let rules = Rules::Afs { term: 10.0 };
+        let (half, whole) = (simulate(&rules, SAMPLE as u64), simulate(&rules, 2 * SAMPLE as u64));
+        let store = whole.requests["store"] / half.requests["store"];
+        assert!((store - 2.0).abs() < 0.15, "stores grow by {store}");
+        // Files change twice as often, so each client fetches more; not more than twice.
+        let fetch = whole.requests["fetch"] / half.requests["fetch"];
+        assert!(fetch > 2.0 && fetch < 4.2, "fetches grow by {fetch}");
+    }
+}
