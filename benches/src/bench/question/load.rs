@@ -1,7 +1,7 @@
 //! What clients cost the server, by how many there are.
 //!
 //! Clients without mounts: the client's own code, with a program in the place of the kernel that does what
-//! [`behaviour`](crate::bench::behaviour) says. So there can be thousands of them on one machine.
+//! [`behaviour`] says. So there can be thousands of them on one machine.
 
 use std::sync::Arc;
 use std::sync::Mutex;
