@@ -60,7 +60,7 @@ fn changing(dir: PathBuf, enough: &AtomicBool) -> impl FnOnce() -> usize {
 
 fn untar_and_git_gc_survive_a_server_that_is_killed_every_second(mode: Mode) {
     let dir = scratch().unwrap();
-    let Source { tree, archive } = Source::new(dir.path(), Size::get().pick(200, 1_000, 3_000)).unwrap();
+    let Source { tree, archive } = Source::new(dir.path(), Size::get().pick(200, 600, 3_000)).unwrap();
     let kills = Size::get().pick(2, 6, 20);
     let mut server = Server::start(dir.path(), "process").unwrap();
     let proxy = Proxy::start(server.address()).unwrap();

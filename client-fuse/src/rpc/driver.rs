@@ -9,6 +9,7 @@
 
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
@@ -17,6 +18,7 @@ use futures::task::AtomicWaker;
 use larder_protocol::runtime::BoxFuture;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
+use tokio::task::coop::unconstrained;
 
 use super::ration::Ration;
 
@@ -105,7 +107,7 @@ impl Driver {
         self.ration.set(share);
         loop {
             self.state.fetch_and(!PENDING, Ordering::AcqRel);
-            self.poll(&mut Context::from_waker(&waker));
+            self.poll(&mut Context::from_waker(&waker), share != usize::MAX);
             if self.state.compare_exchange(DRIVING, 0, Ordering::AcqRel, Ordering::Acquire).is_ok() {
                 return;
             }
@@ -121,14 +123,19 @@ impl Driver {
         self.task.wake();
     }
 
-    fn poll(&self, cx: &mut Context<'_>) {
+    /// A caller's task may have used up the time that its executor gives it, and whatever is polled in it then says that it
+    /// is not ready and wakes at once, for ever. What a caller moves has a limit of its own, so that does not count.
+    fn poll(&self, cx: &mut Context<'_>, is_caller: bool) {
         if self.stopped.load(Ordering::Acquire) {
             return;
         }
         let _inside = self.home.as_ref().map(Handle::enter);
         let mut dispatch = self.dispatch.lock();
         let Dispatch::Running(running) = &mut *dispatch else { return };
-        let polled = catch_unwind(AssertUnwindSafe(|| running.as_mut().poll(cx)));
+        let running = running.as_mut();
+        let polled = catch_unwind(AssertUnwindSafe(|| {
+            if is_caller { pin!(unconstrained(running)).poll(cx) } else { running.poll(cx) }
+        }));
         let why = match polled {
             Ok(Poll::Pending) => return,
             Ok(Poll::Ready(why)) => why,
@@ -277,6 +284,37 @@ mod tests {
         std::thread::spawn(move || caller.with(|| panic!("on purpose"))).join().unwrap_err();
         inbox.give(1);
         assert_eq!(task.await.unwrap(), "done");
+    }
+
+    #[test]
+    fn a_caller_whose_task_has_used_up_its_time_drives_all_the_same() {
+        use tokio::task::coop::{consume_budget, has_budget_remaining};
+        let (ended, has_ended) = std::sync::mpsc::channel();
+        // A thread, because what fails here does not end.
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let polled = Arc::new(AtomicUsize::new(0));
+            let count = Arc::clone(&polled);
+            // As sockets and channels do.
+            let dispatch = async move {
+                loop {
+                    consume_budget().await;
+                    count.fetch_add(1, Ordering::SeqCst);
+                    tokio::task::yield_now().await;
+                }
+            };
+            let _inside = runtime.enter();
+            let driver = Driver::new(Box::pin(dispatch), Arc::default());
+            runtime.block_on(async {
+                while has_budget_remaining() {
+                    consume_budget().await;
+                }
+                driver.with(|| ());
+            });
+            ended.send(polled.load(Ordering::SeqCst)).unwrap();
+        });
+        let polled = has_ended.recv_timeout(Duration::from_secs(20)).expect("the caller goes on for ever");
+        assert!(polled > 0, "it has done nothing");
     }
 
     #[tokio::test]
