@@ -70,7 +70,7 @@ fn paths_reach_4096_bytes_and_deeper_trees_work(mount: &Mount) {
 }
 
 fn large_directories_list_each_name_once(mount: &Mount) {
-    let count = Size::get().pick(2_000, 8_000, 1_000_000);
+    let count = Size::get().pick(2_000, 5_000, 1_000_000);
     fs::create_dir(mount.at("many")).unwrap();
     for i in 0..count {
         File::create_new(mount.at(format!("many/file-{i:07}"))).unwrap();

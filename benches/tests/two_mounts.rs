@@ -31,7 +31,7 @@ in_each_mode![
 
 fn what_one_writes_and_closes_the_other_sees_at_its_next_open(mode: Mode) {
     let pair = Pair::new(mode, "").unwrap();
-    let rounds = Size::get().pick(50, 300, 1_000);
+    let rounds = Size::get().pick(50, 200, 1_000);
     for round in 0..rounds {
         let (writer, reader) = if round.is_multiple_of(2) { (&pair.a, &pair.b) } else { (&pair.b, &pair.a) };
         // The same length in most rounds, so that neither size nor a coarse time can give the change away.
@@ -46,7 +46,7 @@ fn what_one_writes_and_closes_the_other_sees_at_its_next_open(mode: Mode) {
 fn a_file_that_grows_is_read_whole_at_the_next_open(mode: Mode) {
     let pair = Pair::new(mode, "").unwrap();
     let mut text = String::new();
-    for round in 0..Size::get().pick(20, 200, 1_000) {
+    for round in 0..Size::get().pick(20, 150, 1_000) {
         text.push_str(&format!("{round:06}\n"));
         fs::write(pair.a.at("growing"), &text).unwrap();
         let file = fs::File::open(pair.b.at("growing")).unwrap();

@@ -246,7 +246,7 @@ async fn good_world_of(seed: u64, rules: Rules) -> Summary {
 
 /// How many worlds. The full figure comes to 100,000 things done, and twice as many.
 fn worlds() -> u64 {
-    Size::get().pick(20, 500, 1000) as u64
+    Size::get().pick(20, 300, 1000) as u64
 }
 
 /// Worlds of a test of this target.
