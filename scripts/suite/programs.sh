@@ -146,8 +146,10 @@ find_and_du() {
 }
 
 sparse_copies() {
-    truncate -s 40M "$WORK/sparse"
-    echo data | dd of="$WORK/sparse" bs=1 seek=20M conv=notrunc status=none
+    local mib
+    mib=$(pick 10 10 40)
+    truncate -s "${mib}M" "$WORK/sparse"
+    echo data | dd of="$WORK/sparse" bs=1 seek=$((mib / 2))M conv=notrunc status=none
     cp --sparse=always "$WORK/sparse" "$MNT/sparse"
     cmp "$WORK/sparse" "$MNT/sparse"
     [ "$(du -k "$MNT/sparse" | cut -f1)" -lt 1024 ]
