@@ -65,7 +65,12 @@ pub fn deed(random: &mut SmallRng) -> Deed {
 
 /// How long until then, in seconds: deeds come by themselves, as calls to an exchange.
 pub fn pause(random: &mut SmallRng) -> f64 {
-    -PAUSE * (1.0 - random.random::<f64>()).ln()
+    exponential(random, PAUSE)
+}
+
+/// How long until what happens by itself once in `mean` seconds.
+pub fn exponential(random: &mut SmallRng, mean: f64) -> f64 {
+    -mean * (1.0 - random.random::<f64>()).ln()
 }
 
 /// That in words.

@@ -199,6 +199,14 @@ impl Plot {
         self.note(line, 0.0, value);
     }
 
+    /// All values of a line, sorted: what a distribution is made of.
+    pub fn sorted(&self, line: &str) -> Vec<f64> {
+        let points = self.of.get(line).into_iter().flatten();
+        let mut values: Vec<f64> = points.flat_map(|point| point.values.iter().copied()).collect();
+        values.sort_by(f64::total_cmp);
+        values
+    }
+
     /// The median of a line at a place.
     pub fn at(&self, line: &str, x: f64) -> Option<f64> {
         let point = self.of.get(line)?.iter().find(|point| point.x == x)?;

@@ -109,11 +109,13 @@ fn predict_for(results: &mut Results, numbers: &[u64]) -> Result<()> {
         Plot::new(QUESTION, "Attributes older than the file", note, x(), Axis::log("mean age", "s")),
     ];
     for mode in MODES {
-        for term in TERMS.iter().take(if mode == "afs" { TERMS.len() } else { 1 }) {
-            let name = if mode == "afs" { format!("afs, leases of {term} s") } else { mode.to_owned() };
-            for &clients in numbers {
-                let rules = Rules::of(mode, *term);
-                let traffic = simulate(&rules, clients);
+        let rules = Rules::of(mode);
+        for &clients in numbers {
+            let traffic = simulate(&rules, clients);
+            let leases =
+                TERMS.map(|term| (format!("afs, leases of {term} s"), traffic.clone().with_leases(clients, term)));
+            let lines = if mode == "afs" { leases.to_vec() } else { vec![(mode.to_owned(), traffic)] };
+            for (name, traffic) in lines {
                 let at = clients as f64;
                 plots[0].note(&name, at, costs.processors(&traffic));
                 plots[1].note(&name, at, traffic.requests.values().sum());
@@ -137,7 +139,7 @@ fn predict_for(results: &mut Results, numbers: &[u64]) -> Result<()> {
     );
     for load in &results.loads {
         let window = Window { is_fresh: true, warm: load.warm, length: load.seconds };
-        let traffic = simulate_in(window, &Rules::of(&load.mode, TERMS[0]), load.clients);
+        let traffic = measured_alike(window, &load.mode, load.clients);
         let per_second = |value: f64| value / load.seconds;
         let requests: u64 = load.cost.requests.values().sum();
         let figures = [
@@ -160,6 +162,12 @@ fn predict_for(results: &mut Results, numbers: &[u64]) -> Result<()> {
     Ok(())
 }
 
+/// What clients send that are measured: their leases have the usual term.
+fn measured_alike(window: Window, mode: &str, clients: u64) -> Traffic {
+    let traffic = simulate_in(window, &Rules::of(mode), clients);
+    if mode == "afs" { traffic.with_leases(clients, TERMS[0]) } else { traffic }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,7 +176,7 @@ mod tests {
     /// A server in which this is true by construction.
     fn load(mode: &str, clients: u64) -> Load {
         let window = Window { is_fresh: true, warm: 20.0, length: 30.0 };
-        let traffic = simulate_in(window, &Rules::of(mode, TERMS[0]), clients);
+        let traffic = measured_alike(window, mode, clients);
         let requests: BTreeMap<String, u64> =
             traffic.requests.iter().map(|(kind, count)| ((*kind).to_owned(), (count * 30.0) as u64)).collect();
         let of = |kind: &str, count: u64| if kind == "fetch" { 3e-5 * count as f64 } else { 1e-5 * count as f64 };

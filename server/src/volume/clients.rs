@@ -62,7 +62,7 @@ impl Volume {
             let row: Option<ClientRecord> = cx.draft.record(Table::Clients, &keys::client(client))?;
             Ok(row.is_some_and(|row| below.is_none_or(|below| row.incarnation < below)))
         };
-        while self.data.writer.internal(move |cx| Ok(outlived(cx)? && orphans::release_client(cx, client)?)).await? {}
+        self.release_orphans(client, outlived).await?;
         self.data
             .writer
             .internal(move |cx| {
@@ -147,10 +147,18 @@ impl Volume {
                 let row: Option<ClientRecord> = cx.draft.record(Table::Clients, &keys::client(client))?;
                 Ok(row.is_some_and(|row| row.last_seen == record.last_seen))
             };
-            while self.data.writer.internal(move |cx| Ok(is_still(cx)? && orphans::release_client(cx, client)?)).await?
-            {
-            }
+            self.release_orphans(client, is_still).await?;
         }
+        Ok(())
+    }
+
+    /// Lets go of what is kept for a client, some at a time, for as long as it may go.
+    async fn release_orphans(
+        &self,
+        client: ClientId,
+        may_go: impl Fn(&Context<'_, '_>) -> StoreResult<bool> + Copy + Send + 'static,
+    ) -> Result<(), ErrorCode> {
+        while self.data.writer.internal(move |cx| Ok(may_go(cx)? && orphans::release_client(cx, client)?)).await? {}
         Ok(())
     }
 

@@ -10,14 +10,14 @@ pub mod load;
 mod staleness;
 
 use std::path::Path;
-use std::thread;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::ValueEnum;
 
 use super::inputs::Scale;
 use super::progress::Progress;
 use super::results::{LeftOut, Results};
+use super::workload::{Task, together};
 use crate::mount::Mode;
 
 /// The questions by name.
@@ -110,13 +110,7 @@ fn each<T: Copy>(all: &[T], told: impl Fn(T) -> String, mut work: impl FnMut(T) 
 }
 
 /// Does the same with each of these at once: where what is measured is not the machine.
-fn at_once<T: Copy + Send, R: Send>(all: &[T], work: impl Fn(T) -> Result<R> + Sync) -> Result<Vec<R>> {
+fn at_once<T: Copy + Sync, R: Send>(all: &[T], work: impl Fn(T) -> Result<R> + Sync) -> Result<Vec<R>> {
     let work = &work;
-    thread::scope(|scope| {
-        let threads: Vec<_> =
-            all.iter().map(|one| (*one, scope)).map(|(one, on)| on.spawn(move || work(one))).collect();
-        // All are waited for before any failure is told.
-        let ended: Vec<_> = threads.into_iter().map(thread::ScopedJoinHandle::join).collect();
-        ended.into_iter().map(|end| end.unwrap_or_else(|_| bail!("a thread panicked"))).collect()
-    })
+    together(all.iter().map(|one| -> Task<'_, R> { Box::new(move || work(*one)) }).collect())
 }

@@ -102,15 +102,13 @@ fn look(name: &str, place: usize, same: &mut BTreeMap<String, usize>) -> (usize,
 /// A line: its points, and how far the values of each lie apart.
 fn points(plot: &Plot, name: &str) -> Vec<(f64, Summary)> {
     let level = |value: f64| Summary { median: value, low: value, high: value, count: 1 };
-    let line = &plot.of[name];
     if plot.is_distribution() {
-        let mut values: Vec<f64> = line.iter().flat_map(|point| point.values.iter().copied()).collect();
-        values.sort_by(f64::total_cmp);
+        let values = plot.sorted(name);
         let count = values.len() as f64;
         let step = |(place, value): (usize, &f64)| (*value, level(100.0 * (place + 1) as f64 / count));
         return values.iter().enumerate().map(step).collect();
     }
-    line.iter().filter_map(|point| Some((point.x, Summary::of(&point.values)?))).collect()
+    plot.of[name].iter().filter_map(|point| Some((point.x, Summary::of(&point.values)?))).collect()
 }
 
 /// The picture of a plot, with its name and what its lines are.
@@ -193,9 +191,8 @@ pub(super) fn table(page: &mut String, plot: &Plot) {
     page.push_str("<div class=wide><table><tr><th>");
     if plot.is_distribution() {
         page.push_str("<th>values<th>median<th>90 %<th>99 %<th>most");
-        for (name, points) in &plot.of {
-            let mut values: Vec<f64> = points.iter().flat_map(|point| point.values.iter().copied()).collect();
-            values.sort_by(f64::total_cmp);
+        for name in plot.of.keys() {
+            let values = plot.sorted(name);
             let _ = write!(page, "<tr><td>{}<td>{}", escaped(name), values.len());
             for part in [0.5, 0.9, 0.99, 1.0] {
                 let _ = write!(page, "<td>{}", quantile(&values, part).map_or("–".to_owned(), figure));

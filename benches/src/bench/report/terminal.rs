@@ -35,8 +35,7 @@ pub fn table(results: &Results) -> String {
         let _ = writeln!(text, "\n{}: {}, {}{unit}", plot.question, plot.name, plot.y.label);
         for (line, points) in &plot.of {
             let told: Vec<String> = if plot.is_distribution() {
-                let mut values: Vec<f64> = points.iter().flat_map(|point| point.values.iter().copied()).collect();
-                values.sort_by(f64::total_cmp);
+                let values = plot.sorted(line);
                 let parts = [("median", 0.5), ("90 %", 0.9), ("most", 1.0)];
                 let told = |(name, part): &(&str, f64)| {
                     Some(format!("{name} {} {}", figure(quantile(&values, *part)?), plot.x.unit))

@@ -27,18 +27,15 @@ pub(super) enum Rules {
     /// An open asks for the attributes, and for the data if they show another version.
     Nfs,
     /// Nothing is asked as long as the server has promised to tell.
-    Afs {
-        /// The term of leases, in seconds.
-        term: f64,
-    },
+    Afs,
 }
 
 impl Rules {
-    pub(super) fn of(mode: &str, term: f64) -> Rules {
+    pub(super) fn of(mode: &str) -> Rules {
         match mode {
             "direct" => Rules::Direct,
             "nfs" => Rules::Nfs,
-            _ => Rules::Afs { term },
+            _ => Rules::Afs,
         }
     }
 
@@ -67,6 +64,14 @@ pub(super) struct Traffic {
     pub(super) requests: BTreeMap<&'static str, f64>,
     /// Clients that have to be told of a change of a shared file, on average.
     pub(super) holders: f64,
+}
+
+impl Traffic {
+    /// With what it takes so many clients to keep leases of this term, in seconds.
+    pub(super) fn with_leases(mut self, clients: u64, term: f64) -> Traffic {
+        self.requests.insert("renew", clients as f64 * RENEWALS / term);
+        self
+    }
 }
 
 /// Time as a number that has an order: microseconds.
@@ -149,7 +154,7 @@ pub(super) fn simulate_in(window: Window, rules: &Rules, clients: u64) -> Traffi
     // Of the other clients only what they write counts.
     let others = (clients as usize - modelled) as f64 * SHARED_WRITES / PAUSE;
     let mut random = SmallRng::seed_from_u64(!clients);
-    let mut pause = || -(1.0 - random.random::<f64>()).ln() / others;
+    let mut pause = || behaviour::exponential(&mut random, 1.0 / others);
     if others > 0.0 {
         events.push(Reverse((moment(pause()), Event::Elsewhere)));
     }
@@ -173,7 +178,7 @@ pub(super) fn simulate_in(window: Window, rules: &Rules, clients: u64) -> Traffi
             }
         }
     }
-    world.traffic(clients)
+    world.traffic()
 }
 
 impl World<'_> {
@@ -205,7 +210,7 @@ impl World<'_> {
                     Deed::WriteShared(_) | Deed::WriteOwn => self.count("write", 1.0),
                 }
             }
-            Rules::Afs { .. } => match deed {
+            Rules::Afs => match deed {
                 Deed::Read(file) if self.is_current(number, file) => {}
                 Deed::Read(file) => {
                     self.update(number, file);
@@ -232,7 +237,7 @@ impl World<'_> {
     /// what those make for which it stands comes as [`Event::Elsewhere`].
     fn change(&mut self, file: usize, by: Option<usize>) {
         let version = self.versions[file];
-        if let Rules::Afs { .. } = self.rules {
+        if let Rules::Afs = self.rules {
             let own = by.is_some_and(|number| self.is_current(number, file));
             let told = (self.holders[file] - usize::from(own)) as f64;
             self.count("breaks", told);
@@ -248,13 +253,9 @@ impl World<'_> {
         self.holders[file] = usize::from(by.is_some());
     }
 
-    fn traffic(self, clients: u64) -> Traffic {
+    fn traffic(self) -> Traffic {
         let seconds = self.window.length;
-        let mut requests: BTreeMap<&'static str, f64> =
-            self.counts.iter().map(|(kind, count)| (*kind, count / seconds)).collect();
-        if let Rules::Afs { term } = self.rules {
-            requests.insert("renew", clients as f64 * RENEWALS / term);
-        }
+        let requests = self.counts.iter().map(|(kind, count)| (*kind, count / seconds)).collect();
         Traffic { requests, holders: if self.changes > 0.0 { self.told / self.changes } else { 0.0 } }
     }
 }
@@ -274,7 +275,7 @@ mod tests {
         }
         let nfs = of(Rules::Nfs);
         assert!((at(&nfs, "getattr") * PAUSE - 1.0).abs() < 0.02 && at(&nfs, "read") < 0.3, "{nfs:?}");
-        let afs = of(Rules::Afs { term: 10.0 });
+        let afs = of(Rules::Afs).with_leases(clients, 10.0);
         assert!((at(&afs, "renew") - 0.2).abs() < 1e-9 && at(&afs, "getattr") == 0.0, "{afs:?}");
         // Who is told of a change fetches once, and is not told again before; who asks finds the change as often.
         assert!((at(&afs, "breaks") / at(&afs, "fetch") - 1.0).abs() < 0.3, "{afs:?}");
@@ -285,7 +286,7 @@ mod tests {
     #[test]
     fn clients_that_stand_for_others_send_as_much_as_these() {
         // Twice as many as are modelled one by one, against twice what these send with as many writers.
-        let rules = Rules::Afs { term: 10.0 };
+        let rules = Rules::Afs;
         let (half, whole) = (simulate(&rules, SAMPLE as u64), simulate(&rules, 2 * SAMPLE as u64));
         let store = whole.requests["store"] / half.requests["store"];
         assert!((store - 2.0).abs() < 0.15, "stores grow by {store}");

@@ -197,11 +197,14 @@ fn repeat(for_at_least: Duration, mut work: impl FnMut() -> Result<usize>) -> Re
     Ok(done as f64 / begin.elapsed().as_secs_f64())
 }
 
+/// What a thread is to do.
+pub(super) type Task<'a, T> = Box<dyn FnOnce() -> Result<T> + Send + 'a>;
+
 /// Runs each of these in a thread of its own; what they give, in their order.
 ///
 /// # Errors
 /// The first one's that fails.
-fn together<T: Send>(work: Vec<Box<dyn FnOnce() -> Result<T> + Send + '_>>) -> Result<Vec<T>> {
+pub(super) fn together<T: Send>(work: Vec<Task<'_, T>>) -> Result<Vec<T>> {
     std::thread::scope(|scope| {
         let threads: Vec<_> = work.into_iter().map(|work| scope.spawn(work)).collect();
         // All are waited for before any failure is told.

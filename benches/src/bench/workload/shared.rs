@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Bench, Workload, read, repeat, together};
+use super::{Bench, Task, Workload, read, repeat, together};
 use crate::bench::results::Unit;
 
 /// How long each is done, by scale.
@@ -22,8 +22,6 @@ const HANDED_OVER: u64 = 200;
 const BLOCK: usize = 4096;
 
 pub(super) struct Shared;
-
-type Task<'a, T> = Box<dyn FnOnce() -> Result<T> + Send + 'a>;
 
 impl Workload for Shared {
     fn clients(&self) -> usize {

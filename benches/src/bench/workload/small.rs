@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use super::{Bench, Workload, repeat, together};
+use super::{Bench, Task, Workload, repeat, together};
 use crate::bench::results::Unit;
 
 /// Bytes of a file.
@@ -33,7 +33,7 @@ fn places(place: &Path, threads: usize) -> Vec<PathBuf> {
 /// The same done by a thread in each directory.
 fn each<T: Send>(places: &[PathBuf], work: impl Fn(&Path) -> Result<T> + Sync) -> Result<Vec<T>> {
     let work = &work;
-    let of = |place: &'_ PathBuf| -> Box<dyn FnOnce() -> Result<T> + Send + '_> {
+    let of = |place: &'_ PathBuf| -> Task<'_, T> {
         let place = place.clone();
         Box::new(move || work(&place))
     };
