@@ -41,6 +41,10 @@ pub const SOFTWARE: &str = concat!("larderd ", env!("CARGO_PKG_VERSION"));
 /// How often clients that have been silent for too long are looked for.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(3600);
 
+/// How often it is written down which clients are there for which files without a name are kept. A part of
+/// [`ORPHANS_YIELD_AFTER`]: a client that was there at a server's end has the rest of that time to come back.
+const KEEPERS_INTERVAL: Duration = Duration::from_secs(120);
+
 /// How often it is looked whether room is scarce.
 const SCARCITY_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -141,6 +145,8 @@ impl Server {
         runtime.spawn(Box::pin(expiring));
         let yielding = server.tasks.track_future(server.clone().orphans_yield());
         runtime.spawn(Box::pin(yielding));
+        let noting = server.tasks.track_future(server.clone().note_keepers());
+        runtime.spawn(Box::pin(noting));
         let sweeping = server.tasks.track_future(server.clone().sweep_promises());
         runtime.spawn(Box::pin(sweeping));
         server
@@ -252,6 +258,22 @@ impl Server {
             for volume in self.volumes.opened() {
                 if let Err(code) = volume.orphans_yield(&heard_of).await {
                     warn!(volume = volume.name(), "cannot make room: {code}; trying again in {pause:?}");
+                }
+            }
+        }
+    }
+
+    async fn note_keepers(self: Arc<Self>) {
+        loop {
+            tokio::select! {
+                biased;
+                () = self.shared.ending.cancelled() => return,
+                () = self.shared.runtime.sleep(KEEPERS_INTERVAL) => {}
+            }
+            let connected = self.shared.sessions.connected();
+            for volume in self.volumes.opened() {
+                if let Err(code) = volume.note_keepers(&connected) {
+                    warn!(volume = volume.name(), "cannot note which clients are there: {code}; trying again");
                 }
             }
         }

@@ -78,6 +78,33 @@ impl Volume {
         Ok(())
     }
 
+    /// Notes that connected clients for which files without a name are kept are there: where room is scarce, how long
+    /// they have been silent decides, and only the store knows it after a restart. Clients for which nothing is kept
+    /// have a day, and are noted by [`expire_clients`](Self::expire_clients).
+    ///
+    /// # Errors
+    /// As the store fails.
+    pub fn note_keepers(&self, connected: &BTreeSet<ClientId>) -> Result<(), ErrorCode> {
+        let keepers = {
+            let snapshot = self.data.meta.snapshot()?;
+            orphans::keepers(&Verified(&*snapshot))?
+        };
+        for client in keepers.intersection(connected) {
+            self.note(*client);
+        }
+        Ok(())
+    }
+
+    /// Writes down, with the next batch, that a client was there.
+    fn note(&self, client: ClientId) {
+        let now = self.runtime.wall();
+        self.data.writer.lazily(move |cx| {
+            let key = keys::client(client);
+            let Some(row) = cx.draft.record::<ClientRecord>(Table::Clients, &key)? else { return Ok(()) };
+            Ok(cx.draft.put(Table::Clients, &key, &ClientRecord { last_seen: now, ..row })?)
+        });
+    }
+
     /// Forgets clients that have been silent for a day, and notes that the connected ones were heard of.
     ///
     /// How long a client has been silent is known from the calendar, the only clock that goes on when the server is
@@ -99,11 +126,7 @@ impl Volume {
         for (client, record) in known {
             let silent = now.secs.saturating_sub(record.last_seen.secs);
             if connected.contains(&client) {
-                self.data.writer.lazily(move |cx| {
-                    let key = keys::client(client);
-                    let Some(row) = cx.draft.record::<ClientRecord>(Table::Clients, &key)? else { return Ok(()) };
-                    Ok(cx.draft.put(Table::Clients, &key, &ClientRecord { last_seen: now, ..row })?)
-                });
+                self.note(client);
             } else if !heard_of.contains(&client) && silent > CLIENT_FORGOTTEN_AFTER.as_secs() as i64 {
                 tracing::info!("volume {}: client {client} has been gone for a day and is forgotten", self.name);
                 self.client_gone(client, None).await?;
@@ -246,5 +269,14 @@ mod tests {
         tokio::time::sleep(ORPHANS_YIELD_AFTER + Duration::from_secs(2)).await;
         yields().await;
         assert_eq!(keepers(), BTreeSet::from([alive]));
+        // A server that was restarted has heard of nobody.
+        volume.note_keepers(&BTreeSet::from([dead, alive])).unwrap();
+        volume.data.writer.flush_lazy().await.unwrap();
+        let after_restart = async || volume.orphans_yield(&BTreeSet::new()).await.unwrap();
+        after_restart().await;
+        assert_eq!(keepers(), BTreeSet::from([alive]), "it was there a moment ago");
+        tokio::time::sleep(ORPHANS_YIELD_AFTER + Duration::from_secs(2)).await;
+        after_restart().await;
+        assert_eq!(keepers(), BTreeSet::new());
     }
 }
