@@ -15,6 +15,7 @@ pub mod fuzzing;
 pub mod medium;
 pub mod mount;
 pub mod page;
+pub mod pass_through;
 #[cfg(feature = "failpoints")]
 pub mod planted;
 pub mod process;

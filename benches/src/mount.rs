@@ -300,7 +300,7 @@ impl Drop for Mount {
 }
 
 /// Whether a FUSE file system answers at `path`.
-fn is_mounted(path: &Path) -> bool {
+pub(crate) fn is_mounted(path: &Path) -> bool {
     statfs(path).is_ok_and(|info| i128::from(info.f_type) == i128::from(FUSE_SUPER_MAGIC))
 }
 

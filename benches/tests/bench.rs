@@ -19,9 +19,9 @@ fn text(output: &Output) -> String {
 fn a_run_measures_every_row_in_every_mode() {
     let dir = scratch().unwrap();
     let one = dir.path().join("one");
-    run(bench(&["run", "--quick", "--rounds", "1", "--peers", "local", "--out"]).arg(&one)).unwrap();
+    run(bench(&["run", "--quick", "--rounds", "1", "--peers", "local,pass-through", "--out"]).arg(&one)).unwrap();
     let results = Results::read(&one).unwrap();
-    assert_eq!(results.candidates, ["local", "direct", "nfs", "afs"]);
+    assert_eq!(results.candidates, ["local", "pass-through", "direct", "nfs", "afs"]);
     assert_eq!(results.left_out, [], "nothing fails");
     assert_eq!(results.workloads(), ["andrew", "tree", "small", "io", "sqlite", "mail", "shared"]);
     for row in &results.rows {
@@ -52,16 +52,23 @@ fn a_run_measures_every_row_in_every_mode() {
 #[test]
 fn every_question_is_answered_for_every_mode() {
     let dir = scratch().unwrap();
-    let questions = "attributes,staleness,load,lease,caching,distance";
+    let questions = "attributes,staleness,load,lease,caching,distance,path";
     run(bench(&["run", "--quick", "--rounds", "1", "--questions", questions, "--out"]).arg(dir.path())).unwrap();
     let results = Results::read(dir.path()).unwrap();
-    assert_eq!((results.left_out.len(), results.rows.len()), (0, 0), "{:?}", results.left_out);
+    assert_eq!(results.left_out, []);
+    assert_eq!(results.workloads(), ["path"]);
+    let parts = results.row("path", "getattr, of FUSE and tarpc together").unwrap();
+    assert!(["direct", "nfs"].iter().all(|mode| parts.values(mode).len() == 1), "{parts:?}");
     let page = std::fs::read_to_string(dir.path().join("bench.html")).unwrap();
     for question in questions.split(',') {
         let of: Vec<_> = results.plots.iter().filter(|plot| plot.question == question).collect();
         assert!(!of.is_empty(), "{question} is not answered");
         for plot in of {
-            let names = if question == "lease" { vec![""] } else { vec!["direct", "nfs", "afs"] };
+            let names = match question {
+                "lease" => vec![""],
+                "path" => vec!["direct", "nfs", "FUSE alone", "tarpc alone"],
+                _ => vec!["direct", "nfs", "afs"],
+            };
             for name in names {
                 let line = plot.of.iter().find(|(line, _)| line.starts_with(name));
                 let (_, points) = line.unwrap_or_else(|| panic!("{question}, {}: no line of {name}", plot.name));
@@ -85,6 +92,7 @@ fn what_is_wrong_is_said_before_anything_is_measured() {
         (&["run", "--rounds", "0"][..], "--rounds"),
         (&["run", "--workloads", "sleep"][..], "andrew"),
         (&["run", "--rtt", "-1"][..], "-1"),
+        (&["run", "--clients", "1"][..], "--clients"),
         (&["run", "--questions", "why"][..], "staleness"),
         (&["report", "/nowhere"][..], "/nowhere"),
         (&["compare", "/nowhere", "/nowhere"][..], "/nowhere"),

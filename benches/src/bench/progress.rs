@@ -12,6 +12,7 @@ const TOLD: Duration = Duration::from_secs(15);
 pub struct Progress {
     bar: ProgressBar,
     told: Instant,
+    is_silent: bool,
 }
 
 impl Progress {
@@ -23,12 +24,17 @@ impl Progress {
         let bar = ProgressBar::new(steps as u64);
         let looks = "{elapsed_precise} {bar:30} {pos}/{len} {msg}";
         bar.set_style(ProgressStyle::with_template(looks).context("the bar's template")?);
-        Ok(Progress { bar, told: Instant::now() })
+        Ok(Progress { bar, told: Instant::now(), is_silent: false })
+    }
+
+    /// Of what is a step of something else, which tells how far it is.
+    pub fn silent() -> Progress {
+        Progress { bar: ProgressBar::hidden(), told: Instant::now(), is_silent: true }
     }
 
     /// The next step begins.
     pub fn begin(&mut self, what: String) {
-        if self.bar.is_hidden() && self.told.elapsed() > TOLD {
+        if !self.is_silent && self.bar.is_hidden() && self.told.elapsed() > TOLD {
             eprintln!("{}/{} {what}", self.bar.position(), self.bar.length().unwrap_or_default());
             self.told = Instant::now();
         }

@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
+use super::candidate::{LOCAL, PASS_THROUGH};
 use super::statistics::Summary;
 
 /// The form of the file; raised when what is in it changes its meaning.
@@ -87,6 +88,10 @@ pub enum Unit {
     MebibytesPerSecond,
     /// Mebibytes that something takes up.
     Mebibytes,
+    /// Microseconds that something took.
+    Microseconds,
+    /// How many times what it is compared with something took.
+    Times,
 }
 
 impl Unit {
@@ -102,6 +107,8 @@ impl Unit {
             Unit::PerSecond => "/s",
             Unit::MebibytesPerSecond => "MiB/s",
             Unit::Mebibytes => "MiB",
+            Unit::Microseconds => "µs",
+            Unit::Times => "×",
         }
     }
 }
@@ -302,6 +309,17 @@ impl Results {
     /// The row of this name.
     pub fn row(&self, workload: &str, name: &str) -> Option<&Row> {
         self.rows.iter().find(|row| row.workload == workload && row.name == name)
+    }
+
+    /// The candidates that have figures in any of these rows.
+    pub fn measured(&self, rows: &[&Row]) -> Vec<&String> {
+        let has_figures = |candidate: &&String| rows.iter().any(|row| row.of.contains_key(*candidate));
+        self.candidates.iter().filter(has_figures).collect()
+    }
+
+    /// The candidates without those that only say what is possible: no network is paid for in them.
+    pub fn contestants(&self) -> impl Iterator<Item = &String> {
+        self.candidates.iter().filter(|candidate| ![LOCAL, PASS_THROUGH].contains(&candidate.as_str()))
     }
 
     /// The workloads, each once, in the order of their rows.

@@ -17,8 +17,12 @@ use super::workload::{Bench, Kind, Workload};
 pub struct Plan {
     /// The workloads.
     pub workloads: Vec<Kind>,
+    /// Clients where several are at work, at least two.
+    pub clients: usize,
     /// Rounds of each.
     pub rounds: usize,
+    /// Whether it is a step of something that tells itself how far it is.
+    pub is_step: bool,
     /// As it was asked for.
     pub command: String,
     /// Where results go, after each round.
@@ -57,11 +61,15 @@ pub fn run(
     let rounds = (0..plan.rounds).map(Step::Round);
     let removals = (0..plan.rounds).map(Step::Remove);
     let steps: Vec<Step> = std::iter::once(Step::Prepare).chain(rounds).chain(removals).collect();
-    let mut progress = Progress::new(steps.len() * plan.workloads.len() * candidates.len())?;
+    let mut progress = if plan.is_step {
+        Progress::silent()
+    } else {
+        Progress::new(steps.len() * plan.workloads.len() * candidates.len())?
+    };
     let mut failed: BTreeSet<(Kind, String)> = BTreeSet::new();
     for step in steps {
         for kind in &plan.workloads {
-            let workload = kind.workload();
+            let workload = kind.workload(plan.clients);
             for turn in 0..candidates.len() {
                 let first = if let Step::Round(round) = step { round } else { 0 };
                 let count = candidates.len();

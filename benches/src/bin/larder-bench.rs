@@ -7,14 +7,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
-use larder_benches::bench::candidate::{Candidate, Larder, Local, Peer, Setting, round_trip};
+use larder_benches::bench::candidate::{
+    Candidate, LOCAL, Larder, Local, PASS_THROUGH, PassThrough, Peer, Setting, round_trip,
+};
 use larder_benches::bench::inputs::{Inputs, Scale};
+use larder_benches::bench::ping;
 use larder_benches::bench::question::{self, Asking, Question};
 use larder_benches::bench::results::{About, FORM, LeftOut, Results};
 use larder_benches::bench::run::{Plan, run};
 use larder_benches::bench::workload::Kind;
 use larder_benches::bench::{compare, machine, report, scale};
 use larder_benches::mount::Mode;
+use larder_benches::pass_through;
 use larder_benches::process::scratch;
 
 /// Measures Larder's modes beside other file systems
@@ -59,13 +63,32 @@ enum Verb {
         /// Another one
         new: PathBuf,
     },
+    /// Answers to tarpc requests that ask for nothing
+    #[command(hide = true)]
+    PingServer,
+    /// Serves a directory by FUSE and does nothing else
+    #[command(hide = true)]
+    PassThrough {
+        /// The directory
+        source: PathBuf,
+        /// Where it is mounted
+        mountpoint: PathBuf,
+        /// Seconds for which the kernel keeps names and attributes
+        #[arg(long)]
+        validity: u64,
+    },
 }
+
+/// How long the kernel keeps what the yardstick tells it.
+const KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What Larder is measured beside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Beside {
     /// The disk that all stores and caches are on
     Local,
+    /// The same behind a FUSE file system that does nothing else
+    PassThrough,
     /// sshfs
     Sshfs,
     /// GlusterFS
@@ -79,7 +102,8 @@ enum Beside {
 impl Beside {
     fn name(self) -> &'static str {
         match self {
-            Beside::Local => "local",
+            Beside::Local => LOCAL,
+            Beside::PassThrough => PASS_THROUGH,
             Beside::Sshfs => "sshfs",
             Beside::Glusterfs => "glusterfs",
             Beside::Moosefs => "moosefs",
@@ -115,7 +139,7 @@ struct Run {
     #[arg(long, value_enum, value_delimiter = ',', default_values = ["direct", "nfs", "afs"])]
     modes: Vec<Modes>,
     /// What they are measured beside; one that cannot run here is left out with a note
-    #[arg(long, value_enum, value_delimiter = ',', default_values = ["local", "sshfs", "glusterfs"])]
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["local", "pass-through", "sshfs", "glusterfs"])]
     peers: Vec<Beside>,
     /// What is done [default: all, or nothing where questions are asked]
     #[arg(long, value_enum, value_delimiter = ',')]
@@ -123,6 +147,9 @@ struct Run {
     /// What is asked besides, of Larder alone [default: nothing; with --full all]
     #[arg(long, value_enum, value_delimiter = ',')]
     questions: Option<Vec<Question>>,
+    /// Clients of each candidate in the workloads mail and shared
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(2..=100))]
+    clients: u16,
     /// Rounds of each; every figure is their median
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
     rounds: u16,
@@ -158,6 +185,10 @@ fn main() -> ExitCode {
         Verb::Memory { files, out } => memory(files, &out),
         Verb::Scale { dir } => scaled(&dir),
         Verb::Report { dirs, out } => merge(&dirs, out.as_deref()),
+        Verb::PingServer => ping::serve(),
+        Verb::PassThrough { source, mountpoint, validity } => {
+            pass_through::serve(&source, &mountpoint, Duration::from_secs(validity))
+        }
         Verb::Compare { old, new } => return compared(&old, &new),
     };
     match done {
@@ -272,6 +303,7 @@ fn measure(what: &Run) -> Result<()> {
     for beside in peers {
         match beside {
             Beside::Local => candidates.push(Box::new(Local::new(dir.path())?)),
+            Beside::PassThrough => candidates.push(Box::new(PassThrough::start(dir.path(), KEPT)?)),
             peer if left_out.iter().any(|left_out| left_out.candidate == peer.name()) => {}
             peer => {
                 eprintln!("starting {}", peer.name());
@@ -296,7 +328,14 @@ fn measure(what: &Run) -> Result<()> {
         candidates.push(Box::new(Larder::start(dir.path(), Setting { link, ..Setting::of((*mode).into()) })?));
     }
     let command = what.command.clone().unwrap_or_else(|| std::env::args().collect::<Vec<_>>().join(" "));
-    let plan = Plan { workloads, rounds: what.rounds.into(), command, results: what.out.join("bench.json") };
+    let plan = Plan {
+        workloads,
+        clients: what.clients.into(),
+        rounds: what.rounds.into(),
+        is_step: false,
+        command,
+        results: what.out.join("bench.json"),
+    };
     let begin = Instant::now();
     let mut results = run(&plan, &inputs, &mut candidates, left_out)?;
     for candidate in &mut candidates {

@@ -7,6 +7,9 @@ use anyhow::{Context, Result};
 use super::Candidate;
 use crate::bench::meter::Reading;
 
+/// What it is called.
+pub const LOCAL: &str = "local";
+
 /// A directory of the disk: what no network is paid for.
 pub struct Local {
     directory: PathBuf,
@@ -18,7 +21,7 @@ impl Local {
     /// # Errors
     /// If it cannot be made.
     pub fn new(dir: &Path) -> Result<Local> {
-        let directory = dir.join("local");
+        let directory = dir.join(LOCAL);
         std::fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
         Ok(Local { directory })
     }
@@ -26,7 +29,7 @@ impl Local {
 
 impl Candidate for Local {
     fn name(&self) -> &'static str {
-        "local"
+        LOCAL
     }
 
     fn version(&self) -> Option<String> {

@@ -2,6 +2,7 @@
 
 mod larder;
 mod local;
+mod pass_through;
 mod peer;
 
 use std::path::PathBuf;
@@ -9,7 +10,8 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 pub use self::larder::{Larder, Setting, round_trip};
-pub use self::local::Local;
+pub use self::local::{LOCAL, Local};
+pub use self::pass_through::{PASS_THROUGH, PassThrough};
 pub use self::peer::Peer;
 use super::meter::Reading;
 

@@ -39,8 +39,10 @@ pub(super) fn ask(asking: &mut Asking<'_>) -> Result<()> {
         let larder = Larder::start(&place, Setting { link, ..Setting::of(mode) })?;
         let mut candidates: Vec<Box<dyn Candidate>> = vec![Box::new(larder)];
         let plan = Plan {
+            clients: 2,
             workloads: asking.scale.pick(&WORK[2..3], &WORK[..], &WORK[..]).to_vec(),
             rounds: if trip < FAR { rounds } else { 1 },
+            is_step: true,
             command: String::new(),
             results: place.join("bench.json"),
         };

@@ -7,6 +7,7 @@ mod caching;
 mod distance;
 mod lease;
 pub mod load;
+mod path;
 mod staleness;
 
 use std::path::Path;
@@ -35,6 +36,8 @@ pub enum Question {
     Caching,
     /// Work on a tree, small files and sqlite, by how far away the server is
     Distance,
+    /// How long single requests take, beside what FUSE and tarpc take by themselves
+    Path,
 }
 
 impl Question {
@@ -47,6 +50,7 @@ impl Question {
             Question::Lease => "lease",
             Question::Caching => "caching",
             Question::Distance => "distance",
+            Question::Path => "path",
         }
     }
 
@@ -62,6 +66,7 @@ impl Question {
             Question::Lease => lease::ask(asking),
             Question::Caching => caching::ask(asking),
             Question::Distance => distance::ask(asking),
+            Question::Path => path::ask(asking),
         }
     }
 }

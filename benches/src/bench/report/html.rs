@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::{figure, plot};
+use crate::bench::candidate::LOCAL;
 use crate::bench::results::{Cost, Results, Row};
 use crate::bench::statistics::Summary;
 use crate::page::{begin, escaped};
@@ -112,13 +113,14 @@ fn about(page: &mut String, results: &Results) {
 
 fn table(page: &mut String, results: &Results, rows: &[&Row]) {
     page.push_str("<div class=wide><table><tr><th>");
-    for candidate in &results.candidates {
+    let candidates = results.measured(rows);
+    for candidate in &candidates {
         let _ = write!(page, "<th>{}", escaped(candidate));
     }
     for row in rows {
         let _ = write!(page, "<tr><td>{} <small>{}</small>", escaped(&row.name), row.unit.name());
-        let best = row.best(results.candidates.iter().filter(|candidate| *candidate != "local"));
-        for candidate in &results.candidates {
+        let best = row.best(results.contestants());
+        for candidate in candidates.iter().copied() {
             let Some(summary) = row.summary(candidate) else {
                 page.push_str("<td class=soft>–");
                 continue;
@@ -127,8 +129,10 @@ fn table(page: &mut String, results: &Results, rows: &[&Row]) {
             let class = if is_best { " class=best" } else { "" };
             let spread = (summary.spread() * 100.0).round();
             let _ = write!(page, "<td{class}>{} <small>±{spread:.0} %", figure(summary.median));
-            if is_best && let Some(ratio) = row.ratio(candidate, "local") {
-                let _ = write!(page, ", {} of local", figure(ratio));
+            if candidate != LOCAL
+                && let Some(ratio) = row.ratio(candidate, LOCAL)
+            {
+                let _ = write!(page, ", {} of {LOCAL}", figure(ratio));
             }
             page.push_str("</small>");
         }
@@ -176,7 +180,7 @@ fn costs(page: &mut String, results: &Results, rows: &[&Row]) {
          <th>server MiB<th>client MiB<th>requests",
     );
     for row in rows {
-        for candidate in results.candidates.iter().filter(|candidate| *candidate != "local") {
+        for candidate in results.contestants() {
             let Some(samples) = row.of.get(candidate) else { continue };
             let median = |of: &dyn Fn(&Cost) -> f64| {
                 let values: Vec<f64> = samples.iter().map(|sample| of(&sample.cost)).collect();

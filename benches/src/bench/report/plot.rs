@@ -87,7 +87,7 @@ impl Scale {
 fn look(name: &str, place: usize, same: &mut BTreeMap<String, usize>) -> (usize, &'static str) {
     let of = name.split([',', ':']).next().unwrap_or(name).trim();
     let colour = match of {
-        "local" => 0,
+        "local" | "pass-through" => 0,
         "nfs" => 1,
         "direct" => 4,
         "afs" => 7,

@@ -4,25 +4,27 @@ use std::fmt::Write;
 
 use super::figure;
 use super::plot::short;
-use crate::bench::results::{Point, Results};
+use crate::bench::results::{Point, Results, Row};
 use crate::bench::statistics::{Summary, quantile};
 
-/// All rows, a candidate in each column; the best one, but for the local disk, is marked.
+/// All rows, a candidate in each column; the best one with a network is marked.
 pub fn table(results: &Results) -> String {
     let mut text = String::new();
     let width = results.candidates.iter().map(String::len).max().unwrap_or(0).max(9) + 2;
     for workload in results.workloads() {
         // Writing to a string cannot fail.
         let _ = write!(text, "\n{workload:<38}");
-        for candidate in &results.candidates {
+        let rows: Vec<&Row> = results.rows.iter().filter(|row| row.workload == workload).collect();
+        let candidates = results.measured(&rows);
+        for candidate in &candidates {
             let _ = write!(text, "{candidate:>width$}");
         }
         text.push('\n');
-        for row in results.rows.iter().filter(|row| row.workload == workload) {
-            let best = row.best(results.candidates.iter().filter(|candidate| *candidate != "local"));
+        for row in rows {
+            let best = row.best(results.contestants());
             let name = format!("  {} ({})", row.name, row.unit.name());
             let _ = write!(text, "{name:<38}");
-            for candidate in &results.candidates {
+            for candidate in candidates.iter().copied() {
                 let shown = row.summary(candidate).map_or("–".to_owned(), |summary| figure(summary.median));
                 let mark = if best == Some(candidate) { "*" } else { " " };
                 let _ = write!(text, "{:>width$}", format!("{shown}{mark}"));
@@ -64,12 +66,12 @@ mod tests {
     #[test]
     fn the_best_that_has_a_network_is_marked() {
         let mut results = Results::default();
-        for (candidate, value) in [("local", 9.0), ("afs", 5.0), ("sshfs", 4.0)] {
+        for (candidate, value) in [("local", 9.0), ("pass-through", 8.0), ("afs", 5.0), ("sshfs", 4.0)] {
             results.candidates.push(candidate.to_owned());
             results.note("tree", "untar", Unit::PerSecond, candidate, Sample { value, cost: Cost::default() });
         }
         let table = table(&results);
         let row = table.lines().find(|line| line.contains("untar")).unwrap();
-        assert_eq!(row.split_whitespace().collect::<Vec<_>>(), ["untar", "(/s)", "9.00", "5.00*", "4.00"]);
+        assert_eq!(row.split_whitespace().collect::<Vec<_>>(), ["untar", "(/s)", "9.00", "8.00", "5.00*", "4.00"]);
     }
 }

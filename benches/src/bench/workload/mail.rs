@@ -11,8 +11,6 @@ use anyhow::{Context, Result, ensure};
 use super::{Bench, Workload, read, together};
 use crate::bench::results::Unit;
 
-/// Clients that deliver; the one after them reads.
-const DELIVERING: usize = 2;
 /// Bytes of a message.
 const SIZE: usize = 6000;
 /// How long the reader looks for mail. The directory may be believed unchanged for a minute.
@@ -20,11 +18,14 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// How long it waits when there is none.
 const PAUSE: Duration = Duration::from_millis(5);
 
-pub(super) struct Mail;
+/// The last client reads, and all others deliver.
+pub(super) struct Mail {
+    pub(super) clients: usize,
+}
 
 impl Workload for Mail {
     fn clients(&self) -> usize {
-        DELIVERING + 1
+        self.clients
     }
 
     fn round(&self, bench: &mut Bench<'_>) -> Result<()> {
@@ -33,10 +34,11 @@ impl Workload for Mail {
             fs::create_dir(place.join(directory))?;
         }
         let messages = bench.inputs.scale.pick(5, 60, 400);
-        let places: Vec<_> = (0..=DELIVERING).map(|client| bench.place(client)).collect();
-        let all = messages * DELIVERING;
+        let places: Vec<_> = (0..self.clients).map(|client| bench.place(client)).collect();
+        let delivering = self.clients - 1;
+        let all = messages * delivering;
         bench.rate("deliver", Unit::PerSecond, || {
-            let work = places[..DELIVERING].iter().enumerate().map(|(client, place)| {
+            let work = places[..delivering].iter().enumerate().map(|(client, place)| {
                 let deliver = move || (0..messages).try_for_each(|message| deliver(place, client, message));
                 Box::new(deliver) as Box<dyn FnOnce() -> Result<()> + Send + '_>
             });
@@ -44,7 +46,7 @@ impl Workload for Mail {
             Ok(all as f64)
         })?;
         bench.rate("find and read", Unit::PerSecond, || {
-            take(&places[DELIVERING], all)?;
+            take(&places[delivering], all)?;
             Ok(all as f64)
         })
     }

@@ -55,16 +55,16 @@ impl Kind {
         }
     }
 
-    /// The workload itself.
-    pub fn workload(self) -> Box<dyn Workload> {
+    /// The workload itself, where several clients are at work with so many of them.
+    pub fn workload(self, clients: usize) -> Box<dyn Workload> {
         match self {
             Kind::Andrew => Box::new(andrew::Andrew),
             Kind::Tree => Box::new(tree::Tree),
             Kind::Small => Box::new(small::Small),
             Kind::Io => Box::new(io::Io),
             Kind::Sqlite => Box::new(sqlite::Sqlite),
-            Kind::Mail => Box::new(mail::Mail),
-            Kind::Shared => Box::new(shared::Shared),
+            Kind::Mail => Box::new(mail::Mail { clients }),
+            Kind::Shared => Box::new(shared::Shared { clients }),
         }
     }
 }

@@ -21,16 +21,19 @@ const HANDED_OVER: u64 = 200;
 /// Bytes that a writer writes at a time.
 const BLOCK: usize = 4096;
 
-pub(super) struct Shared;
+/// The first client changes what all others read.
+pub(super) struct Shared {
+    pub(super) clients: usize,
+}
 
 impl Workload for Shared {
     fn clients(&self) -> usize {
-        3
+        self.clients
     }
 
     fn round(&self, bench: &mut Bench<'_>) -> Result<()> {
         let place = bench.make_place()?;
-        let places: Vec<PathBuf> = (0..3).map(|client| bench.place(client)).collect();
+        let places: Vec<PathBuf> = (0..self.clients).map(|client| bench.place(client)).collect();
         let files = bench.inputs.scale.pick(20, 200, 1000);
         let [quick, usual, full] = LENGTH;
         let length = bench.inputs.scale.pick(quick, usual, full);
