@@ -184,6 +184,16 @@ pub fn fill(hog: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Removes such a file for good: also a power cut that comes next does not bring it back.
+///
+/// # Errors
+/// If it cannot be removed, or its file system does not sync that.
+pub fn release(hog: &Path) -> Result<()> {
+    let dir = hog.parent().with_context(|| format!("{} is in no directory", hog.display()))?;
+    fs::remove_file(hog).with_context(|| format!("removing {}", hog.display()))?;
+    rustix::fs::syncfs(File::open(dir)?).with_context(|| format!("syncing {}", dir.display()))
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a failed call fails the test")]
@@ -211,6 +221,20 @@ mod tests {
         medium.go_back(instant).unwrap();
         assert_eq!(fs::read(medium.path().join("synced")).unwrap(), b"on the disk");
         assert!(!medium.path().join("written").exists());
+    }
+
+    #[test]
+    fn a_disk_that_was_full_is_not_full_again_after_a_power_cut() {
+        let dir = scratch().unwrap();
+        let mut medium = Medium::new(dir.path(), "disk", 64).unwrap();
+        let hog = medium.path().join("hog");
+        fill(&hog).unwrap();
+        File::open(medium.path()).unwrap().sync_all().unwrap();
+        release(&hog).unwrap();
+        let instant = medium.instant().unwrap();
+        medium.go_back(instant).unwrap();
+        assert!(!hog.exists());
+        store(&medium.path().join("file"), &[7; 1 << 20]).unwrap();
     }
 
     #[test]

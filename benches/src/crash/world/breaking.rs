@@ -169,7 +169,7 @@ impl World {
         self.disorders.begin(Kind::Full);
         medium::fill(&hog)?;
         thread::sleep(lasts);
-        fs::remove_file(hog)?;
+        medium::release(&hog)?;
         self.disorders.end(Kind::Full);
         Ok(())
     }
