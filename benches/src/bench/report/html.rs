@@ -2,19 +2,15 @@
 
 use std::fmt::Write;
 
-use super::{figure, plot};
+use super::{colour, figure, plot};
 use crate::bench::candidate::LOCAL;
-use crate::bench::results::{Cost, Results, Row};
+use crate::bench::results::{Cost, Plot, Results, Row};
 use crate::bench::statistics::Summary;
 use crate::page::{begin, escaped};
 
 /// What this page adds to the look of all. Bars are as wide as the window lets them be; their texts are not scaled.
 const STYLE: &str = "
-:root { --c0: #64748b; --c1: #2563eb; --c2: #0891b2; --c3: #7c3aed; --c4: #c2410c; --c5: #a16207; --c6: #be185d;
-  --c7: #15803d }
-@media (prefers-color-scheme: dark) { :root { --c0: #94a3b8; --c1: #60a5fa; --c2: #22d3ee; --c3: #a78bfa; --c4: #fb923c;
-  --c5: #facc15; --c6: #f472b6; --c7: #4ade80 } }
-td.best { font-weight: 700 } td small, .note { color: var(--soft) }
+td.best { font-weight: 700 } td small, .note { color: var(--soft) } td small { white-space: nowrap }
 figure { margin: 1rem 0; break-inside: avoid } figcaption { font-weight: 600 }
 .bars { display: grid; grid-template-columns: max-content 1fr max-content; gap: .15rem .6rem; align-items: center }
 .bars svg { width: 100%; height: 16px; display: block } .bars span { white-space: nowrap }
@@ -24,16 +20,13 @@ dt { font-weight: 600 } dd { margin: 0 0 .4rem 0; overflow-wrap: anywhere }
 code { overflow-wrap: anywhere }
 ";
 
-/// Colours that candidates take turns at.
-const COLOURS: usize = 8;
-
 /// The page.
 pub fn page(results: &Results) -> String {
-    let mut page = begin("Larder: benchmark", &[STYLE, plot::STYLE].concat());
+    let mut page = begin("Larder: benchmark", &[colour::STYLE, STYLE, plot::STYLE].concat());
     page.push_str(
-        "<p>Each figure is the median of the rounds; behind it is half the distance of the quartiles, in percent. In each \
-         round all candidates run one after the other. The best one, but for the local disk, is in bold, with its \
-         ratio to the local disk.</p>",
+        "<p>Each figure is the median of the rounds; below it is half the distance of the quartiles, in percent, and how \
+         good it is beside the local disk (×1: as good). In each round all candidates run one after the other. The best \
+         one that has a network is in bold.</p>",
     );
     about(&mut page, results);
     for workload in results.workloads() {
@@ -45,42 +38,44 @@ pub fn page(results: &Results) -> String {
         rows.iter().for_each(|row| bars(&mut page, results, row));
         page.push_str("</div>");
         costs(&mut page, results, &rows);
+        plots(&mut page, results, workload);
     }
-    plots(&mut page, results);
+    let mut shown = results.workloads();
+    for question in results.plots.iter().map(|plot| plot.question.as_str()) {
+        if !shown.contains(&question) {
+            let _ = write!(page, "<h2>{}</h2>", escaped(question));
+            plots(&mut page, results, question);
+            shown.push(question);
+        }
+    }
     page
 }
 
-/// The questions, each with its pictures and the values behind them.
-fn plots(page: &mut String, results: &Results) {
-    let mut questions: Vec<&str> = Vec::new();
-    for plot in &results.plots {
-        if !questions.contains(&plot.question.as_str()) {
-            questions.push(&plot.question);
+/// A question's pictures and the values behind them, if it has any.
+fn plots(page: &mut String, results: &Results, question: &str) {
+    let of: Vec<&Plot> = results.plots.iter().filter(|plot| plot.question == question).collect();
+    if of.is_empty() {
+        return;
+    }
+    let mut notes: Vec<&str> = Vec::new();
+    for note in of.iter().map(|plot| plot.note.as_str()) {
+        if !notes.contains(&note) {
+            let _ = write!(page, "<p class=soft>{}</p>", escaped(note));
+            notes.push(note);
         }
     }
-    for question in questions {
-        let _ = write!(page, "<h2>{}</h2>", escaped(question));
-        let of = || results.plots.iter().filter(|plot| plot.question == question);
-        let mut notes: Vec<&str> = Vec::new();
-        for note in of().map(|plot| plot.note.as_str()) {
-            if !notes.contains(&note) {
-                let _ = write!(page, "<p class=soft>{}</p>", escaped(note));
-                notes.push(note);
-            }
+    page.push_str("<div class=plots>");
+    of.iter().for_each(|one| plot::picture(page, one));
+    page.push_str("</div><details><summary>The values: medians</summary>");
+    for one in of {
+        let _ = write!(page, "<p>{}: {}", escaped(&one.name), escaped(&one.y.label));
+        if !one.y.unit.is_empty() {
+            let _ = write!(page, " ({})", escaped(&one.y.unit));
         }
-        page.push_str("<div class=plots>");
-        of().for_each(|one| plot::picture(page, one));
-        page.push_str("</div><details><summary>The values: medians</summary>");
-        for one in of() {
-            let _ = write!(page, "<p>{}: {}", escaped(&one.name), escaped(&one.y.label));
-            if !one.y.unit.is_empty() {
-                let _ = write!(page, " ({})", escaped(&one.y.unit));
-            }
-            page.push_str("</p>");
-            plot::table(page, one);
-        }
-        page.push_str("</details>");
+        page.push_str("</p>");
+        plot::table(page, one);
     }
+    page.push_str("</details>");
 }
 
 fn about(page: &mut String, results: &Results) {
@@ -128,11 +123,11 @@ fn table(page: &mut String, results: &Results, rows: &[&Row]) {
             let is_best = best == Some(candidate);
             let class = if is_best { " class=best" } else { "" };
             let spread = (summary.spread() * 100.0).round();
-            let _ = write!(page, "<td{class}>{} <small>±{spread:.0} %", figure(summary.median));
+            let _ = write!(page, "<td{class}>{}<br><small>±{spread:.0} %", figure(summary.median));
             if candidate != LOCAL
                 && let Some(ratio) = row.ratio(candidate, LOCAL)
             {
-                let _ = write!(page, ", {} of {LOCAL}", figure(ratio));
+                let _ = write!(page, ", ×{}", figure(ratio));
             }
             page.push_str("</small>");
         }
@@ -166,7 +161,7 @@ fn bars(page: &mut String, results: &Results, row: &Row) {
             escaped(candidate),
             figure(summary.median),
             at(summary.median).max(0.2),
-            place % COLOURS,
+            colour::of(candidate, place),
         );
     }
     page.push_str("</div></figure>");
@@ -230,7 +225,7 @@ mod tests {
         for shown in [
             "scripts/bench &lt;all&gt;",
             "sshfs is left out of everything<dd>no key",
-            "<td class=best>1100 <small>±5 %, 0.550 of local</small>",
+            "<td class=best>1100<br><small>±5 %, ×0.550</small>",
             "<rect width='55.00%'",
             "create 7.00",
         ] {

@@ -1,5 +1,6 @@
 //! What was found, for people: a page of HTML, and a table for the terminal.
 
+mod colour;
 mod html;
 mod plot;
 mod terminal;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use super::figure;
+use super::{colour, figure};
 use crate::bench::results::{Axis, Plot};
 use crate::bench::statistics::{Summary, quantile};
 use crate::page::escaped;
@@ -86,13 +86,7 @@ impl Scale {
 /// How a line looks: modes have the same colour in all pictures.
 fn look(name: &str, place: usize, same: &mut BTreeMap<String, usize>) -> (usize, &'static str) {
     let of = name.split([',', ':']).next().unwrap_or(name).trim();
-    let colour = match of {
-        "local" | "pass-through" => 0,
-        "nfs" => 1,
-        "direct" => 4,
-        "afs" => 7,
-        _ => [3, 5, 2, 6][place % 4],
-    };
+    let colour = colour::of(of, place);
     let before = same.entry(of.to_owned()).or_default();
     let dash = DASHES[*before % DASHES.len()];
     *before += 1;
