@@ -18,8 +18,12 @@ use rustix::io::Errno;
 use crate::disk::Disk;
 use crate::process::run;
 
-/// MiB of the file system that holds the images: room for an original and a copy that share nothing any more.
-const HOST_MIB: u64 = 4096;
+/// How much larger the file system is that holds the images: with room for an original and copies that share nothing any
+/// more.
+const HOST: u64 = 8;
+
+/// MiB of the smallest XFS that mkfs.xfs makes with a journal of the usual size.
+const MIN_HOST_MIB: u64 = 1024;
 
 /// A disk on which a power cut can be had.
 #[derive(Debug)]
@@ -58,7 +62,7 @@ impl Medium {
     /// If it cannot be made: this needs root, loop devices, and ext4 and XFS in the kernel.
     pub fn new(dir: &Path, name: &str, mib: u64) -> Result<Medium> {
         let (host_name, path) = (format!("{name}.host"), dir.join(name));
-        let host = Disk::xfs(dir, &host_name, HOST_MIB)?;
+        let host = Disk::xfs(dir, &host_name, (mib * HOST).max(MIN_HOST_MIB))?;
         let image = host.path().join("0.img");
         Disk::format(&image, mib, Command::new("mkfs.ext4").args(["-q", "-m", "0"]))?;
         let disk = Disk::of_image(&image, &path)?;
@@ -191,7 +195,8 @@ pub fn fill(hog: &Path) -> Result<()> {
 pub fn release(hog: &Path) -> Result<()> {
     let dir = hog.parent().with_context(|| format!("{} is in no directory", hog.display()))?;
     fs::remove_file(hog).with_context(|| format!("removing {}", hog.display()))?;
-    rustix::fs::syncfs(File::open(dir)?).with_context(|| format!("syncing {}", dir.display()))
+    // No more than that: what the store has not synced is the power cut's.
+    File::open(dir)?.sync_all().with_context(|| format!("syncing {}", dir.display()))
 }
 
 #[cfg(test)]

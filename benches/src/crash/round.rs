@@ -395,6 +395,8 @@ fn end(round: Arc<Round>, watchdog: &Watchdog, mut outcome: Outcome) -> Outcome 
     });
     // `larderd check` is the last of it.
     outcome.checks += u64::from(ended.is_ok());
+    // What the store keeps is known only if it could be checked.
+    let store_is_known = ended.is_ok();
     let mut wrong: Vec<(String, String)> = overdue.into_iter().map(|what| ("the end".to_owned(), what)).collect();
     match ended {
         Ok(kept) => {
@@ -409,10 +411,7 @@ fn end(round: Arc<Round>, watchdog: &Watchdog, mut outcome: Outcome) -> Outcome 
         }
         Err(error) => wrong.push(("the end".to_owned(), format!("{error:#}"))),
     }
-    if wrong.is_empty() {
-        // What is kept is known.
-        wrong.extend(too_large(&outcome.depots));
-    }
+    wrong.extend(too_large(&outcome.depots).filter(|(who, _)| who != STORE || store_is_known));
     let at = begin.elapsed();
     outcome.findings.extend(wrong.into_iter().map(|(who, what)| Finding { at, who, what, fault: None }));
     outcome.took = begin.elapsed();

@@ -32,6 +32,9 @@ const LEASE: &str = "2";
 pub const ATTRIBUTES_FOR: Duration = Duration::from_secs(4);
 /// MiB of the disk of a server, and of a client's cache, whose power can be cut.
 const DISK_MIB: u64 = 512;
+/// As many more MiB of the server's disk for each minute of the round: clients that die leave the files that they had removed
+/// and open, and a server that is killed again and again keeps them for a day.
+const MIB_A_MINUTE: u64 = 20;
 
 /// What a report calls the server's store.
 pub const STORE: &str = "store";
@@ -68,7 +71,8 @@ impl World {
         let of_server = plan.faults.iter().any(|fault| fault.needs_medium_of_server());
         let of_clients = plan.faults.iter().any(|fault| fault.needs_medium_of_client());
         let power = plan.faults.iter().any(|fault| fault.needs_power());
-        let medium = if of_server { Some(Medium::new(dir.path(), "server.disk", DISK_MIB)?) } else { None };
+        let mib = DISK_MIB + plan.length.as_secs() / 60 * MIB_A_MINUTE;
+        let medium = if of_server { Some(Medium::new(dir.path(), "server.disk", mib)?) } else { None };
         let store = medium.as_ref().map_or(dir.path(), Medium::path).join("store");
         let durability = plan.durability.unwrap_or(if power { "power" } else { "process" });
         let is_dated = plan.faults.contains(&Fault::WallClock);
