@@ -57,10 +57,12 @@ pub const BREAKS_WAIT: Duration = Duration::from_secs(540);
 pub const MAX_COPY: u64 = 64 << 20;
 /// The longest deadline that a request can carry. A longer one is cut, so that a forged one can do no harm.
 pub const MAX_DEADLINE: Duration = Duration::from_secs(600);
-/// How long a client may be silent before the server forgets its slots and orphans.
+/// How long a client may be silent before the server forgets its slots and orphans (which may go sooner where room is
+/// scarce: [`ORPHANS_YIELD_AFTER`]).
 pub const CLIENT_FORGOTTEN_AFTER: Duration = Duration::from_secs(24 * 3600);
-/// How long a client may be silent before its orphans make room for others on a disk that is nearly full: as with NFS
-/// servers that are courteous (RFC 7530, section 9.6.3) somebody has to want it.
+/// How long a server process must not have heard of a client before that client's orphans make room for others on a disk
+/// that is nearly full: as with NFS servers that are courteous (RFC 7530, section 9.6.3) somebody has to want it. The time
+/// without a server does not count.
 pub const ORPHANS_YIELD_AFTER: Duration = Duration::from_secs(15 * 60);
 /// Longest name of a volume, in bytes.
 pub const MAX_VOLUME_NAME: usize = 64;

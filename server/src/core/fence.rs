@@ -153,10 +153,10 @@ impl Fence {
         self.clients.keys().copied()
     }
 
-    /// Those of them that have connections, or had one since `moment`.
-    pub fn heard_since(&self, moment: BootTime) -> impl Iterator<Item = ClientId> + '_ {
-        let heard = move |client: &Client| !client.connections.is_empty() || client.last_seen >= moment;
-        self.clients.iter().filter(move |(_, client)| heard(client)).map(|(id, _)| *id)
+    /// Whether a client has a connection, or had one since `moment`.
+    pub fn is_heard_since(&self, client: ClientId, moment: BootTime) -> bool {
+        let known = self.clients.get(&client);
+        known.is_some_and(|client| !client.connections.is_empty() || client.last_seen >= moment)
     }
 
     /// Number of clients that have connections.

@@ -268,10 +268,10 @@ impl Sessions {
         inner.fence.known().collect()
     }
 
-    /// The clients that this process has heard of in this time, by a clock that cannot be set.
-    pub fn heard_within(&self, time: Duration) -> BTreeSet<ClientId> {
+    /// Whether this process has heard of a client in the last `time`, by a clock that cannot be set.
+    pub fn is_heard_within(&self, client: ClientId, time: Duration) -> bool {
         let since = self.runtime.boottime().saturating_sub(time);
-        self.inner.lock().fence.heard_since(since).collect()
+        self.inner.lock().fence.is_heard_since(client, since)
     }
 
     /// Number of clients that have connections.

@@ -41,12 +41,11 @@ pub const SOFTWARE: &str = concat!("larderd ", env!("CARGO_PKG_VERSION"));
 /// How often clients that have been silent for too long are looked for.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(3600);
 
-/// How often it is written down which clients are there for which files without a name are kept. A part of
-/// [`ORPHANS_YIELD_AFTER`]: a client that was there at a server's end has the rest of that time to come back.
-const KEEPERS_INTERVAL: Duration = Duration::from_secs(120);
-
 /// How often it is looked whether room is scarce.
 const SCARCITY_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How soon that is looked at again where something that was to go could not: the log must not fill the disk.
+const FAILED_INTERVAL: Duration = Duration::from_secs(300);
 
 /// How often callbacks of leases that have ended are swept up.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
@@ -145,8 +144,6 @@ impl Server {
         runtime.spawn(Box::pin(expiring));
         let yielding = server.tasks.track_future(server.clone().orphans_yield());
         runtime.spawn(Box::pin(yielding));
-        let noting = server.tasks.track_future(server.clone().note_keepers());
-        runtime.spawn(Box::pin(noting));
         let sweeping = server.tasks.track_future(server.clone().sweep_promises());
         runtime.spawn(Box::pin(sweeping));
         server
@@ -245,8 +242,9 @@ impl Server {
     }
 
     async fn orphans_yield(self: Arc<Self>) {
-        // Clients that live come back at once, and at the latest to renew their leases.
-        let mut pause = self.promises.terms().term.max(SCARCITY_INTERVAL);
+        // Every client that lives has had as long to come back to this process as it may be silent: neither the calendar
+        // nor how long there was no server counts.
+        let mut pause = ORPHANS_YIELD_AFTER;
         loop {
             tokio::select! {
                 biased;
@@ -254,26 +252,11 @@ impl Server {
                 () = self.shared.runtime.sleep(pause) => {}
             }
             pause = SCARCITY_INTERVAL;
-            let heard_of = self.shared.sessions.heard_within(ORPHANS_YIELD_AFTER);
+            let shared = self.shared.clone();
+            let is_heard = move |client| shared.sessions.is_heard_within(client, ORPHANS_YIELD_AFTER);
             for volume in self.volumes.opened() {
-                if let Err(code) = volume.orphans_yield(&heard_of).await {
-                    warn!(volume = volume.name(), "cannot make room: {code}; trying again in {pause:?}");
-                }
-            }
-        }
-    }
-
-    async fn note_keepers(self: Arc<Self>) {
-        loop {
-            tokio::select! {
-                biased;
-                () = self.shared.ending.cancelled() => return,
-                () = self.shared.runtime.sleep(KEEPERS_INTERVAL) => {}
-            }
-            let connected = self.shared.sessions.connected();
-            for volume in self.volumes.opened() {
-                if let Err(code) = volume.note_keepers(&connected) {
-                    warn!(volume = volume.name(), "cannot note which clients are there: {code}; trying again");
+                if !volume.orphans_yield(is_heard.clone()).await {
+                    pause = FAILED_INTERVAL;
                 }
             }
         }
@@ -311,5 +294,7 @@ where
 
 #[cfg(test)]
 mod promise_tests;
+#[cfg(test)]
+mod scarcity_tests;
 #[cfg(test)]
 mod tests;

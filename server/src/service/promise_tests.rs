@@ -26,23 +26,23 @@ use crate::volume::meta::memory::MemoryMetadata;
 use crate::volume::{open_on, prepare};
 
 /// The default term, and what the server adds to it.
-const TERM: Duration = Duration::from_secs(10);
+pub(super) const TERM: Duration = Duration::from_secs(10);
 const KEPT: Duration = Duration::from_millis(10_500);
 
 const SECOND: Duration = Duration::from_secs(1);
 
 /// A server with a volume in memory, and what outlives it.
-struct World {
+pub(super) struct World {
     runtime: SharedRuntime,
     meta: Arc<MemoryMetadata>,
-    content: Arc<MemoryContent>,
+    pub(super) content: Arc<MemoryContent>,
     holders: Arc<HolderMemory>,
     server: Arc<Server>,
     clients: AtomicU64,
 }
 
 impl World {
-    fn new() -> World {
+    pub(super) fn new() -> World {
         let runtime: SharedRuntime = Arc::new(SimRuntime::new(7));
         let meta = Arc::new(MemoryMetadata::new());
         prepare(&*meta, VolumeId::ROOT, "root", runtime.wall()).unwrap();
@@ -53,7 +53,7 @@ impl World {
     }
 
     /// The server is gone, without a word, and another one is there.
-    fn restart(&mut self, term: Duration) {
+    pub(super) fn restart(&mut self, term: Duration) {
         // A copy, so that nothing the old one still does can reach the new one.
         self.meta = Arc::new(self.meta.power_cut(u64::MAX));
         self.server = start(&self.runtime, &self.meta, &self.content, &self.holders, term);
@@ -66,12 +66,12 @@ impl World {
     }
 
     /// A client that has said hello.
-    async fn client(&self) -> Client {
+    pub(super) async fn client(&self) -> Client {
         let id = ClientId(u128::from(self.clients.fetch_add(1, Ordering::Relaxed) + 1));
         self.life(id, 1, 0, 1).await
     }
 
-    async fn life(&self, id: ClientId, incarnation: u64, channel: u32, generation: u64) -> Client {
+    pub(super) async fn life(&self, id: ClientId, incarnation: u64, channel: u32, generation: u64) -> Client {
         let rpc = self.dial();
         let hello = Hello {
             min_version: MIN_VERSION,
@@ -89,7 +89,7 @@ impl World {
         Client { rpc, id, incarnation, epoch: welcome.epoch, seq: Arc::default() }
     }
 
-    async fn root(&self) -> Fid {
+    pub(super) async fn root(&self) -> Fid {
         self.server.volumes.get(VolumeId::ROOT).await.unwrap().root()
     }
 
@@ -111,13 +111,13 @@ fn start(
     Server::with_volumes(epoch, vec![volume], holders.clone(), settings, runtime.clone()).unwrap()
 }
 
-fn context() -> Context {
+pub(super) fn context() -> Context {
     let mut context = tarpc::context::current();
     context.deadline = StdInstant::now() + Duration::from_secs(590);
     context
 }
 
-fn name(name: &str) -> Name {
+pub(super) fn name(name: &str) -> Name {
     Name::new(name.as_bytes()).unwrap()
 }
 
@@ -140,9 +140,9 @@ fn ids(fids: &[Fid]) -> Vec<ObjectId> {
 
 /// One client on one connection.
 #[derive(Clone)]
-struct Client {
-    rpc: LarderClient,
-    id: ClientId,
+pub(super) struct Client {
+    pub(super) rpc: LarderClient,
+    pub(super) id: ClientId,
     incarnation: u64,
     epoch: Epoch,
     seq: Arc<AtomicU64>,
@@ -189,11 +189,11 @@ impl Client {
         OpId { client: self.id, incarnation: self.incarnation, slot: 0, seq }
     }
 
-    async fn mutate(&self, op: Op) -> Result<Mutated, ErrorCode> {
+    pub(super) async fn mutate(&self, op: Op) -> Result<Mutated, ErrorCode> {
         self.rpc.mutate(context(), Credential::root(), self.next_id(), op).await.unwrap()
     }
 
-    async fn create(&self, dir: Fid, file: &str) -> (Attr, Grants) {
+    pub(super) async fn create(&self, dir: Fid, file: &str) -> (Attr, Grants) {
         let Mutated { reply, grants, .. } = self.mutate(create(dir, file)).await.unwrap();
         match reply {
             OpReply::Entry { attr, .. } => (attr, grants),

@@ -19,7 +19,7 @@ use super::data::Data;
 use super::data::dirty::DirtyFiles;
 use super::data::gates::Gates;
 use super::data::kept::KeptCopies;
-use super::data::reclaim;
+use super::data::reclaim::Waiting;
 use super::data::room::RoomGauge;
 use super::data::stage::Stages;
 use super::data::unsettled::UnsettledMap;
@@ -262,7 +262,7 @@ pub fn open_on(
         tasks: TaskTracker::new(),
         ending: CancellationToken::new(),
         hurry: CancellationToken::new(),
-        waiting: reclaim::waiting(),
+        waiting: Waiting::default(),
     });
     let volume = Arc::new(Volume {
         name: header.name,

@@ -48,6 +48,7 @@ use data::Data;
 use data::allocate::Allocation;
 use data::copy::Copy;
 use data::fetch::Fetch;
+use data::reclaim::By;
 use view::{Records, Verified};
 use writer::{Operation, Scope};
 
@@ -253,7 +254,7 @@ impl Volume {
             Op::Store { contents: NewContents::Whole(data), .. } => data.len() as u64,
             _ => 0,
         };
-        self.data.with_room(bytes, || self.run_once(cred, id, op.clone())).await
+        self.data.with_room(By::Mutation, bytes, || self.run_once(cred, id, op.clone())).await
     }
 
     async fn run_once(self: &Arc<Self>, cred: &Credential, id: &Operation, op: Op) -> Result<Mutated, ErrorCode> {
@@ -293,7 +294,7 @@ impl Volume {
         if let Some(held) = &mut held {
             held.settled().await;
         }
-        self.data.with_room(0, || self.data.write(cred, request.clone())).await
+        self.data.with_room(By::Request, 0, || self.data.write(cred, request.clone())).await
     }
 
     /// Has callbacks broken before anything changes. Called once, before the volume is used.
@@ -307,7 +308,7 @@ impl Volume {
     /// # Errors
     /// `Io` if the disk failed: the writes must be sent again. `Stale`, `AccessDenied`.
     pub async fn commit(self: &Arc<Self>, cred: &Credential, fid: Fid) -> Result<Committed, ErrorCode> {
-        self.data.with_room(0, || self.data.commit(cred, fid)).await
+        self.data.with_room(By::Request, 0, || self.data.commit(cred, fid)).await
     }
 }
 

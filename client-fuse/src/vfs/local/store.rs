@@ -173,7 +173,8 @@ impl Vfs {
                 Err(error) => return Err(error),
             }
         }
-        Err(ErrorCode::Io.into())
+        // It was not restarted as often as that: what was staged had to make room each time.
+        Err(ErrorCode::NoSpace.into())
     }
 
     fn is_stored(&self, afs: &Afs, copy: &Arc<LocalCopy>, was: &Unstored, attr: &Attr, checksums: Vec<u32>) {

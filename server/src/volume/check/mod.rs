@@ -22,7 +22,7 @@ use std::path::Path;
 use anyhow::Context as _;
 use larder_protocol::attr::{FileType, Timestamp};
 use larder_protocol::ids::{ROOT_VNODE, VolumeId};
-use larder_protocol::limits::CLIENT_FORGOTTEN_AFTER;
+use larder_protocol::limits::{CLIENT_FORGOTTEN_AFTER, ORPHANS_YIELD_AFTER};
 use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
@@ -152,12 +152,16 @@ impl fmt::Display for Report {
         if self.kept.files > 0 {
             let Kept { files, bytes } = self.kept;
             let hours = CLIENT_FORGOTTEN_AFTER.as_secs() / 3600;
+            let minutes = ORPHANS_YIELD_AFTER.as_secs() / 60;
             write!(
                 f,
                 "\n{files} vnodes ({} KiB) are removed files that clients had open; those of ",
                 bytes.div_ceil(1024)
             )?;
-            write!(f, "clients that do not come back go {hours} hours after they were last heard of")?;
+            write!(
+                f,
+                "clients that do not come back go {hours} hours after they were last heard of, where room is scarce {minutes} minutes"
+            )?;
         }
         Ok(())
     }

@@ -513,7 +513,7 @@ fn it_says_what_is_kept_for_clients_that_are_away() {
     assert_eq!(kept, Kept { files: 1, bytes: 12 << 10 });
     let report = Report { volumes: 1, vnodes: 7, kept, findings: Vec::new() };
     let line = "1 volumes, 7 vnodes: sound\n1 vnodes (12 KiB) are removed files that clients had open; those of clients that \
-                do not come back go 24 hours after they were last heard of";
+                do not come back go 24 hours after they were last heard of, where room is scarce 15 minutes";
     assert_eq!(report.to_string(), line);
     assert!(report.is_clean(), "it is nothing wrong");
     // With the client's claim it goes.

@@ -13,6 +13,7 @@ use larder_protocol::service::file::QueryReply;
 
 use super::Data;
 use super::kept::Kept;
+use super::reclaim::By;
 use crate::volume::access;
 use crate::volume::content::ContentId;
 use crate::volume::record::{Body, VnodeRecord};
@@ -66,7 +67,7 @@ impl Data {
         let data = Arc::clone(self);
         // Whole, even if nobody waits for it any more.
         let bytes = self.load_file(fid)?.blocks.saturating_mul(512);
-        let kept = async move { data.with_room(bytes, || data.keep_copy(fid)).await };
+        let kept = async move { data.with_room(By::Request, bytes, || data.keep_copy(fid)).await };
         let kept = self.runtime.detached(self.tasks.track_future(kept)).await;
         if let Some(kept) = kept.ok_or(ErrorCode::Internal)??
             && let Some(reply) = self.fetch_kept(cred, fid, &kept, what.offset, len).await?

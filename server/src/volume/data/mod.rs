@@ -63,7 +63,6 @@ use larder_protocol::ids::{Epoch, Fid, Verifier, VolumeId};
 use larder_protocol::runtime::{RuntimeExt, SharedRuntime};
 
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -78,7 +77,7 @@ use crate::failpoint::Failpoint;
 use dirty::{DirtyFile, DirtyFiles};
 use gates::Gates;
 use kept::KeptCopies;
-use reclaim::{Removals, Removing};
+use reclaim::{Removals, Removing, Waiting};
 use room::RoomGauge;
 use scratch::Scratch;
 use stage::Stages;
@@ -131,7 +130,7 @@ pub(super) struct Data {
     /// Set when the server is to end: nobody waits for room any more.
     pub(super) hurry: CancellationToken,
     /// For who waits for room.
-    pub(super) waiting: Semaphore,
+    pub(super) waiting: Waiting,
 }
 
 /// A content file that is to be removed.

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use larder_protocol::error::ErrorCode;
+use larder_protocol::limits::MAX_IN_FLIGHT;
 use larder_protocol::runtime::BootTime;
 use tokio::sync::Semaphore;
 
@@ -22,9 +23,11 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How often it is tried again. Not everything that says that there is no room means the disk, and others may be faster in
 /// taking what there is.
 const AGAIN: u32 = 64;
-/// Operations of a volume that may wait at the same time. Each holds a slot of its client and a place on its connection
-/// meanwhile, and whoever would make room by removing something needs these, too.
-const WAITING: usize = 32;
+/// Mutations of a volume that may wait at the same time. Each holds a slot of its client meanwhile, and whoever would make
+/// room by removing something needs one, too.
+const WITH_SLOTS: usize = 32;
+/// Requests without a slot that may. Each holds a place on its connection, and some must be left.
+pub(super) const WITHOUT_SLOTS: usize = MAX_IN_FLIGHT / 2;
 /// How often it looks.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
@@ -65,9 +68,26 @@ impl Drop for Removing {
     }
 }
 
-/// The operations that may wait for room.
-pub(in crate::volume) fn waiting() -> Semaphore {
-    Semaphore::new(WAITING)
+/// How many more may wait for room.
+#[derive(Debug)]
+pub(in crate::volume) struct Waiting {
+    with_slots: Semaphore,
+    without_slots: Semaphore,
+}
+
+impl Default for Waiting {
+    fn default() -> Waiting {
+        Waiting { with_slots: Semaphore::new(WITH_SLOTS), without_slots: Semaphore::new(WITHOUT_SLOTS) }
+    }
+}
+
+/// Who asks for room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::volume) enum By {
+    /// A mutation, in a slot of its client.
+    Mutation,
+    /// Another request.
+    Request,
 }
 
 impl Data {
@@ -75,6 +95,7 @@ impl Data {
     /// with no gate held: removals wait for these.
     pub(in crate::volume) async fn with_room<T, F>(
         self: &Arc<Self>,
+        by: By,
         bytes: u64,
         run: impl Fn() -> F,
     ) -> Result<T, ErrorCode>
@@ -91,7 +112,10 @@ impl Data {
             let until = *until.get_or_insert_with(|| self.runtime.boottime().saturating_add(PATIENCE));
             // It may have looked for room just before there was some.
             let came_late = self.removals.ended() != ended && self.room.has_room_for(bytes);
-            if !came_late && !self.make_room(bytes, until).await {
+            if !came_late && !self.make_room(by, bytes, until).await {
+                break;
+            }
+            if self.hurry.is_cancelled() || self.runtime.boottime() >= until {
                 break;
             }
             ended = self.removals.ended();
@@ -101,17 +125,25 @@ impl Data {
         match result {
             // Whether there would have been room is for the next life to say.
             Err(ErrorCode::NoSpace) if until.is_some() && self.hurry.is_cancelled() => Err(ErrorCode::Unavailable),
+            Err(ErrorCode::NoSpace) => {
+                self.room.want(bytes);
+                Err(ErrorCode::NoSpace)
+            }
             result => result,
         }
     }
 
     /// Waits until there is room for `bytes` which was not there, if anything can be given back.
-    async fn make_room(self: &Arc<Self>, bytes: u64, until: BootTime) -> bool {
+    async fn make_room(self: &Arc<Self>, by: By, bytes: u64, until: BootTime) -> bool {
         if !self.room.can_ever_have(bytes) || self.room.has_room_for(bytes) {
             return false;
         }
         self.drop_idle();
-        let Ok(_waiting) = self.waiting.try_acquire() else { return false };
+        let places = match by {
+            By::Mutation => &self.waiting.with_slots,
+            By::Request => &self.waiting.without_slots,
+        };
+        let Ok(_waiting) = places.try_acquire() else { return false };
         while self.removals.is_any() && self.runtime.boottime() < until && !self.hurry.is_cancelled() {
             self.runtime.sleep(LOOK_EVERY).await;
             if self.room.has_room_for(bytes) {
@@ -120,6 +152,14 @@ impl Data {
         }
         // The last of them may just have ended.
         self.room.has_room_for(bytes)
+    }
+
+    /// Waits until what is being removed is gone, for a while.
+    pub(in crate::volume) async fn removals_ended(&self) {
+        let until = self.runtime.boottime().saturating_add(PATIENCE);
+        while self.removals.is_any() && self.runtime.boottime() < until && !self.hurry.is_cancelled() {
+            self.runtime.sleep(LOOK_EVERY).await;
+        }
     }
 
     /// Drops staged contents and copies that nobody used lately.

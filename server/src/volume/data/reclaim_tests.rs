@@ -14,6 +14,7 @@ use larder_protocol::service::file::{
 
 use super::gates::Pass;
 use super::reclaim::KEPT_WHEN_FULL;
+use super::reclaim::WITHOUT_SLOTS;
 use super::stage::StageKey;
 use super::store_tests::{at_rest, bytes, scratch, store, whole};
 use super::tests::{World, root};
@@ -274,13 +275,13 @@ async fn only_so_many_wait_for_room() {
         let request = WriteRequest { fid: world.fids[2], offset: 0, data: Payload(bytes(9, 2)), stable: false };
         world.volume.write(&cred, request)
     };
-    let mut waiting: futures::stream::FuturesUnordered<_> = (0..40).map(|_| write()).collect();
+    let mut waiting: futures::stream::FuturesUnordered<_> = (0..WITHOUT_SLOTS + 8).map(|_| write()).collect();
     let mut refused = 0;
     while let Ok(Some(done)) = tokio::time::timeout(Duration::from_secs(1), waiting.next()).await {
         assert_eq!(done.map(drop), Err(ErrorCode::NoSpace));
         refused += 1;
     }
-    assert_eq!((refused, waiting.len()), (8, 32));
+    assert_eq!((refused, waiting.len()), (8, WITHOUT_SLOTS));
     drop(reader);
     assert!(waiting.all(|done| async move { done.is_ok() }).await);
 }

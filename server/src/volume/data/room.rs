@@ -4,6 +4,7 @@
 //! store, or nothing could ever be freed.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use larder_protocol::runtime::{BootTime, SharedRuntime};
@@ -18,6 +19,8 @@ const PLENTY: u64 = 1 << 30;
 /// The reserve is an eighth of the disk, within these bounds.
 const MIN_RESERVE: u64 = 4 << 20;
 const MAX_RESERVE: u64 = 64 << 20;
+/// So few files that a disk has places for are soon used up.
+const SCARCE_FILES: u64 = 1000;
 
 /// Watches the room under a volume.
 pub(crate) struct RoomGauge {
@@ -25,11 +28,13 @@ pub(crate) struct RoomGauge {
     runtime: SharedRuntime,
     /// When there was last plenty of room.
     plenty: Mutex<Option<BootTime>>,
+    /// Somebody found no room.
+    wanted: AtomicBool,
 }
 
 impl RoomGauge {
     pub(crate) fn new(content: Arc<dyn Content>, runtime: SharedRuntime) -> RoomGauge {
-        RoomGauge { content, runtime, plenty: Mutex::new(None) }
+        RoomGauge { content, runtime, plenty: Mutex::new(None), wanted: AtomicBool::new(false) }
     }
 
     /// Whether there is more left than the reserve. When the operating system does not say, yes: the write itself
@@ -43,10 +48,24 @@ impl RoomGauge {
         self.content.space().map_or(true, |space| bytes < space.total.saturating_sub(reserve(space.total)))
     }
 
-    /// Whether there will soon be no more than the reserve.
+    /// Whether there will soon be no more than the reserve, or no place for another file.
     pub(crate) fn is_scarce(&self) -> bool {
         let space = self.content.space();
-        space.is_ok_and(|space| space.available <= reserve(space.total).saturating_mul(2))
+        space.is_ok_and(|space| {
+            space.available <= reserve(space.total).saturating_mul(2) || space.files_free <= SCARCE_FILES
+        })
+    }
+
+    /// Notes that somebody found no room for so many bytes, if the disk is the reason.
+    pub(crate) fn want(&self, bytes: u64) {
+        if self.can_ever_have(bytes) && !self.has_room_for(bytes) {
+            self.wanted.store(true, Ordering::Release);
+        }
+    }
+
+    /// Whether somebody found no room since this was asked last.
+    pub(crate) fn was_wanted(&self) -> bool {
+        self.wanted.swap(false, Ordering::AcqRel)
     }
 
     /// As [`has_room`](RoomGauge::has_room), after taking up `bytes` more.

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 
 use super::Data;
 use super::dirty::DirtyFile;
-use super::reclaim::Removals;
+use super::reclaim::{By, Removals};
 use super::scratch::{Leaving, Scratch};
 use super::write::{complete_steps, end_of};
 use crate::failpoint::Failpoint;
@@ -141,7 +141,7 @@ impl Volume {
         request: StageRequest,
     ) -> Result<(), ErrorCode> {
         let bytes = request.data.len() as u64;
-        self.data.with_room(bytes, || self.data.stage(cred, client, request.clone())).await
+        self.data.with_room(By::Request, bytes, || self.data.stage(cred, client, request.clone())).await
     }
 }
 
