@@ -19,16 +19,23 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use fuser::{
-    Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    BackingId, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
     KernelConfig, LockOwner, MountOption, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
     ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, Request, Session, SessionACL, TimeOrNow, WriteFlags,
 };
 use rustix::fs::{
     AtFlags, CWD, Dir, FileType as RawType, Mode, OFlags, Stat, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT,
 };
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Threads that take requests from the kernel.
 const THREADS: usize = 2;
+
+/// Requests that the kernel may have outstanding in the background.
+const MAX_BACKGROUND: u16 = 128;
+
+/// Bytes from which on the kernel serves a file by itself, as for Larder's disk cache: opening such a file takes longer.
+const SERVED_BY_KERNEL: u64 = 256 << 10;
 
 /// Mounts `source` at `mountpoint` and serves it until it is unmounted. The kernel may keep names and attributes for this
 /// long.
@@ -36,9 +43,12 @@ const THREADS: usize = 2;
 /// # Errors
 /// If it cannot be mounted.
 pub fn serve(source: &Path, mountpoint: &Path, validity: Duration) -> Result<()> {
+    // One descriptor for each file that the kernel knows.
+    let most = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most }).context("raising the limit of open files")?;
     let root = rustix::fs::open(source, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .with_context(|| format!("opening {}", source.display()))?;
-    let root = Object { at: Arc::new(root), references: 1 };
+    let root = Object { at: Arc::new(root), references: 1, opens: 0, backing: None };
     let filesystem = PassThrough {
         objects: RwLock::new(HashMap::from([(INodeNo::ROOT.0, root)])),
         files: RwLock::default(),
@@ -64,6 +74,11 @@ pub fn serve(source: &Path, mountpoint: &Path, validity: Duration) -> Result<()>
 struct Object {
     at: Arc<OwnedFd>,
     references: u64,
+    /// How often it is open.
+    opens: u64,
+    /// What the kernel serves it from by itself, if it does: decided when it is opened, and the same for all who have it
+    /// open at a time.
+    backing: Option<Arc<BackingId>>,
 }
 
 /// What a directory held when it was opened.
@@ -119,7 +134,7 @@ impl PassThrough {
         match write(&self.objects).entry(stat.st_ino) {
             Entry::Occupied(mut known) => known.get_mut().references += 1,
             Entry::Vacant(new) => {
-                new.insert(Object { at: Arc::new(at), references: 1 });
+                new.insert(Object { at: Arc::new(at), references: 1, opens: 0, backing: None });
             }
         }
         Ok(attributes(stat.st_ino, &stat))
@@ -142,6 +157,34 @@ impl PassThrough {
         let dropped = OFlags::APPEND | OFlags::DIRECT | OFlags::NOFOLLOW | OFlags::CREATE | OFlags::EXCL;
         let flags = OFlags::from_bits_retain(flags as u32).difference(dropped) | OFlags::CLOEXEC;
         Ok(self.keep(rustix::fs::open(path_of(at), flags, Mode::empty())?.into()))
+    }
+
+    /// A file is opened: from what the kernel is to serve it by itself.
+    fn backing(
+        &self,
+        node: INodeNo,
+        handle: FileHandle,
+        open: impl FnOnce(&File) -> io::Result<BackingId>,
+    ) -> Option<Arc<BackingId>> {
+        let file = self.file(handle).ok()?;
+        let mut objects = write(&self.objects);
+        let object = objects.get_mut(&node.0)?;
+        let is_first = object.opens == 0;
+        object.opens += 1;
+        if is_first && file.metadata().is_ok_and(|metadata| metadata.len() >= SERVED_BY_KERNEL) {
+            // One that refuses takes the other way for all.
+            object.backing = open(&file).ok().map(Arc::new);
+        }
+        object.backing.clone()
+    }
+
+    fn closed(&self, node: INodeNo) {
+        if let Some(object) = write(&self.objects).get_mut(&node.0) {
+            object.opens = object.opens.saturating_sub(1);
+            if object.opens == 0 {
+                object.backing = None;
+            }
+        }
     }
 
     fn list(&self, node: INodeNo) -> io::Result<FileHandle> {
@@ -264,10 +307,13 @@ impl Filesystem for PassThrough {
             InitFlags::FUSE_ATOMIC_O_TRUNC,
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+            InitFlags::FUSE_PASSTHROUGH,
         ] {
             // A kernel without it is one whose limit is another.
             let _ = config.add_capabilities(wanted);
         }
+        let _ = config.set_max_stack_depth(2);
+        let _ = config.set_max_background(MAX_BACKGROUND);
         Ok(())
     }
 
@@ -367,8 +413,14 @@ impl Filesystem for PassThrough {
 
     fn open(&self, _: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let opened = self.at(node).and_then(|at| self.open_file(&at, flags.0));
-        let how = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
-        answer!(reply, opened, handle => reply.opened(handle, how));
+        let handle = match opened {
+            Ok(handle) => handle,
+            Err(error) => return reply.error(error.into()),
+        };
+        match self.backing(node, handle, |file| reply.open_backing(file)) {
+            Some(backing) => reply.opened_passthrough(handle, FopenFlags::FOPEN_NOFLUSH, &backing),
+            None => reply.opened(handle, FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH),
+        }
     }
 
     fn create(
@@ -385,7 +437,11 @@ impl Filesystem for PassThrough {
             let flags = OFlags::from_bits_retain(flags as u32).difference(OFlags::APPEND | OFlags::DIRECT);
             let flags = flags | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let file = rustix::fs::openat(&parent, name, flags, created_mode(mode, umask))?;
-            Ok((self.look_up(&parent, name)?, self.keep(file.into())))
+            let made = self.look_up(&parent, name)?;
+            if let Some(object) = write(&self.objects).get_mut(&made.ino.0) {
+                object.opens += 1;
+            }
+            Ok((made, self.keep(file.into())))
         });
         let how = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
         answer!(reply, created, (made, handle) => reply.created(&self.validity, &made, Generation(0), handle, how));
@@ -436,7 +492,7 @@ impl Filesystem for PassThrough {
     fn release(
         &self,
         _: &Request,
-        _node: INodeNo,
+        node: INodeNo,
         handle: FileHandle,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
@@ -444,6 +500,7 @@ impl Filesystem for PassThrough {
         reply: ReplyEmpty,
     ) {
         write(&self.files).remove(&handle.0);
+        self.closed(node);
         reply.ok();
     }
 

@@ -36,6 +36,13 @@ fn a_run_measures_every_row_in_every_mode() {
             }
         }
     }
+    let requests = |workload: &str, name: &str, candidate: &str| -> u64 {
+        results.row(workload, name).unwrap().of[candidate][0].cost.requests.values().sum()
+    };
+    for mode in ["direct", "nfs", "afs"] {
+        assert!(requests("tree", "grep -r, cold", mode) >= 60, "{mode}: it was not cold");
+    }
+    assert_eq!(requests("tree", "grep -r, warm", "afs"), 0, "it was not warm");
     let unpacked = &results.row("tree", "unpack an archive").unwrap().of["afs"][0].cost;
     assert!(unpacked.requests["create"] >= 60 && unpacked.wire > 10_000, "{unpacked:?}");
     let page = std::fs::read_to_string(one.join("bench.html")).unwrap();
@@ -47,6 +54,12 @@ fn a_run_measures_every_row_in_every_mode() {
     assert_eq!((both.runs.len(), both.row("sqlite", "queries").unwrap().values("nfs").len()), (2, 2));
     let same = bench(&["compare"]).arg(&merged).arg(&merged).output().unwrap();
     assert!(same.status.success() && text(&same).starts_with("Nothing has changed"), "{same:?}");
+    let worse = dir.path().join("worse.json");
+    let mut results = both.clone();
+    results.rows.retain(|row| row.name != "queries");
+    results.write(&worse).unwrap();
+    let gone = bench(&["compare"]).arg(&merged).arg(&worse).output().unwrap();
+    assert!(gone.status.code() == Some(1) && text(&gone).contains("gone"), "{gone:?}");
 }
 
 #[test]
@@ -78,7 +91,9 @@ fn every_question_is_answered_for_every_mode() {
         }
     }
     let modes: Vec<(&str, u64)> = results.loads.iter().map(|load| (load.mode.as_str(), load.clients)).collect();
-    assert_eq!(modes, [("direct", 10), ("nfs", 10), ("afs", 10)]);
+    // One as clients are, and those that tell what each kind of request costs.
+    let of = |mode: &str| modes.iter().filter(|load| **load == (mode, 10)).count();
+    assert_eq!([of("direct"), of("nfs"), of("afs")], [3, 3, 4]);
     assert!(results.loads.iter().all(|load| load.deeds > 0 && load.cost.requests.values().sum::<u64>() > 0));
     // What the modes are for: nobody sees what is old where callbacks are, and nothing is asked again.
     let median = |name: &str, line: &str| results.plot("attributes", name).unwrap().at(line, 0.0).unwrap();
@@ -93,6 +108,7 @@ fn what_is_wrong_is_said_before_anything_is_measured() {
         (&["run", "--workloads", "sleep"][..], "andrew"),
         (&["run", "--rtt", "-1"][..], "-1"),
         (&["run", "--clients", "1"][..], "--clients"),
+        (&["run", "--rtt", "5", "--peers", "local,sshfs"][..], "sshfs"),
         (&["run", "--questions", "why"][..], "staleness"),
         (&["report", "/nowhere"][..], "/nowhere"),
         (&["compare", "/nowhere", "/nowhere"][..], "/nowhere"),

@@ -23,6 +23,20 @@ pub enum Scale {
 }
 
 impl Scale {
+    /// Its name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Scale::Quick => "quick",
+            Scale::Usual => "usual",
+            Scale::Full => "full",
+        }
+    }
+
+    /// MiB of disk that each candidate needs.
+    pub fn room(self) -> u64 {
+        self.pick(64, 1024, 4096)
+    }
+
     /// One of three amounts.
     pub fn pick<T>(self, quick: T, usual: T, full: T) -> T {
         match self {

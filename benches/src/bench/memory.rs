@@ -37,7 +37,7 @@ pub fn measure(dir: &Path, files: usize, results: &mut Results) -> Result<()> {
         };
         note(&format!("server, {files} files"), reading(&larder)?.servers);
         larder.need_clients(1)?;
-        run(Command::new("find").arg(larder.path(0)).arg("-ls"))?;
+        run(Command::new("timeout").args(["3600", "find"]).arg(larder.path(0)).arg("-ls"))?;
         let walked = reading(&larder)?;
         note("server, after a client has seen them all", walked.servers);
         note("client, after it has seen them all", walked.clients);

@@ -30,6 +30,30 @@ pub struct Usage {
 }
 
 impl Usage {
+    /// Of these processes and all that they have started, and so on, as far as it still runs: a server may have a process for
+    /// each connection, and a client one for what it encrypts.
+    pub fn of_trees(roots: &[u32]) -> Usage {
+        let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let mut others: Vec<(u32, u32)> = all
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .filter_map(|process| Some((process, parent(process)?)))
+            .collect();
+        let mut tree = roots.to_vec();
+        loop {
+            let known = tree.len();
+            others.retain(|(process, parent)| {
+                let is_of_it = tree.contains(parent) && !tree.contains(process);
+                if is_of_it {
+                    tree.push(*process);
+                }
+                !is_of_it
+            });
+            if tree.len() == known {
+                return Usage::of(&tree);
+            }
+        }
+    }
+
     /// Of these processes. One that is gone counts no more.
     pub fn of(processes: &[u32]) -> Usage {
         processes
@@ -37,6 +61,12 @@ impl Usage {
             .filter_map(|process| of_process(*process))
             .fold(Usage::default(), |sum, one| Usage { cpu: sum.cpu + one.cpu, memory: sum.memory + one.memory })
     }
+}
+
+/// From proc_pid_stat(5): field 4.
+fn parent(process: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
 }
 
 /// From proc_pid_stat(5): fields 14 and 15 in clock ticks, 24 in pages.
@@ -99,6 +129,26 @@ mod tests {
         }
         assert!(before.memory > 100 << 10);
         assert_eq!(Usage::of(&[u32::MAX - 1]), Usage::default(), "one that is gone");
+    }
+
+    #[test]
+    fn what_a_process_has_started_counts_with_it() {
+        let mut shell = std::process::Command::new("sh");
+        let mut shell = shell.args(["-c", "sleep 60 & wait"]).spawn().unwrap();
+        let begin = Instant::now();
+        let alone = || Usage::of(&[shell.id()]).memory;
+        while Usage::of_trees(&[shell.id()]).memory <= alone() {
+            assert!(begin.elapsed().as_secs() < 60, "its child is not counted");
+        }
+        let all: Vec<u32> =
+            fs::read_dir("/proc").unwrap().flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect();
+        let child = all.into_iter().find(|process| parent(*process) == Some(shell.id())).unwrap();
+        let kill = |id: u32| {
+            let id = rustix::process::Pid::from_raw(id as i32).unwrap();
+            rustix::process::kill_process(id, rustix::process::Signal::KILL).unwrap();
+        };
+        kill(child);
+        shell.wait().unwrap();
     }
 
     #[test]

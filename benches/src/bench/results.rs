@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
+use super::behaviour::Writes;
 use super::candidate::{LOCAL, PASS_THROUGH};
 use super::statistics::Summary;
 
@@ -40,6 +41,10 @@ pub struct Load {
     pub mode: String,
     /// How many they were.
     pub clients: u64,
+    /// How often they wrote.
+    pub writes: Writes,
+    /// The term of leases, in seconds.
+    pub term: f64,
     /// Seconds that they were at work before.
     pub warm: f64,
     /// How long it was.
@@ -63,6 +68,23 @@ pub struct About {
     pub machine: BTreeMap<String, String>,
     /// Versions of what was measured.
     pub versions: BTreeMap<String, String>,
+    /// How what was measured is set up.
+    #[serde(default)]
+    pub settings: BTreeMap<String, String>,
+    /// How much was done, if workloads were.
+    #[serde(default)]
+    pub amounts: Option<Amounts>,
+}
+
+/// How much was done in the workloads of a run: those of other amounts are not comparable.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Amounts {
+    /// `quick`, `usual` or `full`.
+    pub scale: String,
+    /// Clients where several were at work.
+    pub clients: usize,
+    /// Milliseconds that messages of Larder's took there and back, beside what the machine took.
+    pub rtt: f64,
 }
 
 /// Something that has no figures.
@@ -221,6 +243,21 @@ impl Plot {
     }
 }
 
+impl Plot {
+    /// From which `x` on one line is below another one, if it is above it before: between two places in proportion, as the
+    /// axes are.
+    pub fn falls_below(&self, line: &str, other: &str) -> Option<f64> {
+        let places = self.of.get(line)?.iter().map(|point| point.x);
+        let both = places.filter_map(|x| Some((x, self.at(line, x)?.ln() - self.at(other, x)?.ln())));
+        let both: Vec<(f64, f64)> = both.collect();
+        let (before, after) =
+            both.iter().zip(both.get(1..)?).find(|(before, after)| before.1 > 0.0 && after.1 <= 0.0)?;
+        let part = before.1 / (before.1 - after.1);
+        let between = |from: f64, to: f64| from + part * (to - from);
+        Some(if self.x.is_log { between(before.0.ln(), after.0.ln()).exp() } else { between(before.0, after.0) })
+    }
+}
+
 /// One round's figure and what it cost.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
@@ -265,9 +302,17 @@ impl Row {
         (below > 0.0).then(|| above / below)
     }
 
-    /// The best of these candidates.
+    /// The most rounds that any candidate has.
+    pub fn rounds(&self) -> usize {
+        self.of.values().map(Vec::len).max().unwrap_or(0)
+    }
+
+    /// The best of these candidates. One that failed on the way is not.
     pub fn best<'a>(&self, candidates: impl IntoIterator<Item = &'a String>) -> Option<&'a String> {
-        let median = |candidate: &&String| self.summary(candidate).map(|summary| summary.median);
+        let rounds = self.rounds();
+        let median = |candidate: &&String| {
+            self.summary(candidate).filter(|summary| summary.count == rounds).map(|summary| summary.median)
+        };
         let known = candidates.into_iter().filter_map(|candidate| Some((candidate, median(&candidate)?)));
         let order = |a: &(&String, f64), b: &(&String, f64)| a.1.total_cmp(&b.1);
         let best = if self.unit.more_is_better() { known.max_by(order) } else { known.min_by(order) };
@@ -336,8 +381,17 @@ impl Results {
     /// Adds what another run found: its rows, or more rounds of the same.
     ///
     /// # Errors
-    /// If the same row is in other units.
+    /// If the same row is in other units, or one of other amounts.
     pub fn merge(&mut self, other: Results) -> Result<()> {
+        if !self.rows.is_empty() && !other.rows.is_empty() {
+            let amounts = |results: &Results| results.runs.iter().find_map(|run| run.amounts.clone());
+            if let (Some(ours), Some(others)) = (amounts(self), amounts(&other)) {
+                ensure!(
+                    ours == others,
+                    "one run has done {ours:?} and the other {others:?}: what they measured is not the same"
+                );
+            }
+        }
         for row in &other.rows {
             if let Some(ours) = self.row(&row.workload, &row.name) {
                 ensure!(ours.unit == row.unit, "the row {} {} is in two units", row.workload, row.name);
@@ -414,6 +468,13 @@ mod tests {
     }
 
     #[test]
+    fn who_failed_on_the_way_is_not_the_best() {
+        let mut results = results(&[("afs", 2.0), ("afs", 2.0), ("sshfs", 1.0)], Unit::Seconds);
+        results.candidates.dedup();
+        assert_eq!(results.row("tree", "untar").unwrap().best(&results.candidates).unwrap(), "afs");
+    }
+
+    #[test]
     fn less_time_and_more_done_are_better() {
         let candidates = ["afs".to_owned(), "sshfs".to_owned()];
         let time = results(&[("afs", 2.0), ("sshfs", 3.0)], Unit::Seconds);
@@ -423,6 +484,18 @@ mod tests {
         let row = speed.row("tree", "untar").unwrap();
         assert_eq!((row.ratio("sshfs", "afs"), row.best(&candidates)), (Some(1.5), Some(&candidates[1])));
         assert_eq!(row.ratio("afs", "moosefs"), None);
+    }
+
+    #[test]
+    fn it_is_told_where_lines_cross() {
+        let mut plot = Plot::new("caching", "time", "", Axis::log("part", "%"), Axis::log("time", "s"));
+        for (x, whole, blocks) in [(1.0, 8.0, 1.0), (10.0, 8.0, 4.0), (100.0, 8.0, 16.0)] {
+            plot.note("afs", x, whole);
+            plot.note("nfs", x, blocks);
+        }
+        let crossing = plot.falls_below("afs", "nfs").unwrap();
+        assert!((crossing - 1000f64.sqrt()).abs() < 1e-6, "{crossing}");
+        assert_eq!((plot.falls_below("nfs", "afs"), plot.falls_below("afs", "direct")), (None, None));
     }
 
     #[test]

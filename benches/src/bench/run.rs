@@ -1,16 +1,20 @@
 //! The rounds: workload by workload, and in each one candidate after the other, so that a machine that drifts favours none.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use rand::seq::SliceRandom;
 
 use super::candidate::Candidate;
 use super::inputs::Inputs;
 use super::machine;
 use super::progress::Progress;
-use super::results::{About, FORM, LeftOut, Results};
+use super::results::{About, Amounts, FORM, LeftOut, Results};
 use super::workload::{Bench, Kind, Workload};
 
 /// What is to be done.
@@ -23,6 +27,8 @@ pub struct Plan {
     pub rounds: usize,
     /// Whether it is a step of something that tells itself how far it is.
     pub is_step: bool,
+    /// Milliseconds that messages of Larder's take there and back, beside what the machine takes.
+    pub rtt: f64,
     /// As it was asked for.
     pub command: String,
     /// Where results go, after each round.
@@ -55,6 +61,8 @@ pub fn run(
         took: 0.0,
         machine: machine::facts(inputs.source.parent().unwrap_or(&inputs.source)),
         versions,
+        settings: candidates.iter().filter_map(|one| Some((one.name().to_owned(), one.settings()?))).collect(),
+        amounts: Some(Amounts { scale: inputs.scale.name().to_owned(), clients: plan.clients, rtt: plan.rtt }),
     };
     let names = candidates.iter().map(|one| one.name().to_owned()).collect();
     let mut results = Results { form: FORM, runs: vec![about], candidates: names, left_out, ..Results::default() };
@@ -67,22 +75,27 @@ pub fn run(
         Progress::new(steps.len() * plan.workloads.len() * candidates.len())?
     };
     let mut failed: BTreeSet<(Kind, String)> = BTreeSet::new();
+    let mut random = SmallRng::seed_from_u64(1);
+    let disk = File::open(inputs.source.parent().unwrap_or(&inputs.source)).context("opening the disk")?;
     for step in steps {
         for kind in &plan.workloads {
             let workload = kind.workload(plan.clients);
-            for turn in 0..candidates.len() {
-                let first = if let Step::Round(round) = step { round } else { 0 };
-                let count = candidates.len();
-                // Each is the first one now and then.
-                let candidate = &mut candidates[(turn + first) % count];
+            // In another order each time: nobody always comes after the same one.
+            let mut turns: Vec<usize> = (0..candidates.len()).collect();
+            turns.shuffle(&mut random);
+            for turn in turns {
+                let candidate = &mut candidates[turn];
                 let key = (*kind, candidate.name().to_owned());
                 progress.begin(format!("{} {} on {}", step.name(), kind.name(), key.1));
+                // What the one before has left to be written is not for this one to wait for.
+                rustix::fs::syncfs(&disk).context("syncing the disk")?;
                 if !failed.contains(&key)
                     && let Err(error) = take(step, *kind, &*workload, &mut **candidate, inputs, &mut results)
                 {
                     let why = format!("{error:#}").split_whitespace().collect::<Vec<_>>().join(" ");
                     progress.say(&format!("note: {} fails on {}: {why}", kind.name(), key.1));
                     let workload = Some(kind.name().to_owned());
+                    let why = format!("{}: {why}", step.name().trim_end_matches(':'));
                     results.left_out.push(LeftOut { candidate: key.1.clone(), workload, why });
                     failed.insert(key);
                 }
@@ -117,6 +130,7 @@ fn take(
         Step::Prepare => 0,
         Step::Round(round) | Step::Remove(round) => round,
     };
+    candidate.promise(workload.survives())?;
     let mut bench = Bench { kind, candidate, inputs, round, results };
     match step {
         Step::Prepare => {

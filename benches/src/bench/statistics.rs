@@ -9,6 +9,8 @@ pub struct Summary {
     pub low: f64,
     /// A quarter is above.
     pub high: f64,
+    /// The least and the most of them.
+    pub range: (f64, f64),
     /// How many there are.
     pub count: usize,
 }
@@ -19,7 +21,8 @@ impl Summary {
         let mut sorted = values.to_vec();
         sorted.sort_by(f64::total_cmp);
         let at = |part: f64| quantile(&sorted, part);
-        Some(Summary { median: at(0.5)?, low: at(0.25)?, high: at(0.75)?, count: sorted.len() })
+        let range = (at(0.0)?, at(1.0)?);
+        Some(Summary { median: at(0.5)?, low: at(0.25)?, high: at(0.75)?, range, count: sorted.len() })
     }
 
     /// How far the values lie apart, as a part of the median: half the distance of the quartiles.
@@ -46,15 +49,24 @@ pub fn quantile(sorted: &[f64], part: f64) -> Option<f64> {
 const TRIFLE: f64 = 0.05;
 /// Standard errors that two medians must be apart.
 const SURE: f64 = 3.0;
+/// Rounds without which nothing is said.
+pub const LEAST: usize = 3;
+/// Rounds from which on quartiles tell the error well enough. With fewer, all rounds of one run must also be on the same
+/// side of all rounds of the other: of two alike with five rounds each that happens once in 126 times.
+const MANY: usize = 12;
 
 /// By what factor `new` is other than `old`, if that is beyond the noise of both.
 pub fn changed(old: &Summary, new: &Summary) -> Option<f64> {
-    if old.median <= 0.0 || new.median <= 0.0 || old.count < 3 || new.count < 3 {
+    if old.median <= 0.0 || new.median <= 0.0 || old.count < LEAST || new.count < LEAST {
         return None;
     }
     let factor = new.median / old.median;
     let apart = (new.median - old.median).abs();
     let noise = old.error().hypot(new.error());
+    let overlap = old.range.0 <= new.range.1 && new.range.0 <= old.range.1;
+    if overlap && old.count.min(new.count) < MANY {
+        return None;
+    }
     (apart > SURE * noise && (factor - 1.0).abs() > TRIFLE).then_some(factor)
 }
 
@@ -77,6 +89,7 @@ mod tests {
         assert_eq!(changed(&old, &of(&[10.3, 10.4, 10.2, 10.3, 10.5])), None, "a trifle");
         assert!((changed(&old, &of(&[12.0, 12.1, 11.9, 12.0, 12.2])).unwrap() - 1.2).abs() < 1e-9);
         assert_eq!(changed(&old, &of(&[8.0, 16.0, 12.0, 9.0, 15.0])), None, "it may be chance");
+        assert_eq!(changed(&old, &of(&[10.2, 12.1, 12.0, 12.0, 12.2])), None, "one round was as before");
         assert_eq!(changed(&old, &of(&[20.0, 20.0])), None, "too few to tell");
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 use larder_benches::bench::candidate::{
-    Candidate, LOCAL, Larder, Local, PASS_THROUGH, PassThrough, Peer, Setting, round_trip,
+    Candidate, LOCAL, Local, PASS_THROUGH, PassThrough, Peer, Promised, round_trip,
 };
 use larder_benches::bench::inputs::{Inputs, Scale};
 use larder_benches::bench::ping;
@@ -20,6 +20,7 @@ use larder_benches::bench::{compare, machine, report, scale};
 use larder_benches::mount::Mode;
 use larder_benches::pass_through;
 use larder_benches::process::scratch;
+use larder_benches::proxy::Link;
 
 /// Measures Larder's modes beside other file systems
 #[derive(Parser)]
@@ -203,11 +204,11 @@ fn failed(error: &anyhow::Error) -> ExitCode {
 }
 
 fn compared(old: &Path, new: &Path) -> ExitCode {
-    let changes = Results::read(old).and_then(|old| Ok(compare::changes(&old, &Results::read(new)?)));
-    match changes {
-        Ok(changes) => {
-            print!("{}", compare::told(&changes));
-            if changes.iter().any(|change| change.better < 1.0) { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    let compared = Results::read(old).and_then(|old| Ok(compare::compare(&old, &Results::read(new)?)));
+    match compared {
+        Ok(comparison) => {
+            print!("{}", compare::told(&comparison));
+            if comparison.is_worse() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
         }
         Err(error) => failed(&error),
     }
@@ -231,7 +232,18 @@ fn merge(dirs: &[PathBuf], out: Option<&Path>) -> Result<()> {
     for other in others {
         results.merge(Results::read(other)?).with_context(|| format!("adding {}", other.display()))?;
     }
+    // Of all loads together.
+    predict(&mut results);
     write(&results, out.unwrap_or(place_of(first)))
+}
+
+/// Adds what the model says, if there are loads to say it of.
+fn predict(results: &mut Results) {
+    if !results.loads.is_empty()
+        && let Err(error) = scale::predict(results)
+    {
+        eprintln!("note: nothing is predicted for more clients: {error:#}");
+    }
 }
 
 /// Writes both files and prints the table.
@@ -259,6 +271,16 @@ fn memory(files: usize, out: &Path) -> Result<()> {
 }
 
 impl Run {
+    fn scale(&self) -> Scale {
+        if self.quick {
+            Scale::Quick
+        } else if self.full {
+            Scale::Full
+        } else {
+            Scale::Usual
+        }
+    }
+
     fn workloads(&self) -> Vec<Kind> {
         match &self.workloads {
             Some(workloads) => workloads.clone(),
@@ -278,18 +300,26 @@ impl Run {
 
 fn measure(what: &Run) -> Result<()> {
     ensure!(what.rtt.is_finite() && what.rtt >= 0.0, "--rtt {} is no time", what.rtt);
+    if what.rtt > 0.0
+        && let Some(peer) = what.peers.iter().find(|peer| !matches!(peer, Beside::Local | Beside::PassThrough))
+    {
+        bail!("--rtt delays Larder alone, and {} beside it would say nothing: leave it out of --peers", peer.name());
+    }
     if what.check {
         return Ok(());
     }
     fs::create_dir_all(&what.out).with_context(|| format!("making {}", what.out.display()))?;
+    let begin = Instant::now();
     let dir = scratch()?;
-    let scale = if what.quick {
-        Scale::Quick
-    } else if what.full {
-        Scale::Full
-    } else {
-        Scale::Usual
-    };
+    let scale = what.scale();
+    let needed = scale.room() * (what.peers.len() + what.modes.len()) as u64;
+    let space = rustix::fs::statvfs(dir.path()).with_context(|| format!("looking at {}", dir.path().display()))?;
+    let free = (space.f_bavail * space.f_frsize) >> 20;
+    ensure!(
+        free >= needed,
+        "{} has {free} MiB free, and this needs about {needed}: set BENCH_DIR to a directory on a larger disk",
+        dir.path().display()
+    );
     eprintln!("making what is worked on");
     let inputs = Inputs::make(dir.path(), scale)?;
     let mut left_out = Vec::new();
@@ -324,33 +354,38 @@ fn measure(what: &Run) -> Result<()> {
         }
     }
     for mode in modes {
-        let link = round_trip(Duration::from_secs_f64(what.rtt / 1e3));
-        candidates.push(Box::new(Larder::start(dir.path(), Setting { link, ..Setting::of((*mode).into()) })?));
+        let link = if what.rtt > 0.0 { round_trip(Duration::from_secs_f64(what.rtt / 1e3)) } else { Link::default() };
+        candidates.push(Box::new(Promised::start(dir.path(), (*mode).into(), link)?));
     }
     let command = what.command.clone().unwrap_or_else(|| std::env::args().collect::<Vec<_>>().join(" "));
     let plan = Plan {
         workloads,
         clients: what.clients.into(),
         rounds: what.rounds.into(),
+        rtt: what.rtt,
         is_step: false,
         command,
         results: what.out.join("bench.json"),
     };
-    let begin = Instant::now();
     let mut results = run(&plan, &inputs, &mut candidates, left_out)?;
     for candidate in &mut candidates {
-        candidate.end().with_context(|| format!("ending {}", candidate.name()))?;
+        // What was measured is worth more.
+        if let Err(error) = candidate.end() {
+            let why = format!("ending it: {error:#}");
+            eprintln!("note: {}: {why}", candidate.name());
+            results.left_out.push(LeftOut {
+                candidate: candidate.name().to_owned(),
+                workload: Some("the end".into()),
+                why,
+            });
+        }
     }
     drop(candidates);
     let modes: Vec<Mode> = what.modes.iter().map(|mode| (*mode).into()).collect();
     let rounds = what.rounds.into();
     let mut asking = Asking { dir: dir.path(), scale, modes: &modes, rounds, results: &mut results };
     question::ask(&what.questions(), &mut asking, &plan.results)?;
-    if !results.loads.is_empty()
-        && let Err(error) = scale::predict(&mut results)
-    {
-        eprintln!("note: nothing is predicted for more clients: {error:#}");
-    }
+    predict(&mut results);
     results.runs[0].took = begin.elapsed().as_secs_f64();
     write(&results, &what.out)
 }

@@ -33,7 +33,7 @@ pub struct Setting {
 }
 
 impl Setting {
-    /// One of the modes, as it comes. Peers sync what they acknowledge no more often than `process` does.
+    /// One of the modes, as it comes but for durability: peers, too, sync metadata only where a program asks for it.
     pub fn of(mode: Mode) -> Setting {
         Setting {
             name: mode.name().to_owned(),
@@ -51,6 +51,23 @@ impl Setting {
     }
 }
 
+/// Gives back the room of large files below a directory that nobody uses any more.
+fn empty_large(dir: &Path) -> Result<()> {
+    /// Bytes of a large file.
+    const LARGE: u64 = 1 << 20;
+    let Ok(entries) = std::fs::read_dir(dir) else { return Ok(()) };
+    for entry in entries {
+        let entry = entry?;
+        let metadata = entry.metadata()?;
+        if metadata.is_dir() {
+            empty_large(&entry.path())?;
+        } else if metadata.len() >= LARGE {
+            std::fs::File::options().write(true).open(entry.path())?.set_len(0)?;
+        }
+    }
+    Ok(())
+}
+
 /// A network on which messages take so long there and back.
 pub fn round_trip(takes: Duration) -> Link {
     Link { delay: takes / 2, ..Link::default() }
@@ -66,6 +83,8 @@ pub struct Larder {
     server: Server,
     /// Disk caches so far.
     caches: u32,
+    /// Which one each client has.
+    of_client: Vec<u32>,
 }
 
 impl Larder {
@@ -85,7 +104,7 @@ impl Larder {
             proxy.set(setting.link);
             Some(proxy)
         };
-        Ok(Larder { setting, dir, clients: Vec::new(), proxy, server, caches: 0 })
+        Ok(Larder { setting, dir, clients: Vec::new(), proxy, server, caches: 0, of_client: Vec::new() })
     }
 
     /// The server.
@@ -105,7 +124,6 @@ impl Larder {
 
     fn mount(&mut self, number: usize) -> Result<Mount> {
         self.caches += 1;
-        // Old caches stay: ext4 is slow in making files for minutes after many were removed.
         let cache = self.dir.join(format!("cache-{}", self.caches));
         let setup = Setup { options: &self.setting.options, cache: Some(&cache), ..Setup::default() };
         Mount::set_up(&self.dir, &format!("client-{number}"), &self.address(), self.setting.mode, &setup)
@@ -126,6 +144,7 @@ impl Candidate for Larder {
         while self.clients.len() < count {
             let mount = self.mount(self.clients.len())?;
             self.clients.push(Some(mount));
+            self.of_client.push(self.caches);
         }
         Ok(())
     }
@@ -138,8 +157,13 @@ impl Candidate for Larder {
         if let Some(mount) = self.clients.get_mut(client).and_then(Option::take) {
             mount.close(false)?;
         }
+        // The files of old caches stay: ext4 is slow in making files for minutes after many were removed.
+        if let Some(cache) = self.of_client.get(client) {
+            empty_large(&self.dir.join(format!("cache-{cache}")))?;
+        }
         let mount = self.mount(client)?;
         self.clients[client] = Some(mount);
+        self.of_client[client] = self.caches;
         Ok(())
     }
 

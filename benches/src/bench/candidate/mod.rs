@@ -4,6 +4,7 @@ mod larder;
 mod local;
 mod pass_through;
 mod peer;
+mod promised;
 
 use std::path::PathBuf;
 
@@ -13,7 +14,17 @@ pub use self::larder::{Larder, Setting, round_trip};
 pub use self::local::{LOCAL, Local};
 pub use self::pass_through::{PASS_THROUGH, PassThrough};
 pub use self::peer::Peer;
+pub use self::promised::Promised;
 use super::meter::Reading;
+
+/// What must be left of what programs were told that it is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Survives {
+    /// The end of a server's process.
+    Crash,
+    /// A power cut, where programs ask for that: with fsync(2).
+    PowerCut,
+}
 
 /// A file system with one server and some clients on this machine, each of which shows the same tree.
 pub trait Candidate {
@@ -22,6 +33,19 @@ pub trait Candidate {
 
     /// Which version it is, if that can be told.
     fn version(&self) -> Option<String>;
+
+    /// How it is set up, for who reads the report.
+    fn settings(&self) -> Option<String> {
+        None
+    }
+
+    /// What comes next asks for this.
+    ///
+    /// # Errors
+    /// If it cannot be had.
+    fn promise(&mut self, _survives: Survives) -> Result<()> {
+        Ok(())
+    }
 
     /// Sees to it that there are this many clients at least.
     ///

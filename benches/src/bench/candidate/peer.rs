@@ -78,6 +78,15 @@ impl Candidate for Peer {
         Some(self.run(&["version"]).ok()?.trim().to_owned()).filter(|version| !version.is_empty())
     }
 
+    fn settings(&self) -> Option<String> {
+        // What its own file begins with.
+        let file = self.script.parent()?.join("peers").join(format!("{}.sh", self.name));
+        let text = fs::read_to_string(file).ok()?;
+        let told =
+            text.lines().map_while(|line| line.strip_prefix("# ")).filter(|line| !line.starts_with("shellcheck"));
+        Some(told.collect::<Vec<_>>().join(" "))
+    }
+
     fn need_clients(&mut self, count: usize) -> Result<()> {
         while self.clients < count {
             fs::create_dir_all(self.path(self.clients))?;
@@ -107,8 +116,8 @@ impl Candidate for Peer {
         Ok(Reading {
             requests: Default::default(),
             wire: loopback_bytes()?,
-            servers: Usage::of(&self.processes("servers.pids")),
-            clients: Usage::of(&clients),
+            servers: Usage::of_trees(&self.processes("servers.pids")),
+            clients: Usage::of_trees(&clients),
         })
     }
 

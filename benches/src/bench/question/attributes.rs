@@ -31,9 +31,10 @@ const STEP: Duration = Duration::from_millis(500);
 const WRITES: usize = 10;
 /// Values of `actimeo`, in seconds.
 const ACTIMEO: [f64; 6] = [0.0, 1.0, 3.0, 10.0, 30.0, 60.0];
-/// How long is worked for a value of so many seconds: attributes must have run out a few times.
+/// How long is worked for a value of so many seconds: attributes must have run out a few times, and half a time more, so that
+/// no moment at which all of them do is at the end.
 fn length(actimeo: f64) -> Duration {
-    Duration::from_secs_f64((2.0 * actimeo).max(20.0))
+    Duration::from_secs_f64((5.5 * actimeo).max(20.0))
 }
 
 /// What was asked of the server, in a second.
@@ -108,7 +109,8 @@ fn requests(dir: &Path, mode: Mode, actimeo: f64, length: Duration) -> Result<As
         if begin.elapsed() >= length {
             break;
         }
-        thread::sleep(STEP);
+        // At the same pace in every mode.
+        thread::sleep((STEP * (number as u32 + 1)).saturating_sub(begin.elapsed()));
     }
     let requests = larder.reading()?.since(&before).requests;
     let seconds = begin.elapsed().as_secs_f64();

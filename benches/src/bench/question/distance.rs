@@ -40,6 +40,7 @@ pub(super) fn ask(asking: &mut Asking<'_>) -> Result<()> {
         let mut candidates: Vec<Box<dyn Candidate>> = vec![Box::new(larder)];
         let plan = Plan {
             clients: 2,
+            rtt: trip,
             workloads: asking.scale.pick(&WORK[2..3], &WORK[..], &WORK[..]).to_vec(),
             rounds: if trip < FAR { rounds } else { 1 },
             is_step: true,

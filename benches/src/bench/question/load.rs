@@ -20,7 +20,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::task::JoinSet;
 
 use super::{Asking, each};
-use crate::bench::behaviour::{self, Deed, FILES, SIZE};
+use crate::bench::behaviour::{self, Deed, FILES, SIZE, Writes};
 use crate::bench::candidate::{Candidate, Larder, Setting};
 use crate::bench::meter::Usage;
 use crate::bench::results::{Axis, Load, Plot};
@@ -29,6 +29,10 @@ use crate::mount::Mode;
 
 /// Numbers of clients.
 const CLIENTS: [usize; 8] = [1, 10, 50, 100, 200, 500, 1000, 2000];
+/// Clients in loads of which the model learns what requests cost: enough for clock ticks to tell.
+const LEARNING: usize = 150;
+/// The term of leases, in seconds, as servers have it.
+const TERM: f64 = 10.0;
 /// Clients that are set up at a time.
 const AT_ONCE: usize = 16;
 /// Threads on which clients run.
@@ -41,25 +45,46 @@ pub(super) fn ask(asking: &mut Asking<'_>) -> Result<()> {
     setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most })?;
     let counts = asking.scale.pick(&CLIENTS[1..2], &CLIENTS[..6], &CLIENTS[..]);
     let [warm, length] = asking.scale.pick([1, 1], [20, 15], [40, 30]).map(Duration::from_secs);
-    let note = behaviour::told();
+    let note = format!("{} The server does not look out for requests (--busy-poll 0).", behaviour::told());
     let x = || Axis::log("clients", "");
     let mut requests = Plot::new("load", "Requests of one client", &note, x(), Axis::linear("requests", "/s"));
     let mut cpu = Plot::new("load", "Server's processor for one client", &note, x(), Axis::log("busy", "ms/s"));
     let mut latency = Plot::new("load", "Opening and reading a file", &note, x(), Axis::log("99th percentile", "ms"));
-    let mut settings: Vec<(usize, Mode)> = Vec::new();
+    let mut settings: Vec<Setup> = Vec::new();
     for count in counts {
-        settings.extend(asking.modes.iter().map(|mode| (*count, *mode)));
+        settings.extend(asking.modes.iter().map(|mode| Setup::usual(*count, *mode)));
+    }
+    // Otherwise each kind of request would come as often beside each other kind in all loads, and what one of them costs
+    // could not be told.
+    let learning = asking.scale.pick(10, LEARNING, LEARNING);
+    for mode in asking.modes {
+        let usual = Setup::usual(learning, *mode);
+        settings.push(Setup { writes: Writes::SHARED, ..usual });
+        settings.push(Setup { writes: Writes::OWN, ..usual });
+        if *mode == Mode::Afs {
+            settings.push(Setup { term: 1.0, ..usual });
+        }
     }
     let dir = asking.dir;
     let mut loads = Vec::new();
+    let mut number = 0;
     each(
         &settings,
-        |(count, mode): (usize, Mode)| format!("{count} clients, {}", mode.name()),
-        |(count, mode)| {
-            let name = format!("load-{}-{count}", mode.name());
-            let mut larder = Larder::start(dir, Setting::named(name, mode))?;
-            let (load, opens) = measure(&larder, dir, mode, count, warm, length)?;
+        |setup: Setup| format!("{} clients, {}", setup.clients, setup.mode.name()),
+        |setup| {
+            number += 1;
+            let (count, mode) = (setup.clients, setup.mode);
+            // Looking out takes processor time that depends on how requests happen to follow each other.
+            let arguments = ["--busy-poll", "0", "--lease-term"].map(str::to_owned).into_iter();
+            let server = arguments.chain([setup.term.to_string()]).collect();
+            let setting = Setting { server, ..Setting::named(format!("load-{}-{number}", mode.name()), mode) };
+            let mut larder = Larder::start(dir, setting)?;
+            let (load, opens) = measure(&larder, dir, setup, warm, length)?;
             larder.end()?;
+            if !setup.is_usual() {
+                loads.push(load);
+                return Ok(());
+            }
             let of_one = |value: f64| value / load.seconds / count as f64;
             requests.note(mode.name(), count as f64, of_one(load.cost.requests.values().sum::<u64>() as f64));
             cpu.note(mode.name(), count as f64, of_one(load.cost.server_cpu * 1e3));
@@ -75,6 +100,26 @@ pub(super) fn ask(asking: &mut Asking<'_>) -> Result<()> {
     Ok(())
 }
 
+/// A load.
+#[derive(Clone, Copy)]
+struct Setup {
+    clients: usize,
+    mode: Mode,
+    writes: Writes,
+    /// The term of leases, in seconds.
+    term: f64,
+}
+
+impl Setup {
+    fn usual(clients: usize, mode: Mode) -> Setup {
+        Setup { clients, mode, writes: Writes::USUAL, term: TERM }
+    }
+
+    fn is_usual(self) -> bool {
+        self.writes == Writes::USUAL && self.term == TERM
+    }
+}
+
 /// What all clients of a run share.
 struct Shared {
     /// What is done now counts.
@@ -88,11 +133,11 @@ struct Shared {
 fn measure(
     larder: &Larder,
     dir: &std::path::Path,
-    mode: Mode,
-    count: usize,
+    setup: Setup,
     warm: Duration,
     length: Duration,
 ) -> Result<(Load, Vec<f64>)> {
+    let Setup { clients: count, mode, writes, term } = setup;
     let caches = tempfile::Builder::new().prefix("caches-").tempdir_in(dir)?;
     let (runtime, executors) = SystemRuntime::start("headless", THREADS, BusyPoll::none())?;
     let runtime: Arc<dyn Runtime> = Arc::new(runtime);
@@ -112,7 +157,7 @@ fn measure(
         for some in numbers.chunks(AT_ONCE) {
             let coming = some.iter().map(|number| {
                 let cache = caches.path().join(number.to_string());
-                Client::start(&runtime, larder, mode, *number, cache)
+                Client::start(&runtime, larder, setup, *number, cache)
             });
             for (number, client) in some.iter().zip(futures::future::join_all(coming).await) {
                 clients[*number] = Some(client.with_context(|| format!("client {number}"))?);
@@ -147,6 +192,8 @@ fn measure(
             Load {
                 mode: mode.name().to_owned(),
                 clients: count as u64,
+                writes,
+                term,
                 warm: warm.as_secs_f64(),
                 seconds,
                 deeds,
@@ -209,6 +256,7 @@ struct Client {
     shared: u64,
     own: u64,
     number: usize,
+    writes: Writes,
     random: SmallRng,
     /// What the kernel would know: numbers of files, and until when their names may be used.
     names: Vec<Option<(u64, Instant)>>,
@@ -220,14 +268,14 @@ impl Client {
     async fn start(
         runtime: &Arc<dyn Runtime>,
         larder: &Larder,
-        mode: Mode,
+        Setup { mode, writes, .. }: Setup,
         number: usize,
         cache: std::path::PathBuf,
     ) -> Result<Client> {
         let vfs = attach(runtime, larder, mode, (mode == Mode::Afs).then_some(cache)).await?;
         let random = SmallRng::seed_from_u64(number as u64);
-        let mut client =
-            Client { vfs, shared: 0, own: 0, number, random, names: vec![None; FILES + 1], pages: vec![false; FILES] };
+        let (names, pages) = (vec![None; FILES + 1], vec![false; FILES]);
+        let mut client = Client { vfs, shared: 0, own: 0, number, writes, random, names, pages };
         client.shared = client.look_up(ROOT, "shared").await?.node;
         client.own = client.look_up(ROOT, "own").await?.node;
         // Whoever has worked for a while has read everything once.
@@ -269,7 +317,7 @@ impl Client {
             if shared.is_over.load(Ordering::Relaxed) {
                 return Ok(());
             }
-            let deed = behaviour::deed(&mut self.random);
+            let deed = behaviour::deed(self.writes, &mut self.random);
             let begin = Instant::now();
             self.act(deed).await.with_context(|| format!("client {}: {deed:?}", self.number))?;
             if shared.counts.load(Ordering::Relaxed) {

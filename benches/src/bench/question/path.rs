@@ -2,7 +2,8 @@
 //!
 //! What the kernel and FUSE take is measured on a file system that answers at once
 //! ([`pass_through`](crate::pass_through)), what tarpc and TCP take with a request that asks for nothing
-//! ([`ping`](crate::bench::ping)). No request of Larder can take less than both together.
+//! ([`ping`](crate::bench::ping)). A request of Larder needs both. All take turns after a few requests each: which
+//! processors threads are on, and how deeply these sleep, changes from one moment to the next.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -18,9 +19,14 @@ use crate::bench::progress::Progress;
 use crate::bench::results::{Axis, Cost, Plot, Sample, Unit};
 use crate::bench::statistics::quantile;
 use crate::mount::Mode;
+use crate::process::close;
 
 /// How long the kernel keeps what it is told where it may.
 const KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+/// Requests until the next one's turn.
+const TURN: usize = 50;
+/// Requests before any counts.
+const WARM: usize = 200;
 /// Values of a round that a distribution keeps.
 const SHOWN: usize = 100;
 /// Bytes of a small file and of a small read.
@@ -32,6 +38,8 @@ const LARGE: usize = 1 << 20;
 const WORKLOAD: &str = "path";
 /// The row of asking for attributes.
 const GETATTR: &str = "getattr, not cached";
+/// How many times as long that takes as its way.
+const OF_BOTH: &str = "getattr, of FUSE and tarpc together";
 
 pub(super) fn ask(asking: &mut Asking<'_>) -> Result<()> {
     let count = asking.scale.pick(50, 3000, 10_000);
@@ -62,78 +70,103 @@ fn timed<T>(count: usize, mut work: impl FnMut(usize) -> Result<T>) -> Result<Ve
     (0..count).map(one).collect::<Result<_>>().map(micros)
 }
 
-/// Where attributes are asked for.
-struct Asked {
-    candidate: Box<dyn Candidate>,
-    file: File,
-    line: String,
+/// What takes turns.
+enum Part {
+    /// Attributes of a file are asked for; what the line and the column are called.
+    Getattr { candidate: Box<dyn Candidate>, file: File, line: String, column: String },
+    /// Nothing is.
+    Ping(Pinger),
+}
+
+impl Part {
+    fn line(&self) -> &str {
+        match self {
+            Part::Getattr { line, .. } => line,
+            Part::Ping(_) => "tarpc alone",
+        }
+    }
+
+    /// How long each of so many took, in microseconds.
+    fn measure(&self, count: usize) -> Result<Vec<f64>> {
+        match self {
+            Part::Getattr { file, .. } => timed(count, |_| Ok(file.metadata()?.len())),
+            Part::Ping(pinger) => pinger.ping(count).map(micros),
+        }
+    }
 }
 
 fn getattr(asking: &mut Asking<'_>, count: usize) -> Result<()> {
     let dir = asking.dir.join("path-getattr");
     fs::create_dir_all(&dir)?;
-    let mut all: Vec<(Box<dyn Candidate>, String)> =
-        vec![(Box::new(PassThrough::start(&dir, Duration::ZERO)?), "FUSE alone".to_owned())];
+    let yardstick = Box::new(PassThrough::start(&dir, Duration::ZERO)?);
+    let mut all: Vec<(Box<dyn Candidate>, &str, &str)> = vec![(yardstick, "FUSE alone", PASS_THROUGH)];
     for mode in asking.modes {
         // With callbacks, nothing would be asked.
-        let (options, line) = match mode {
-            Mode::Direct => ("", "direct"),
-            Mode::Nfs => ("actimeo=0", "nfs, actimeo=0"),
+        let options = match mode {
+            Mode::Direct => "",
+            Mode::Nfs => "actimeo=0",
             Mode::Afs => continue,
         };
-        let setting = Setting { options: options.to_owned(), ..Setting::of(*mode) };
-        all.push((Box::new(Larder::start(&dir, setting)?), line.to_owned()));
+        let options = options.to_owned();
+        let line = if *mode == Mode::Nfs { "nfs, actimeo=0" } else { mode.name() };
+        let setting = Setting { options: options.clone(), ..Setting::of(*mode) };
+        all.push((Box::new(Larder::start(&dir, setting)?), line, mode.name()));
+        if *mode == Mode::Direct {
+            let server = vec!["--busy-poll".to_owned(), "0".to_owned()];
+            let setting = Setting { server, options, ..Setting::named("no-busy-poll".to_owned(), *mode) };
+            all.push((Box::new(Larder::start(&dir, setting)?), "direct, --busy-poll 0", ""));
+        }
     }
-    let mut asked = Vec::new();
-    for (mut candidate, line) in all {
+    let mut parts = vec![Part::Ping(Pinger::start(&dir)?)];
+    for (mut candidate, line, column) in all {
         candidate.need_clients(1)?;
         let path = candidate.path(0).join("file");
         fs::write(&path, [1; SMALL])?;
-        asked.push(Asked { file: File::open(&path)?, candidate, line });
+        let (line, column) = (line.to_owned(), column.to_owned());
+        parts.push(Part::Getattr { file: File::open(&path)?, candidate, line, column });
     }
-    let pinger = Pinger::start(&dir)?;
     let note = format!(
         "fstat(2) of a file whose attributes nobody keeps, {count} times in each of {} rounds, beside the two parts of its way: \
-         the same on a FUSE file system that answers at once, and a tarpc request that asks for nothing.",
+         the same on a FUSE file system that answers at once, and a tarpc request that asks for nothing. All take turns after \
+         {TURN} requests.",
         asking.rounds
     );
     let mut plot = Plot::new(WORKLOAD, "How long getattr takes", &note, Axis::log("time", "µs"), Axis::share());
-    let mut progress = Progress::new(asking.rounds * (asked.len() + 1))?;
+    parts.iter().try_for_each(|part| part.measure(WARM.min(count)).map(drop))?;
+    let mut progress = Progress::new(asking.rounds)?;
     for round in 0..asking.rounds {
-        let mut parts = 0.0;
-        let mut medians = Vec::new();
-        for turn in 0..=asked.len() {
-            let (line, candidate, took) = match asked.get((turn + round) % (asked.len() + 1)) {
-                Some(one) => {
-                    progress.begin(format!("getattr: {}", one.line));
-                    (one.line.as_str(), one.candidate.name(), timed(count, |_| Ok(one.file.metadata()?.len()))?)
-                }
-                None => {
-                    progress.begin("tarpc".to_owned());
-                    ("tarpc alone", "tarpc", micros(pinger.ping(count)?))
-                }
-            };
-            progress.done();
-            let middle = median(&took)?;
-            let row = if candidate == "tarpc" { "tarpc ping" } else { GETATTR };
-            // The table has no column for what is no file system.
-            let column = if candidate == "tarpc" { PASS_THROUGH } else { candidate };
-            note_sample(asking, row, Unit::Microseconds, column, middle);
-            if column == PASS_THROUGH {
-                parts += middle;
-            } else {
-                medians.push((candidate.to_owned(), middle));
+        progress.begin(format!("getattr, round {}", round + 1));
+        let mut took: Vec<Vec<f64>> = vec![Vec::new(); parts.len()];
+        while took[0].len() < count {
+            for (part, took) in parts.iter().zip(&mut took) {
+                took.extend(part.measure(TURN)?);
             }
-            keep(&mut plot, line, took);
         }
-        for (candidate, middle) in medians {
-            note_sample(asking, "getattr, of FUSE and tarpc together", Unit::Times, &candidate, middle / parts);
+        let medians: Vec<f64> = took.iter().map(|took| median(took)).collect::<Result<_>>()?;
+        // The first two are what the way itself takes.
+        let way = medians[0] + medians[1];
+        for ((part, took), middle) in parts.iter().zip(took).zip(medians) {
+            keep(&mut plot, part.line(), took);
+            match part {
+                // The table has no column for what is no file system.
+                Part::Ping(_) => note_sample(asking, "tarpc ping", Unit::Microseconds, PASS_THROUGH, middle),
+                Part::Getattr { column, .. } if column.is_empty() => {}
+                Part::Getattr { column, .. } => {
+                    note_sample(asking, GETATTR, Unit::Microseconds, column, middle);
+                    if column != PASS_THROUGH {
+                        note_sample(asking, OF_BOTH, Unit::Times, column, middle / way);
+                    }
+                }
+            }
         }
+        progress.done();
     }
     asking.results.add_plot(plot);
-    for mut one in asked {
-        drop(one.file);
-        one.candidate.end()?;
+    for part in parts {
+        if let Part::Getattr { mut candidate, file, .. } = part {
+            drop(file);
+            candidate.end()?;
+        }
     }
     Ok(())
 }
@@ -200,7 +233,7 @@ fn round_of(place: &Path, round: usize, files: usize, mebibytes: usize) -> Resul
         Ok(())
     })?;
     let warm = timed(files, |_| Ok(File::open(small(0)).map(drop)?))?;
-    let created = timed(files, |number| Ok(File::create_new(place.join(format!("made-{round}-{number}"))).map(drop)?))?;
+    let created = timed(files, |number| Ok(close(File::create_new(place.join(format!("made-{round}-{number}")))?)?))?;
     // The kernel's own cache stays out of it: each read is one request.
     let large = File::options().read(true).custom_flags(libc::O_DIRECT).open(place.join("large"))?;
     let mut room = vec![0; LARGE + SMALL];
@@ -215,6 +248,6 @@ fn round_of(place: &Path, round: usize, files: usize, mebibytes: usize) -> Resul
         ("open, read 4 KiB, close, cold", cold),
         ("open, close, warm", warm),
         ("create, close", created),
-        ("read 1 MiB", read),
+        ("read 1 MiB, cold", read),
     ])
 }

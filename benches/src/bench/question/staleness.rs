@@ -15,7 +15,7 @@ use super::{Asking, each};
 use crate::bench::candidate::{Candidate, Larder, Setting};
 use crate::bench::results::{Axis, Plot};
 use crate::lock;
-use crate::process::SetAtEnd;
+use crate::process::{SetAtEnd, store};
 
 /// From one look to the next.
 const LOOKS: Duration = Duration::from_micros(500);
@@ -110,7 +110,7 @@ fn delays(writer: &Path, reader: &Path, look: Look, versions: u64, pause_ms: u64
         let mut delays = Vec::new();
         for version in 1..=versions {
             thread::sleep(Duration::from_millis(random.random_range(0..pause_ms)));
-            fs::write(writer, vec![7; version as usize])?;
+            store(writer, &vec![7; version as usize])?;
             let closed = Instant::now();
             let first = loop {
                 if let Some(first) = lock(&seen).get(version as usize - 1) {

@@ -3,9 +3,10 @@
 use std::fmt::Write;
 
 use super::{colour, figure, plot};
-use crate::bench::candidate::LOCAL;
-use crate::bench::results::{Cost, Plot, Results, Row};
+use crate::bench::candidate::{LOCAL, PASS_THROUGH};
+use crate::bench::results::{Amounts, Cost, Plot, Results, Row};
 use crate::bench::statistics::Summary;
+use crate::mount::Mode;
 use crate::page::{begin, escaped};
 
 /// What this page adds to the look of all. Bars are as wide as the window lets them be; their texts are not scaled.
@@ -34,6 +35,7 @@ pub fn page(results: &Results) -> String {
         // Writing to a string cannot fail.
         let _ = write!(page, "<h2>{}</h2>", escaped(workload));
         table(&mut page, results, &rows);
+        ratios(&mut page, results, &rows);
         page.push_str("<div class=plots>");
         rows.iter().for_each(|row| bars(&mut page, results, row));
         page.push_str("</div>");
@@ -88,7 +90,13 @@ fn about(page: &mut String, results: &Results) {
             escaped(&run.began),
             escaped(&run.command)
         );
-        for (title, facts) in [("Machine", &run.machine), ("Versions", &run.versions)] {
+        if let Some(Amounts { scale, clients, rtt }) = &run.amounts {
+            let _ = write!(page, "<dt>Amounts<dd>{}, {clients} clients where several are at work", escaped(scale));
+            if *rtt > 0.0 {
+                let _ = write!(page, ", {rtt} ms more there and back for messages of Larder's");
+            }
+        }
+        for (title, facts) in [("Machine", &run.machine), ("Versions", &run.versions), ("Set up", &run.settings)] {
             let facts: Vec<String> = facts.iter().map(|(name, fact)| format!("{name}: {fact}")).collect();
             let _ = write!(page, "<dt>{title}<dd>{}", escaped(&facts.join("; ")));
         }
@@ -123,7 +131,8 @@ fn table(page: &mut String, results: &Results, rows: &[&Row]) {
             let is_best = best == Some(candidate);
             let class = if is_best { " class=best" } else { "" };
             let spread = (summary.spread() * 100.0).round();
-            let _ = write!(page, "<td{class}>{}<br><small>±{spread:.0} %", figure(summary.median));
+            let few = if summary.count < row.rounds() { format!("{} rounds, ", summary.count) } else { String::new() };
+            let _ = write!(page, "<td{class}>{}<br><small>{few}±{spread:.0} %", figure(summary.median));
             if candidate != LOCAL
                 && let Some(ratio) = row.ratio(candidate, LOCAL)
             {
@@ -133,6 +142,48 @@ fn table(page: &mut String, results: &Results, rows: &[&Row]) {
         }
     }
     page.push_str("</table></div>");
+}
+
+/// How the modes stand beside the best of the others, and beside what FUSE allows.
+fn ratios(page: &mut String, results: &Results, rows: &[&Row]) {
+    let measured = results.measured(rows);
+    let is_mode = |candidate: &&String| Mode::ALL.iter().any(|mode| mode.name() == candidate.as_str());
+    let modes: Vec<&String> = measured.iter().copied().filter(is_mode).collect();
+    let others: Vec<&String> = results.contestants().filter(|one| measured.contains(one) && !is_mode(one)).collect();
+    let has_yardstick = measured.iter().any(|candidate| *candidate == PASS_THROUGH);
+    if modes.is_empty() || (others.is_empty() && !has_yardstick) {
+        return;
+    }
+    page.push_str(
+        "<details open><summary>Larder beside the others: 2 is twice as good</summary><div class=wide><table><tr><th>",
+    );
+    for mode in &modes {
+        if !others.is_empty() {
+            let _ = write!(page, "<th>{} / best other", escaped(mode));
+        }
+        if has_yardstick {
+            let _ = write!(page, "<th>{} / {PASS_THROUGH}", escaped(mode));
+        }
+    }
+    for row in rows {
+        let best = row.best(others.iter().copied());
+        let _ = write!(page, "<tr><td>{}", escaped(&row.name));
+        for mode in &modes {
+            let mut cell = |ratio: Option<f64>, of: &str| {
+                let _ = match ratio {
+                    Some(ratio) => write!(page, "<td>{}<br><small>{}</small>", figure(ratio), escaped(of)),
+                    None => write!(page, "<td class=soft>–"),
+                };
+            };
+            if !others.is_empty() {
+                cell(best.and_then(|best| row.ratio(mode, best)), best.map_or("", String::as_str));
+            }
+            if has_yardstick {
+                cell(row.ratio(mode, PASS_THROUGH), "");
+            }
+        }
+    }
+    page.push_str("</table></div></details>");
 }
 
 /// A bar for each candidate, from zero on, with the quartiles.

@@ -18,7 +18,7 @@ const BOTTOM: f64 = 42.0;
 /// Labels on an axis, about.
 const LABELS: f64 = 6.0;
 /// Patterns by which lines of one colour are told apart.
-const DASHES: [&str; 3] = ["", "6 4", "2 3"];
+const DASHES: [&str; 4] = ["", "6 4", "2 3", "9 3 2 3"];
 
 /// What this adds to the look of a page.
 pub(super) const STYLE: &str = "
@@ -95,7 +95,7 @@ fn look(name: &str, place: usize, same: &mut BTreeMap<String, usize>) -> (usize,
 
 /// A line: its points, and how far the values of each lie apart.
 fn points(plot: &Plot, name: &str) -> Vec<(f64, Summary)> {
-    let level = |value: f64| Summary { median: value, low: value, high: value, count: 1 };
+    let level = |value: f64| Summary { median: value, low: value, high: value, range: (value, value), count: 1 };
     if plot.is_distribution() {
         let values = plot.sorted(name);
         let count = values.len() as f64;
@@ -156,7 +156,11 @@ pub(super) fn picture(page: &mut String, plot: &Plot) {
             }
             let _ = write!(path, "{:.1},{:.1} ", x.at(*at), y.at(of.median));
         }
-        let _ = write!(page, "<polyline {stroke} stroke-dasharray='{dash}' points='{}' />", path.trim_end());
+        // Beside what was predicted, what was measured has no line.
+        let has_line = !name.ends_with(", measured");
+        if has_line {
+            let _ = write!(page, "<polyline {stroke} stroke-dasharray='{dash}' points='{}' />", path.trim_end());
+        }
         if !plot.is_distribution() {
             for (at, of) in points {
                 let at = x.at(*at);
@@ -165,12 +169,12 @@ pub(super) fn picture(page: &mut String, plot: &Plot) {
                 let _ = write!(page, "<circle cx={at:.1} cy={middle:.1} r=2.5 fill='var(--c{colour})' />");
             }
         }
-        let _ = write!(
-            key,
-            "<span><svg viewBox='0 0 26 10'><line x1=0 x2=26 y1=5 y2=5 stroke-width=2 {stroke} stroke-dasharray='{dash}' \
-             /></svg> {}</span>",
-            escaped(name)
-        );
+        let look = if has_line {
+            format!("<line x1=0 x2=26 y1=5 y2=5 stroke-width=2 {stroke} stroke-dasharray='{dash}' />")
+        } else {
+            format!("<circle cx=13 cy=5 r=3 fill='var(--c{colour})' />")
+        };
+        let _ = write!(key, "<span><svg viewBox='0 0 26 10'>{look}</svg> {}</span>", escaped(name));
     }
     let _ = write!(
         page,

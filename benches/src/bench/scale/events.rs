@@ -7,17 +7,21 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use super::SAMPLE;
-use crate::bench::behaviour::{self, Deed, FILES, PAUSE, SHARED_WRITES};
+use crate::bench::behaviour::{self, Deed, FILES, PAUSE, Writes};
 
 /// How long it is looked at that has no beginning, in seconds, and how long before that names are believed at random.
-const STEADY: Window = Window { is_fresh: false, warm: 5.0, length: 90.0 };
+pub(super) const STEADY: Window = Window { writes: Writes::USUAL, seed: 0, is_fresh: false, warm: 5.0, length: 90.0 };
 /// How long a directory's attributes are believed in `nfs` mode, and with them its names (`acdirmin`: it never changes, and
 /// has not been there for long where this is measured).
 const NAMES: f64 = 30.0;
 /// How long a file's attributes are believed at most (`acregmax`), which is what one that is left alone gets.
 const ATTRIBUTES: f64 = 60.0;
+/// How long they are believed at first, after a change (`acregmin`); each time that nothing has changed, twice as long.
+const ATTRIBUTES_FIRST: f64 = 3.0;
 /// How often a lease is renewed in its term.
 const RENEWALS: f64 = 2.0;
+/// Times at which it is asked how old attributes are.
+const LOOKS: usize = 20_000;
 
 /// How clients of a mode keep up with the server.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -39,16 +43,35 @@ impl Rules {
         }
     }
 
-    /// How old attributes are on average that stat(2) gives of a file which has changed, in seconds, if that depends on
-    /// time and not on messages.
-    pub(super) fn attributes_age(&self) -> Option<f64> {
-        matches!(self, Rules::Nfs).then_some(ATTRIBUTES / 2.0)
+    /// How long it takes on average, in seconds, until stat(2) shows a change of a shared file to a client that asks for
+    /// nothing else, where so many write it; if that depends on time and not on messages.
+    pub(super) fn until_seen(&self, clients: u64) -> Option<f64> {
+        if !matches!(self, Rules::Nfs) {
+            return None;
+        }
+        let mut random = SmallRng::seed_from_u64(clients);
+        let between = PAUSE * FILES as f64 / (clients as f64 * Writes::USUAL.shared);
+        let waits = (0..LOOKS).map(|_| {
+            // Since the change before was seen, attributes were asked for after longer and longer times.
+            let changed = behaviour::exponential(&mut random, between);
+            let (mut asked, mut interval) = (ATTRIBUTES_FIRST, ATTRIBUTES_FIRST);
+            while asked < changed {
+                interval = (interval * 2.0).min(ATTRIBUTES);
+                asked += interval;
+            }
+            asked - changed
+        });
+        Some(waits.sum::<f64>() / LOOKS as f64)
     }
 }
 
 /// Which part of the clients' days is looked at.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Window {
+    /// How often clients write.
+    pub(super) writes: Writes,
+    /// What chance depends on.
+    pub(super) seed: u64,
     /// Whether all clients have just read everything; else it has always been as it is.
     pub(super) is_fresh: bool,
     /// Seconds before anything counts.
@@ -67,6 +90,20 @@ pub(super) struct Traffic {
 }
 
 impl Traffic {
+    /// The mean of these.
+    pub(super) fn mean(of: impl Iterator<Item = Traffic>) -> Traffic {
+        let mut sum = Traffic::default();
+        let mut count = 0.0;
+        for one in of {
+            one.requests.into_iter().for_each(|(kind, times)| *sum.requests.entry(kind).or_default() += times);
+            sum.holders += one.holders;
+            count += 1.0;
+        }
+        sum.requests.values_mut().for_each(|times| *times /= f64::max(count, 1.0));
+        sum.holders /= f64::max(count, 1.0);
+        sum
+    }
+
     /// With what it takes so many clients to keep leases of this term, in seconds.
     pub(super) fn with_leases(mut self, clients: u64, term: f64) -> Traffic {
         self.requests.insert("renew", clients as f64 * RENEWALS / term);
@@ -112,25 +149,22 @@ struct World<'a> {
     told: f64,
 }
 
-/// So many clients by these rules, who have always been there.
-pub(super) fn simulate(rules: &Rules, clients: u64) -> Traffic {
-    simulate_in(STEADY, rules, clients)
-}
-
 /// So many clients by these rules.
 pub(super) fn simulate_in(window: Window, rules: &Rules, clients: u64) -> Traffic {
     let modelled = (clients as usize).min(SAMPLE);
-    let mut random = SmallRng::seed_from_u64(clients);
+    let Window { writes, .. } = window;
+    let seed = clients ^ window.seed << 48;
+    let mut random = SmallRng::seed_from_u64(seed);
     // A client has what it read after it was changed the last time: the one of two independent events that came later.
-    let changes = clients as f64 * SHARED_WRITES / PAUSE / FILES as f64;
-    let has = |file: usize| behaviour::read_rate(file) / (behaviour::read_rate(file) + changes);
+    let changes = clients as f64 * writes.shared / PAUSE / FILES as f64;
+    let has = |file: usize| behaviour::read_rate(writes, file) / (behaviour::read_rate(writes, file) + changes);
     let mut holders = [0; FILES];
     let mut client = |number: usize| {
         let of_file = |file: usize| u64::from(window.is_fresh || random.random_bool(has(file)));
         let has: [u64; FILES] = std::array::from_fn(of_file);
         has.iter().zip(&mut holders).for_each(|(has, holders)| *holders += *has as usize);
         let names_until = random.random_range(0.0..NAMES);
-        Client { random: SmallRng::seed_from_u64(clients << 32 | number as u64), has, names_until }
+        Client { random: SmallRng::seed_from_u64(seed << 16 ^ number as u64), has, names_until }
     };
     let clients_of = (0..modelled).map(&mut client).collect();
     let weight = clients as f64 / modelled.max(1) as f64;
@@ -152,13 +186,13 @@ pub(super) fn simulate_in(window: Window, rules: &Rules, clients: u64) -> Traffi
         events.push(Reverse((moment(first), Event::Deed(number))));
     }
     // Of the other clients only what they write counts.
-    let others = (clients as usize - modelled) as f64 * SHARED_WRITES / PAUSE;
-    let mut random = SmallRng::seed_from_u64(!clients);
+    let others = (clients as usize - modelled) as f64 * writes.shared / PAUSE;
+    let mut random = SmallRng::seed_from_u64(!seed);
     let mut pause = || behaviour::exponential(&mut random, 1.0 / others);
     if others > 0.0 {
         events.push(Reverse((moment(pause()), Event::Elsewhere)));
     }
-    let mut files = SmallRng::seed_from_u64(clients + 1);
+    let mut files = SmallRng::seed_from_u64(seed + 1);
     while let Some(Reverse((at, event))) = events.pop() {
         world.now = at as f64 / 1e6;
         if world.now >= window.warm + window.length {
@@ -166,7 +200,7 @@ pub(super) fn simulate_in(window: Window, rules: &Rules, clients: u64) -> Traffi
         }
         match event {
             Event::Deed(number) => {
-                let deed = behaviour::deed(&mut world.clients[number].random);
+                let deed = behaviour::deed(writes, &mut world.clients[number].random);
                 world.act(number, deed);
                 let next = world.now + behaviour::pause(&mut world.clients[number].random);
                 events.push(Reverse((moment(next), event)));
@@ -264,6 +298,10 @@ impl World<'_> {
 mod tests {
     use super::*;
 
+    fn simulate(rules: &Rules, clients: u64) -> Traffic {
+        simulate_in(STEADY, rules, clients)
+    }
+
     #[test]
     fn clients_send_what_their_rules_say() {
         let clients = 1000;
@@ -281,6 +319,17 @@ mod tests {
         assert!((at(&afs, "breaks") / at(&afs, "fetch") - 1.0).abs() < 0.3, "{afs:?}");
         assert!((at(&nfs, "read") / at(&afs, "fetch") - 1.0).abs() < 0.3, "{nfs:?}");
         assert!(afs.holders > 1.0 && afs.holders < clients as f64, "{afs:?}");
+    }
+
+    #[test]
+    fn a_file_that_changes_often_is_asked_for_often() {
+        let seen = |clients: u64| Rules::Nfs.until_seen(clients).unwrap();
+        // Once in half an hour: attributes are used for a minute by then, and run out at any time in it.
+        assert!((seen(100) - ATTRIBUTES / 2.0).abs() < 3.0, "{}", seen(100));
+        // Five times a second: they have just been asked for.
+        let often = seen(1_000_000);
+        assert!(often < ATTRIBUTES_FIRST && often > ATTRIBUTES_FIRST * 0.8, "{often}");
+        assert_eq!(Rules::Afs.until_seen(100), None);
     }
 
     #[test]

@@ -1,13 +1,15 @@
 //! Reads and writes of one large file, by fio.
 
+use std::fs::File;
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
 use super::{Bench, Workload};
+use crate::bench::candidate::Survives;
 use crate::bench::results::Unit;
-use crate::process::run;
+use crate::process::{close, run};
 
 pub(super) struct Io;
 
@@ -61,6 +63,10 @@ impl Job<'_> {
 }
 
 impl Workload for Io {
+    fn survives(&self) -> Survives {
+        Survives::PowerCut
+    }
+
     fn round(&self, bench: &mut Bench<'_>) -> Result<()> {
         let place = bench.make_place()?;
         let mib = bench.inputs.scale.pick(8, 256, 1024);
@@ -94,13 +100,28 @@ impl Workload for Io {
             Job { how: "randwrite", block: "4k", more: &fsync }.run(&file, mib)
         })?;
         let direct = bench
-            .figure("write, O_DIRECT", mibs, || large("write", &["--direct=1"]).run(&place.join("direct"), mib / 4))
+            .figure("write, O_DIRECT", mibs, || {
+                large("write", &["--direct=1", "--end_fsync=1"]).run(&place.join("direct"), mib / 4)
+            })
             .and_then(|()| {
                 bench.figure("read, O_DIRECT", mibs, || {
                     large("read", &["--direct=1"]).run(&place.join("direct"), mib / 4)
                 })
+            })
+            .and_then(|()| {
+                bench.figure("random 4 KiB reads, O_DIRECT", Unit::PerSecond, || {
+                    let direct = ["--direct=1", timed[0], timed[1]];
+                    Job { how: "randread", block: "4k", more: &direct }.run(&place.join("direct"), mib / 4)
+                })
             });
         bench.leave_out("O_DIRECT", direct);
+        // Their room is needed, and files without contents are soon removed.
+        for name in ["large", "direct"] {
+            if let Ok(file) = File::options().write(true).open(place.join(name)) {
+                file.set_len(0)?;
+                close(file)?;
+            }
+        }
         Ok(())
     }
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use super::{Bench, Workload, read, together};
+use crate::bench::candidate::Survives;
 use crate::bench::results::Unit;
 
 /// Bytes of a message.
@@ -24,6 +25,10 @@ pub(super) struct Mail {
 }
 
 impl Workload for Mail {
+    fn survives(&self) -> Survives {
+        Survives::PowerCut
+    }
+
     fn clients(&self) -> usize {
         self.clients
     }

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
-use super::candidate::Candidate;
+use super::candidate::{Candidate, Survives};
 use super::inputs::Inputs;
 use super::results::{LeftOut, Results, Sample, Unit};
 
@@ -74,6 +74,11 @@ pub trait Workload {
     /// Clients that it needs.
     fn clients(&self) -> usize {
         1
+    }
+
+    /// What must be left of what it was told.
+    fn survives(&self) -> Survives {
+        Survives::Crash
     }
 
     /// Brings to a candidate what all rounds need, in [`Bench::base`].
@@ -132,6 +137,14 @@ impl Bench<'_> {
         let place = self.place(0);
         std::fs::create_dir(&place).with_context(|| format!("making {}", place.display()))?;
         Ok(place)
+    }
+
+    /// Gives the first client empty caches, if the candidate can: what removes finds the same whatever ran before.
+    ///
+    /// # Errors
+    /// If it cannot be mounted again.
+    pub fn forget(&mut self) -> Result<()> {
+        if self.candidate.can_forget() { self.candidate.forget(0) } else { Ok(()) }
     }
 
     /// Does something and notes how long it took.

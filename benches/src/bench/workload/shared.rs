@@ -11,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::{Bench, Task, Workload, read, repeat, together};
 use crate::bench::results::Unit;
+use crate::process::store;
 
 /// How long each is done, by scale.
 const LENGTH: [Duration; 3] = [Duration::from_millis(100), Duration::from_secs(2), Duration::from_secs(5)];
@@ -90,7 +91,7 @@ impl Workload for Shared {
 }
 
 fn replace(place: &Path, count: u8) -> Result<()> {
-    fs::write(place.join("hot.new"), vec![count; BLOCK])?;
+    store(place.join("hot.new"), &[count; BLOCK])?;
     Ok(fs::rename(place.join("hot.new"), place.join("hot"))?)
 }
 
@@ -149,7 +150,7 @@ fn hand_over(length: Duration, one: &Path, other: &Path) -> Result<f64> {
         let mut number = 0;
         while number < HANDED_OVER && begin.elapsed() < length {
             number += 1;
-            fs::write(one.join("there"), number.to_le_bytes())?;
+            store(one.join("there"), &number.to_le_bytes())?;
             ensure!(await_number(&one.join("back"), number)?, "the other side has failed");
         }
         Ok(number as f64 / begin.elapsed().as_secs_f64())
@@ -160,7 +161,7 @@ fn hand_over(length: Duration, one: &Path, other: &Path) -> Result<f64> {
             if !await_number(&other.join("there"), number)? {
                 break;
             }
-            fs::write(other.join("back"), u64::to_le_bytes(number))?;
+            store(other.join("back"), &u64::to_le_bytes(number))?;
         }
         Ok(0.0)
     });

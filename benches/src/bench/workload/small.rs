@@ -56,7 +56,11 @@ impl Workload for Small {
             let length = bench.inputs.scale.pick(quick, usual, full);
             bench.rate(&row("create", threads), Unit::PerSecond, || {
                 each(&places, |place| {
-                    (0..files).try_for_each(|file| Ok(File::create_new(place.join(name(file)))?.write_all(&[7; SIZE])?))
+                    (0..files).try_for_each(|file| {
+                        let mut file = File::create_new(place.join(name(file)))?;
+                        file.write_all(&[7; SIZE])?;
+                        Ok(crate::process::close(file)?)
+                    })
                 })?;
                 Ok(sum)
             })?;
@@ -94,6 +98,7 @@ impl Workload for Small {
     }
 
     fn remove(&self, bench: &mut Bench<'_>) -> Result<()> {
+        bench.forget()?;
         let place = bench.place(0);
         for threads in THREADS {
             let places = places(&place, threads);

@@ -57,6 +57,7 @@ impl Workload for Tree {
     fn remove(&self, bench: &mut Bench<'_>) -> Result<()> {
         let tree = bench.place(0).join("tree");
         let files = bench.inputs.tree_files as f64;
+        bench.forget()?;
         fs::symlink_metadata(&tree)?;
         bench.rate("rm -r", Unit::PerSecond, || {
             run(Command::new("timeout").args(["600", "rm", "-r"]).arg(&tree)).map(|_| files)
