@@ -18,6 +18,8 @@ in_each_mode![
     what_one_writes_and_closes_the_other_sees_at_its_next_open,
     attributes_are_never_older_than_acregmax,
     a_file_that_grows_is_read_whole_at_the_next_open,
+    a_file_that_was_looked_at_and_grew_is_read_whole,
+    attributes_that_a_lookup_brought_are_not_asked_for_again,
     names_are_never_older_than_acdirmax,
     appends_of_two_clients_lose_and_tear_nothing,
     a_file_that_another_client_removed_is_stale_or_kept,
@@ -55,6 +57,44 @@ fn a_file_that_grows_is_read_whole_at_the_next_open(mode: Mode) {
         drop(file);
         assert_eq!(fs::metadata(pair.b.at("growing")).unwrap().len(), text.len() as u64);
     }
+}
+
+/// The reader's kernel has one idea of the size, and an old one.
+fn a_file_that_was_looked_at_and_grew_is_read_whole(mode: Mode) {
+    let pair = Pair::new(mode, "").unwrap();
+    for round in 0..Size::get().pick(20, 100, 1_000) {
+        let name = format!("file-{round}");
+        fs::write(pair.a.at(&name), "short").unwrap();
+        assert_eq!(fs::metadata(pair.b.at(&name)).unwrap().len(), 5);
+        fs::write(pair.a.at(&name), "long enough to tell").unwrap();
+        let mut text = [0; 100];
+        let len = fs::File::open(pair.b.at(&name)).unwrap().read(&mut text).unwrap();
+        assert_eq!(&text[..len], b"long enough to tell", "round {round}: an old size");
+    }
+}
+
+/// A file that is opened for the first time has the size that the lookup has shown: the kernel has no reason to ask again.
+fn attributes_that_a_lookup_brought_are_not_asked_for_again(mode: Mode) {
+    if mode == Mode::Direct {
+        return;
+    }
+    let pair = Pair::new(mode, "").unwrap();
+    let files = 50;
+    let names: Vec<String> = (0..files).map(|file| format!("file-{file}")).collect();
+    for name in &names {
+        fs::write(pair.a.at(name), name).unwrap();
+    }
+    // What is asked for beside that: the directory.
+    fs::metadata(pair.b.path()).unwrap();
+    let hits = || pair.b.stats().unwrap()["hits"].as_u64().unwrap();
+    let before = hits();
+    for name in &names {
+        assert_eq!(&fs::read_to_string(pair.b.at(name)).unwrap(), name);
+    }
+    // The copy that is opened and read is a hit, too.
+    let of_copies = if mode == Mode::Afs { 2 * files } else { 0 };
+    let asked = (hits() - before).saturating_sub(of_copies);
+    assert!(asked < files / 2, "{asked} times for {files} files");
 }
 
 /// Asks `look` from before until after the bound; every answer asked for later than `bound` after the change must

@@ -9,7 +9,7 @@ use larder_protocol::service::file::{Op, OpReply, Query, QueryReply};
 
 use super::asking::Asked;
 use super::local::copy::LocalCopy;
-use super::node::{Node, NodeState};
+use super::node::{Node, NodeState, Shown};
 use super::{Attributes, Entry, Error, Vfs, unexpected};
 use crate::core::attr_cache::{Applied, Miss};
 
@@ -107,7 +107,17 @@ impl Vfs {
 
     /// The attributes as programs of this client should see them: with what they wrote and is not sent yet. And for how
     /// long, of `ttl`.
-    fn shown(&self, state: &NodeState, ttl: Duration) -> (Attr, Duration) {
+    fn show(&self, state: &mut NodeState, ttl: Duration) -> (Attr, Duration) {
+        let (attr, ttl) = self.overlaid(state, ttl);
+        let of_server = state.attrs.attr();
+        match attr.size == of_server.size && attr.change == of_server.change {
+            true => state.shown.give(attr.change),
+            false => state.shown = Shown::Several,
+        }
+        (attr, ttl)
+    }
+
+    fn overlaid(&self, state: &NodeState, ttl: Duration) -> (Attr, Duration) {
         let mut attr = state.attrs.attr().clone();
         if let Some(copy) = &state.copy {
             // An older version is for those who have it open, and no longer than they do.
@@ -130,17 +140,19 @@ impl Vfs {
 
     /// Cached attributes, if the mode lets them be used, and for how long.
     pub(super) fn cached(&self, node: &Node) -> Result<Attributes, Miss> {
-        let state = node.state.lock();
+        let mut state = node.state.lock();
         let pass = self.reply_pass();
-        let (attr, ttl) = self.shown(&state, self.usable(node, &state)?);
+        let ttl = self.usable(node, &state)?;
+        let (attr, ttl) = self.show(&mut state, ttl);
         Ok(Attributes { node: node.number, attr, ttl, pass })
     }
 
     /// The attributes last seen, and how long they may be used, which may be not at all.
     pub(super) fn view(&self, node: &Node) -> Attributes {
-        let state = node.state.lock();
+        let mut state = node.state.lock();
         let pass = self.reply_pass();
-        let (attr, ttl) = self.shown(&state, self.usable(node, &state).unwrap_or(Duration::ZERO));
+        let ttl = self.usable(node, &state).unwrap_or(Duration::ZERO);
+        let (attr, ttl) = self.show(&mut state, ttl);
         Attributes { node: node.number, attr, ttl, pass }
     }
 

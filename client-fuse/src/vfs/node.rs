@@ -43,10 +43,35 @@ pub struct Node {
     pub(super) state: Mutex<NodeState>,
 }
 
+/// As of which `change` the kernel was given an object's attributes. What it has in memory is of one of these.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Shown {
+    /// It has none.
+    #[default]
+    Nothing,
+    /// Of this one.
+    Only(u64),
+    /// Of several, or it may have made others of them: it knows itself what it writes.
+    Several,
+}
+
+impl Shown {
+    /// The kernel is given them as of this `change`.
+    pub(super) fn give(&mut self, change: u64) {
+        *self = match *self {
+            Shown::Nothing => Shown::Only(change),
+            Shown::Only(before) if before == change => *self,
+            _ => Shown::Several,
+        };
+    }
+}
+
 /// What changes about an object.
 pub(super) struct NodeState {
     /// Its attributes.
     pub attrs: AttrCache,
+    /// What the kernel has of them.
+    pub shown: Shown,
     /// The kernel's pages, once it was opened.
     pub pages: Option<Box<Pages>>,
     /// Data on its way, while it is open or has any.
@@ -74,6 +99,7 @@ impl Node {
             pins: AtomicU32::new(0),
             state: Mutex::new(NodeState {
                 attrs: AttrCache::new(attr, sent, now, limits),
+                shown: Shown::Nothing,
                 pages: None,
                 file: None,
                 kept: false,

@@ -12,7 +12,7 @@ use super::file_state::FileState;
 use super::handle::FileHandle;
 use super::local::copy::LocalCopy;
 use super::local::open::Use;
-use super::node::{Node, Unpinned};
+use super::node::{Node, Shown, Unpinned};
 use super::{Entry, Error, Opened, Vfs};
 use crate::core::attr_cache::Miss;
 use crate::core::page_cache::Pages;
@@ -40,6 +40,7 @@ impl Vfs {
         let truncate = flags & libc::O_TRUNC != 0;
         if writable || truncate {
             self.may_change()?;
+            node.state.lock().shown = Shown::Several;
         }
         match node.kind {
             FileType::Regular => {}
@@ -58,8 +59,9 @@ impl Vfs {
         } else {
             self.revalidate(cred, &node, &plan).await?;
         }
+        let is_known = self.kernel_knows(&node, opening.copy.as_deref());
         let opened = opening.finish(flags, plan);
-        if !opened.keep_cache {
+        if !opened.keep_cache && !is_known {
             // The kernel believes its size of the file as long as its attributes are valid, pages or no pages.
             self.notifier.expire_attrs(node.number);
         }
@@ -105,6 +107,7 @@ impl Vfs {
             .into());
         }
         let node = self.node(entry.node)?;
+        node.state.lock().shown = Shown::Several;
         let was_busy = on_their_way.contains(&(node.number, node.fid.generation));
         let again =
             self.afs.is_none() && truncate && !created && (was_busy || node.file().is_some_and(|file| !file.is_idle()));
@@ -178,6 +181,14 @@ impl Vfs {
             self.counters.miss(Miss::Opened);
         }
         self.fetch_newest(cred, node).await
+    }
+
+    /// Whether all that the kernel has of a file's attributes is of the version that is being opened.
+    fn kernel_knows(&self, node: &Node, copy: Option<&LocalCopy>) -> bool {
+        let state = node.state.lock();
+        let now = state.attrs.attr().change;
+        let is_this = copy.is_none_or(|copy| copy.change() == Some(now));
+        is_this && state.shown == Shown::Only(now) && !state.attrs.is_unordered()
     }
 
     /// Whether the kernel's pages are still good, or else what they will be good at from now on, as the handle's
