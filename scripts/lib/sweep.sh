@@ -19,14 +19,14 @@ sweep() {
     # The table lists what is mounted inside after what it is mounted on.
     while read -r _ point type _; do
         case $point in "$LARDER_TEST_TMP"/*) ;; *) continue ;; esac
-        warn "sweeping up the mount $point ($type)"
+        warn "sweeping up the mount $point ($type)" || true
         umount "$point" 2>/dev/null || umount -l "$point" || true
     done < <(tac /proc/self/mounts)
     # Networks of afs_partition, which begin with the number of the process that made them.
     for file in /run/netns/larder-[0-9]*; do
         pid=${file#/run/netns/larder-} pid=${pid%%-*}
         if [ ! -e "$file" ] || [ -d "/proc/$pid" ]; then continue; fi
-        warn "sweeping up the network namespace ${file##*/}"
+        warn "sweeping up the network namespace ${file##*/}" || true
         ip netns del "${file##*/}" || true
     done
 }

@@ -5,7 +5,7 @@ mod html;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::fault::Fault;
 use super::outcome::{Finding, Outcome, Plan, Span, Strike, coarsen};
 use super::resources::{Sample, Thinned};
+use crate::bench::machine;
 
 /// Spans of a kind that are written out of a round; of more, those that are close become one.
 const SPANS: usize = 1000;
@@ -25,7 +26,7 @@ pub struct About {
     /// As it was started.
     pub command: String,
     /// What it runs on, and since when: names and what they are.
-    pub machine: BTreeMap<&'static str, String>,
+    pub machine: BTreeMap<String, String>,
     /// Rounds that there are to be.
     pub planned: usize,
     /// Rounds that are over.
@@ -35,15 +36,8 @@ pub struct About {
 impl About {
     /// A run that begins on this machine now.
     pub fn new(command: String, planned: usize) -> About {
-        let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
-        let processors = std::thread::available_parallelism().map_or(0, usize::from);
-        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let machine = BTreeMap::from([
-            ("kernel", read("/proc/sys/kernel/osrelease")),
-            ("processors", processors.to_string()),
-            ("load", read("/proc/loadavg")),
-            ("began", format!("{} s since 1970", since.as_secs())),
-        ]);
+        let mut machine = machine::facts(&std::env::temp_dir());
+        machine.insert("began".to_owned(), format!("{} UTC", machine::now()));
         About { command, machine, planned, done: 0 }
     }
 
@@ -193,7 +187,11 @@ pub fn json(about: &About, outcomes: &[Outcome]) -> Value {
     let findings: usize = outcomes.iter().map(|outcome| outcome.findings.len()).sum();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "verdict": if findings == 0 { "every promise was kept" } else { "promises were broken" },
+        "verdict": match findings {
+            0 if about.done == 0 => "no round is over",
+            0 => "every promise was kept",
+            _ => "promises were broken",
+        },
         "command": about.command, "so_far": about.so_far(), "machine": about.machine,
         "checked": checked(outcomes), "failpoints": failpoints, "table": rows.collect::<Vec<_>>(),
         "rounds": outcomes.iter().map(round).collect::<Vec<_>>(),

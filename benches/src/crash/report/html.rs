@@ -30,6 +30,7 @@ fn seconds(time: Duration) -> String {
 pub(super) fn page(about: &About, outcomes: &[Outcome]) -> String {
     let findings: usize = outcomes.iter().map(|outcome| outcome.findings.len()).sum();
     let (class, mut verdict) = match findings {
+        0 if about.done == 0 => ("soft", "No round is over.".to_owned()),
         0 => ("good", "Every promise was kept.".to_owned()),
         1 => ("bad", "A promise was broken: one finding.".to_owned()),
         many => ("bad", format!("Promises were broken: {many} findings.")),
