@@ -1,6 +1,19 @@
 # Ending what a run that died has left behind: processes, mounts and networks of $LARDER_TEST_TMP.
 # shellcheck shell=bash
 
+# each_process COMMAND: runs COMMAND PID BINARY for each server and client that was started in $LARDER_TEST_TMP, and each
+# binary that it may be.
+each_process() {
+    local file name
+    # By their names alone: looking at a mount that hangs would hang this, too.
+    for file in "$LARDER_TEST_TMP"/*.pid "$LARDER_TEST_TMP"/*/*.pid; do
+        [ -f "$file" ] || continue
+        for name in larder larder-failpoints larderd larderd-failpoints; do
+            "$1" "$(cat "$file")" "$LARDER_BIN_DIR/$name" || true
+        done
+    done
+}
+
 # Ends what is left in $LARDER_TEST_TMP, and nothing else.
 sweep() {
     local file point type pid
@@ -8,14 +21,7 @@ sweep() {
     while read -r _ point type _; do
         case $point:$type in "$LARDER_TEST_TMP"/*:ext4) fsfreeze -u "$point" 2>/dev/null || true ;; esac
     done </proc/self/mounts
-    # By their names alone: looking at a mount that hangs would hang this, too.
-    for file in "$LARDER_TEST_TMP"/*.pid "$LARDER_TEST_TMP"/*/*.pid; do
-        [ -f "$file" ] || continue
-        end_process "$(cat "$file")" "$LARDER_BIN_DIR/larder" || true
-        end_process "$(cat "$file")" "$LARDER_BIN_DIR/larder-failpoints" || true
-        end_process "$(cat "$file")" "$LARDER_BIN_DIR/larderd" || true
-        end_process "$(cat "$file")" "$LARDER_BIN_DIR/larderd-failpoints" || true
-    done
+    each_process end_process
     # The table lists what is mounted inside after what it is mounted on.
     while read -r _ point type _; do
         case $point in "$LARDER_TEST_TMP"/*) ;; *) continue ;; esac
