@@ -2,9 +2,11 @@
 # shellcheck shell=bash
 
 STATE=${LARDER_STATE:-$ROOT/.larder}
+# Binaries that are there already if LARDER_BIN_DIR is set, else those that scripts/start builds.
+BIN=${LARDER_BIN_DIR:-$TARGET/release}
 # shellcheck disable=SC2034  # used by those who source this
-LARDER=$TARGET/release/larder
-LARDERD=$TARGET/release/larderd
+LARDER=$BIN/larder
+LARDERD=$BIN/larderd
 PORT=7425
 
 # The server's process id, if it runs.

@@ -5,7 +5,7 @@ set -euo pipefail
 
 files=$(pick 500 600 3000)
 # Every operation is a request there.
-[ "$MODE" != direct ] || files=$(pick 200 250 3000)
+[ "$MODE" != direct ] || files=$(pick 120 120 3000)
 export GIT_CONFIG_GLOBAL=$WORK/gitconfig GIT_CONFIG_SYSTEM=/dev/null HOME=$WORK
 cat >"$GIT_CONFIG_GLOBAL" <<EOF
 [user]
@@ -148,6 +148,7 @@ find_and_du() {
 sparse_copies() {
     local mib
     mib=$(pick 10 10 40)
+    [ "$MODE" != direct ] || mib=$(pick 4 4 40)
     truncate -s "${mib}M" "$WORK/sparse"
     echo data | dd of="$WORK/sparse" bs=1 seek=$((mib / 2))M conv=notrunc status=none
     cp --sparse=always "$WORK/sparse" "$MNT/sparse"
