@@ -26,7 +26,8 @@ use fuser::{
 use rustix::fs::{
     AtFlags, CWD, Dir, FileType as RawType, Mode, OFlags, Stat, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT,
 };
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::process::raise_open_files;
 
 /// Threads that take requests from the kernel.
 const THREADS: usize = 2;
@@ -44,8 +45,7 @@ const SERVED_BY_KERNEL: u64 = 256 << 10;
 /// If it cannot be mounted.
 pub fn serve(source: &Path, mountpoint: &Path, validity: Duration) -> Result<()> {
     // One descriptor for each file that the kernel knows.
-    let most = getrlimit(Resource::Nofile).maximum;
-    setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most }).context("raising the limit of open files")?;
+    raise_open_files(0)?;
     let root = rustix::fs::open(source, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .with_context(|| format!("opening {}", source.display()))?;
     let root = Object { at: Arc::new(root), references: 1, opens: 0, backing: None };
@@ -322,8 +322,7 @@ impl Filesystem for PassThrough {
             Ok(found) => reply.entry(&self.validity, &found, Generation(0)),
             // Number 0 with a validity is a name known not to exist.
             Err(error) if error.kind() == io::ErrorKind::NotFound && !self.validity.is_zero() => {
-                let nothing = FileAttr { ino: INodeNo(0), ..nothing() };
-                reply.entry(&self.validity, &nothing, Generation(0));
+                reply.entry(&self.validity, &nothing(), Generation(0));
             }
             Err(error) => reply.error(error.into()),
         }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 
 /// How often a condition is looked at while waiting for it.
 const POLL: Duration = Duration::from_millis(5);
@@ -51,6 +51,16 @@ pub fn command(name: &str, namespace: Option<&str>) -> Result<Command> {
     let mut command = Command::new("nsenter");
     command.arg(format!("--net=/run/netns/{namespace}")).arg("--").arg(program);
     Ok(command)
+}
+
+/// Lets this process, and those that it starts, have as many files open as the system allows it, which must be so many.
+///
+/// # Errors
+/// If it is allowed fewer.
+pub fn raise_open_files(need: u64) -> Result<()> {
+    let most = getrlimit(Resource::Nofile).maximum;
+    ensure!(most.is_none_or(|most| most >= need), "{need} open files are needed; see `ulimit -Hn`");
+    setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most }).context("raising the limit of open files")
 }
 
 /// A directory for one test, removed with all it holds when dropped. `LARDER_TEST_TMP` says where.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use futures::stream::{self, StreamExt, TryStreamExt};
-use larder_benches::process::scratch;
+use larder_benches::process::{raise_open_files, scratch};
 use larder_benches::raw::Raw;
 use larder_benches::server::Server;
 use larder_benches::size::Size;
@@ -25,7 +25,6 @@ use larder_protocol::service::callback::{Break, Breaks, LeaseId, ObjectId, Renew
 use larder_protocol::service::file::{Op, Query, QueryReply};
 use larder_protocol::stats::PromiseStats;
 use larder_protocol::transport::ClientTransport;
-use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
@@ -168,18 +167,6 @@ async fn cpu_share(pid: u32, during: Duration) -> Result<f64> {
     Ok((cpu_time(pid)? - used).as_secs_f64() / start.elapsed().as_secs_f64() * 100.0)
 }
 
-/// Each client takes a descriptor here and one at the server, which inherits the limit.
-fn raise_limit(clients: usize) -> Result<()> {
-    let mut limit = getrlimit(Resource::Nofile);
-    let need = clients as u64 + 200;
-    if limit.current.is_some_and(|current| current < need) {
-        ensure!(limit.maximum.is_none_or(|most| most >= need), "{need} open files are needed; see `ulimit -Hn`");
-        limit.current = limit.maximum.map(|most| most.min(need.max(4096)));
-        setrlimit(Resource::Nofile, limit)?;
-    }
-    Ok(())
-}
-
 async fn stats(rpc: &LarderClient) -> Result<PromiseStats> {
     Ok(rpc.stats(context()).await?.promises)
 }
@@ -190,7 +177,8 @@ fn callbacks_of_a_thousand_clients_are_cheap_and_fast_to_break() {
     let (clients, files) = (size.pick(100, 200, 1000), size.pick(100, 500, 1000));
     let idle = Duration::from_secs(size.pick(3, 6, 20) as u64);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    raise_limit(clients).unwrap();
+    // Each client takes one here and one at the server, which inherits the limit.
+    raise_open_files(clients as u64 + 200).unwrap();
     let dir = scratch().unwrap();
     let mut server = Server::start(dir.path(), "process").unwrap();
     runtime.block_on(scale(&server, clients, files, idle, size == Size::Full)).unwrap();

@@ -63,21 +63,27 @@ impl Usage {
     }
 }
 
-/// From proc_pid_stat(5): field 4.
-fn parent(process: u32) -> Option<u32> {
-    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
-}
-
-/// From proc_pid_stat(5): fields 14 and 15 in clock ticks, 24 in pages.
-fn of_process(process: u32) -> Option<Usage> {
+/// Fields of proc_pid_stat(5), by the numbers that they have there.
+fn stat_fields<const N: usize>(process: u32, numbers: [usize; N]) -> Option<[u64; N]> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
     // The name, field 2, is in brackets and may hold anything.
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-    let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
-    let ticks = rustix::param::clock_ticks_per_second() as f64;
-    let cpu = (field(14)? + field(15)?) as f64 / ticks;
-    Some(Usage { cpu, memory: field(24)? * rustix::param::page_size() as u64 })
+    let mut found = [0; N];
+    for (value, number) in found.iter_mut().zip(numbers) {
+        *value = fields.get(number - 3)?.parse().ok()?;
+    }
+    Some(found)
+}
+
+fn parent(process: u32) -> Option<u32> {
+    let [parent] = stat_fields(process, [4])?;
+    parent.try_into().ok()
+}
+
+fn of_process(process: u32) -> Option<Usage> {
+    let [user, system, pages] = stat_fields(process, [14, 15, 24])?;
+    let cpu = (user + system) as f64 / rustix::param::clock_ticks_per_second() as f64;
+    Some(Usage { cpu, memory: pages * rustix::param::page_size() as u64 })
 }
 
 /// Bytes that have gone over the loopback of this network namespace.

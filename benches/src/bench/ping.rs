@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use futures::StreamExt;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tarpc::context::{self, Context};
+use tarpc::serde_transport::Transport;
 use tarpc::server::{BaseChannel, Channel};
 use tarpc::tokio_serde::formats::Bincode;
 use tarpc::tokio_util::codec::{Framed, LengthDelimitedCodec};
@@ -35,6 +38,15 @@ impl Ping for Answering {
     async fn ping(self, _: Context) {}
 }
 
+/// The transport that comes with tarpc.
+fn transport<Got, Sent>(stream: TcpStream) -> Transport<TcpStream, Got, Sent, Bincode<Got, Sent>>
+where
+    Got: DeserializeOwned,
+    Sent: Serialize,
+{
+    tarpc::serde_transport::new(Framed::new(stream, LengthDelimitedCodec::new()), Bincode::default())
+}
+
 /// Answers until the process is ended. Prints its address.
 ///
 /// # Errors
@@ -47,9 +59,7 @@ pub fn serve() -> Result<()> {
         loop {
             let (stream, _) = listener.accept().await?;
             stream.set_nodelay(true)?;
-            let transport =
-                tarpc::serde_transport::new(Framed::new(stream, LengthDelimitedCodec::new()), Bincode::default());
-            let answers = BaseChannel::with_defaults(transport).execute(Answering.serve());
+            let answers = BaseChannel::with_defaults(transport(stream)).execute(Answering.serve());
             tokio::spawn(answers.for_each(|answer| async {
                 tokio::spawn(answer);
             }));
@@ -79,9 +89,7 @@ impl Pinger {
         let client = runtime.block_on(async {
             let stream = TcpStream::connect(address).await.with_context(|| format!("connecting to {address}"))?;
             stream.set_nodelay(true)?;
-            let transport =
-                tarpc::serde_transport::new(Framed::new(stream, LengthDelimitedCodec::new()), Bincode::default());
-            anyhow::Ok(PingClient::new(tarpc::client::Config::default(), transport).spawn())
+            anyhow::Ok(PingClient::new(tarpc::client::Config::default(), transport(stream)).spawn())
         })?;
         Ok(Pinger { runtime, client, _server: server })
     }

@@ -241,9 +241,7 @@ impl Plot {
         let point = self.of.get(line)?.iter().find(|point| point.x == x)?;
         Summary::of(&point.values).map(|summary| summary.median)
     }
-}
 
-impl Plot {
     /// From which `x` on one line is below another one, if it is above it before: between two places in proportion, as the
     /// axes are.
     pub fn falls_below(&self, line: &str, other: &str) -> Option<f64> {

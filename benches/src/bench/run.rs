@@ -54,12 +54,13 @@ pub fn run(
     left_out: Vec<LeftOut>,
 ) -> Result<Results> {
     let begin = Instant::now();
+    let place = inputs.source.parent().unwrap_or(&inputs.source);
     let versions = candidates.iter().filter_map(|one| Some((one.name().to_owned(), one.version()?))).collect();
     let about = About {
         command: plan.command.clone(),
         began: machine::now(),
         took: 0.0,
-        machine: machine::facts(inputs.source.parent().unwrap_or(&inputs.source)),
+        machine: machine::facts(place),
         versions,
         settings: candidates.iter().filter_map(|one| Some((one.name().to_owned(), one.settings()?))).collect(),
         amounts: Some(Amounts { scale: inputs.scale.name().to_owned(), clients: plan.clients, rtt: plan.rtt }),
@@ -76,7 +77,7 @@ pub fn run(
     };
     let mut failed: BTreeSet<(Kind, String)> = BTreeSet::new();
     let mut random = SmallRng::seed_from_u64(1);
-    let disk = File::open(inputs.source.parent().unwrap_or(&inputs.source)).context("opening the disk")?;
+    let disk = File::open(place).context("opening the disk")?;
     for step in steps {
         for kind in &plan.workloads {
             let workload = kind.workload(plan.clients);

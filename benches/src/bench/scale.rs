@@ -211,8 +211,13 @@ fn mean(window: Window, rules: &Rules, clients: u64) -> Traffic {
 /// What clients send that do what measured ones did.
 fn measured_alike(load: &Load) -> Traffic {
     let window = Window { writes: load.writes, seed: 0, is_fresh: true, warm: load.warm, length: load.seconds };
-    let traffic = mean(window, &Rules::of(&load.mode), load.clients);
-    if load.mode == "afs" { traffic.with_leases(load.clients, load.term) } else { traffic }
+    traffic(window, &load.mode, load.clients, load.term)
+}
+
+/// The mean of what so many clients send in a mode.
+fn traffic(window: Window, mode: &str, clients: u64, term: f64) -> Traffic {
+    let traffic = mean(window, &Rules::of(mode), clients);
+    if mode == "afs" { traffic.with_leases(clients, term) } else { traffic }
 }
 
 #[cfg(test)]
@@ -234,10 +239,7 @@ mod tests {
     /// A load as such a server would have it. Its clients are others than those that the model knows.
     fn load(mode: &str, clients: u64, writes: Writes, term: f64) -> Load {
         let window = Window { writes, seed: 1000, is_fresh: true, warm: 20.0, length: 30.0 };
-        let mut traffic = mean(window, &Rules::of(mode), clients);
-        if mode == "afs" {
-            traffic = traffic.with_leases(clients, term);
-        }
+        let traffic = traffic(window, mode, clients, term);
         let requests: BTreeMap<String, u64> =
             traffic.requests.iter().map(|(kind, count)| ((*kind).to_owned(), (count * 30.0) as u64)).collect();
         let cpu: f64 = requests.iter().map(|(kind, count)| true_cost(kind) * *count as f64).sum();

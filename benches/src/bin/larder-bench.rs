@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 use larder_benches::bench::candidate::{
-    Candidate, LOCAL, Local, PASS_THROUGH, PassThrough, Peer, Promised, round_trip,
+    Candidate, KEPT, LOCAL, Local, PASS_THROUGH, PassThrough, Peer, Promised, round_trip,
 };
 use larder_benches::bench::inputs::{Inputs, Scale};
 use larder_benches::bench::ping;
@@ -79,9 +79,6 @@ enum Verb {
         validity: u64,
     },
 }
-
-/// How long the kernel keeps what the yardstick tells it.
-const KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What Larder is measured beside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

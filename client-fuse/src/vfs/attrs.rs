@@ -110,9 +110,10 @@ impl Vfs {
     fn show(&self, state: &mut NodeState, ttl: Duration) -> (Attr, Duration) {
         let (attr, ttl) = self.overlaid(state, ttl);
         let of_server = state.attrs.attr();
-        match attr.size == of_server.size && attr.change == of_server.change {
-            true => state.shown.give(attr.change),
-            false => state.shown = Shown::Several,
+        if attr.size == of_server.size && attr.change == of_server.change {
+            state.shown.give(attr.change);
+        } else {
+            state.shown = Shown::Several;
         }
         (attr, ttl)
     }

@@ -44,10 +44,9 @@ pub struct Node {
 }
 
 /// As of which `change` the kernel was given an object's attributes. What it has in memory is of one of these.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Shown {
     /// It has none.
-    #[default]
     Nothing,
     /// Of this one.
     Only(u64),

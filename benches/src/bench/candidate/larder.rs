@@ -78,13 +78,19 @@ pub struct Larder {
     setting: Setting,
     dir: PathBuf,
     // Unmounted before the server ends.
-    clients: Vec<Option<Mount>>,
+    clients: Vec<Client>,
     proxy: Option<Proxy>,
     server: Server,
     /// Disk caches so far.
     caches: u32,
-    /// Which one each client has.
-    of_client: Vec<u32>,
+}
+
+/// A client.
+struct Client {
+    /// Nothing where it could not be mounted again.
+    mount: Option<Mount>,
+    /// Its disk cache.
+    cache: PathBuf,
 }
 
 impl Larder {
@@ -104,7 +110,7 @@ impl Larder {
             proxy.set(setting.link);
             Some(proxy)
         };
-        Ok(Larder { setting, dir, clients: Vec::new(), proxy, server, caches: 0, of_client: Vec::new() })
+        Ok(Larder { setting, dir, clients: Vec::new(), proxy, server, caches: 0 })
     }
 
     /// The server.
@@ -117,16 +123,23 @@ impl Larder {
         self.proxy.as_ref().map_or_else(|| self.server.address().to_owned(), Proxy::address)
     }
 
-    /// A client.
-    pub fn client(&self, number: usize) -> Option<&Mount> {
-        self.clients.get(number)?.as_ref()
+    fn mounts(&self) -> impl Iterator<Item = &Mount> {
+        self.clients.iter().filter_map(|client| client.mount.as_ref())
     }
 
-    fn mount(&mut self, number: usize) -> Result<Mount> {
+    /// A client.
+    pub fn client(&self, number: usize) -> Option<&Mount> {
+        self.clients.get(number)?.mount.as_ref()
+    }
+
+    /// Mounts with a new disk cache.
+    fn mount(&mut self, number: usize) -> Result<Client> {
         self.caches += 1;
         let cache = self.dir.join(format!("cache-{}", self.caches));
         let setup = Setup { options: &self.setting.options, cache: Some(&cache), ..Setup::default() };
-        Mount::set_up(&self.dir, &format!("client-{number}"), &self.address(), self.setting.mode, &setup)
+        let name = format!("client-{number}");
+        let mount = Some(Mount::set_up(&self.dir, &name, &self.address(), self.setting.mode, &setup)?);
+        Ok(Client { mount, cache })
     }
 }
 
@@ -142,9 +155,8 @@ impl Candidate for Larder {
 
     fn need_clients(&mut self, count: usize) -> Result<()> {
         while self.clients.len() < count {
-            let mount = self.mount(self.clients.len())?;
-            self.clients.push(Some(mount));
-            self.of_client.push(self.caches);
+            let client = self.mount(self.clients.len())?;
+            self.clients.push(client);
         }
         Ok(())
     }
@@ -154,16 +166,13 @@ impl Candidate for Larder {
     }
 
     fn forget(&mut self, client: usize) -> Result<()> {
-        if let Some(mount) = self.clients.get_mut(client).and_then(Option::take) {
+        let known = self.clients.get_mut(client).context("there is no such client")?;
+        if let Some(mount) = known.mount.take() {
             mount.close(false)?;
         }
         // The files of old caches stay: ext4 is slow in making files for minutes after many were removed.
-        if let Some(cache) = self.of_client.get(client) {
-            empty_large(&self.dir.join(format!("cache-{cache}")))?;
-        }
-        let mount = self.mount(client)?;
-        self.clients[client] = Some(mount);
-        self.of_client[client] = self.caches;
+        empty_large(&known.cache)?;
+        self.clients[client] = self.mount(client)?;
         Ok(())
     }
 
@@ -175,12 +184,12 @@ impl Candidate for Larder {
         let mut requests = self.server.counts()?.0;
         requests.retain(|kind, _| !OF_ASKING.contains(&kind.as_str()));
         let servers: Vec<u32> = self.server.id().into_iter().collect();
-        let clients: Vec<u32> = self.clients.iter().flatten().filter_map(Mount::id).collect();
+        let clients: Vec<u32> = self.mounts().filter_map(Mount::id).collect();
         Ok(Reading { requests, wire: loopback_bytes()?, servers: Usage::of(&servers), clients: Usage::of(&clients) })
     }
 
     fn end(&mut self) -> Result<()> {
-        for mount in std::mem::take(&mut self.clients).into_iter().flatten() {
+        for mount in std::mem::take(&mut self.clients).into_iter().filter_map(|client| client.mount) {
             mount.close(false)?;
         }
         self.server.stop()

@@ -12,7 +12,7 @@ use anyhow::Result;
 
 pub use self::larder::{Larder, Setting, round_trip};
 pub use self::local::{LOCAL, Local};
-pub use self::pass_through::{PASS_THROUGH, PassThrough};
+pub use self::pass_through::{KEPT, PASS_THROUGH, PassThrough};
 pub use self::peer::Peer;
 pub use self::promised::Promised;
 use super::meter::Reading;

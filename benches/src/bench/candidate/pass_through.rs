@@ -16,6 +16,9 @@ use crate::process::Process;
 /// How long a mount may take, or an unmounted process to end.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long the kernel keeps what it is told where nothing is to be asked twice.
+pub const KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// What it is called.
 pub const PASS_THROUGH: &str = "pass-through";
 

@@ -16,7 +16,6 @@ use larder_protocol::attr::Credential;
 use larder_protocol::runtime::{BusyPoll, Runtime, SystemRuntime};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::task::JoinSet;
 
 use super::{Asking, each};
@@ -26,6 +25,7 @@ use crate::bench::meter::Usage;
 use crate::bench::results::{Axis, Load, Plot};
 use crate::lock;
 use crate::mount::Mode;
+use crate::process::raise_open_files;
 
 /// Numbers of clients.
 const CLIENTS: [usize; 8] = [1, 10, 50, 100, 200, 500, 1000, 2000];
@@ -33,6 +33,8 @@ const CLIENTS: [usize; 8] = [1, 10, 50, 100, 200, 500, 1000, 2000];
 const LEARNING: usize = 150;
 /// The term of leases, in seconds, as servers have it.
 const TERM: f64 = 10.0;
+/// Files that a client has open: its connections, and those of its disk cache.
+const FILES_OF_ONE: u64 = 12;
 /// Clients that are set up at a time.
 const AT_ONCE: usize = 16;
 /// Threads on which clients run.
@@ -41,9 +43,8 @@ const THREADS: usize = 2;
 const CACHE: u64 = 1 << 30;
 
 pub(super) fn ask(asking: &mut Asking<'_>) -> Result<()> {
-    let most = getrlimit(Resource::Nofile).maximum;
-    setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most })?;
     let counts = asking.scale.pick(&CLIENTS[1..2], &CLIENTS[..6], &CLIENTS[..]);
+    raise_open_files(counts.iter().max().map_or(0, |most| *most as u64 * FILES_OF_ONE))?;
     let [warm, length] = asking.scale.pick([1, 1], [20, 15], [40, 30]).map(Duration::from_secs);
     let note = format!("{} The server does not look out for requests (--busy-poll 0).", behaviour::told());
     let x = || Axis::log("clients", "");
@@ -102,7 +103,7 @@ pub(super) fn ask(asking: &mut Asking<'_>) -> Result<()> {
 
 /// A load.
 #[derive(Clone, Copy)]
-struct Setup {
+pub(super) struct Setup {
     clients: usize,
     mode: Mode,
     writes: Writes,
@@ -111,7 +112,8 @@ struct Setup {
 }
 
 impl Setup {
-    fn usual(clients: usize, mode: Mode) -> Setup {
+    /// Clients that do what clients do.
+    pub(super) fn usual(clients: usize, mode: Mode) -> Setup {
         Setup { clients, mode, writes: Writes::USUAL, term: TERM }
     }
 
@@ -130,7 +132,8 @@ struct Shared {
     opens: Mutex<Vec<f64>>,
 }
 
-fn measure(
+/// What a load costs, and how many seconds it took each time to open and read a file, sorted.
+pub(super) fn measure(
     larder: &Larder,
     dir: &std::path::Path,
     setup: Setup,

@@ -13,16 +13,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use super::Asking;
-use crate::bench::candidate::{Candidate, Larder, PASS_THROUGH, PassThrough, Setting};
+use crate::bench::candidate::{Candidate, KEPT, Larder, PASS_THROUGH, PassThrough, Setting};
 use crate::bench::ping::Pinger;
 use crate::bench::progress::Progress;
 use crate::bench::results::{Axis, Cost, Plot, Sample, Unit};
-use crate::bench::statistics::quantile;
+use crate::bench::statistics::{Summary, quantile};
 use crate::mount::Mode;
 use crate::process::close;
 
-/// How long the kernel keeps what it is told where it may.
-const KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 /// Requests until the next one's turn.
 const TURN: usize = 50;
 /// Requests before any counts.
@@ -49,9 +47,7 @@ pub(super) fn ask(asking: &mut Asking<'_>) -> Result<()> {
 
 /// The median of these, in microseconds.
 fn median(took: &[f64]) -> Result<f64> {
-    let mut sorted = took.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    quantile(&sorted, 0.5).context("nothing was measured")
+    Ok(Summary::of(took).context("nothing was measured")?.median)
 }
 
 fn micros(took: Vec<Duration>) -> Vec<f64> {
@@ -72,14 +68,14 @@ fn timed<T>(count: usize, mut work: impl FnMut(usize) -> Result<T>) -> Result<Ve
 
 /// What takes turns.
 enum Part {
-    /// Attributes of a file are asked for; what the line and the column are called.
-    Getattr { candidate: Box<dyn Candidate>, file: File, line: String, column: String },
+    /// Attributes of a file are asked for; what the line is called, and the column if there is one.
+    Getattr { candidate: Box<dyn Candidate>, file: File, line: &'static str, column: Option<&'static str> },
     /// Nothing is.
     Ping(Pinger),
 }
 
 impl Part {
-    fn line(&self) -> &str {
+    fn line(&self) -> &'static str {
         match self {
             Part::Getattr { line, .. } => line,
             Part::Ping(_) => "tarpc alone",
@@ -99,7 +95,7 @@ fn getattr(asking: &mut Asking<'_>, count: usize) -> Result<()> {
     let dir = asking.dir.join("path-getattr");
     fs::create_dir_all(&dir)?;
     let yardstick = Box::new(PassThrough::start(&dir, Duration::ZERO)?);
-    let mut all: Vec<(Box<dyn Candidate>, &str, &str)> = vec![(yardstick, "FUSE alone", PASS_THROUGH)];
+    let mut all: Vec<(Box<dyn Candidate>, &str, Option<&str>)> = vec![(yardstick, "FUSE alone", Some(PASS_THROUGH))];
     for mode in asking.modes {
         // With callbacks, nothing would be asked.
         let options = match mode {
@@ -110,11 +106,11 @@ fn getattr(asking: &mut Asking<'_>, count: usize) -> Result<()> {
         let options = options.to_owned();
         let line = if *mode == Mode::Nfs { "nfs, actimeo=0" } else { mode.name() };
         let setting = Setting { options: options.clone(), ..Setting::of(*mode) };
-        all.push((Box::new(Larder::start(&dir, setting)?), line, mode.name()));
+        all.push((Box::new(Larder::start(&dir, setting)?), line, Some(mode.name())));
         if *mode == Mode::Direct {
             let server = vec!["--busy-poll".to_owned(), "0".to_owned()];
             let setting = Setting { server, options, ..Setting::named("no-busy-poll".to_owned(), *mode) };
-            all.push((Box::new(Larder::start(&dir, setting)?), "direct, --busy-poll 0", ""));
+            all.push((Box::new(Larder::start(&dir, setting)?), "direct, --busy-poll 0", None));
         }
     }
     let mut parts = vec![Part::Ping(Pinger::start(&dir)?)];
@@ -122,7 +118,6 @@ fn getattr(asking: &mut Asking<'_>, count: usize) -> Result<()> {
         candidate.need_clients(1)?;
         let path = candidate.path(0).join("file");
         fs::write(&path, [1; SMALL])?;
-        let (line, column) = (line.to_owned(), column.to_owned());
         parts.push(Part::Getattr { file: File::open(&path)?, candidate, line, column });
     }
     let note = format!(
@@ -150,13 +145,13 @@ fn getattr(asking: &mut Asking<'_>, count: usize) -> Result<()> {
             match part {
                 // The table has no column for what is no file system.
                 Part::Ping(_) => note_sample(asking, "tarpc ping", Unit::Microseconds, PASS_THROUGH, middle),
-                Part::Getattr { column, .. } if column.is_empty() => {}
-                Part::Getattr { column, .. } => {
+                Part::Getattr { column: Some(column), .. } => {
                     note_sample(asking, GETATTR, Unit::Microseconds, column, middle);
-                    if column != PASS_THROUGH {
+                    if *column != PASS_THROUGH {
                         note_sample(asking, OF_BOTH, Unit::Times, column, middle / way);
                     }
                 }
+                Part::Getattr { column: None, .. } => {}
             }
         }
         progress.done();

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Bench, Workload, read, together};
+use super::{Bench, Task, Workload, read, together};
 use crate::bench::candidate::Survives;
 use crate::bench::results::Unit;
 
@@ -45,7 +45,7 @@ impl Workload for Mail {
         bench.rate("deliver", Unit::PerSecond, || {
             let work = places[..delivering].iter().enumerate().map(|(client, place)| {
                 let deliver = move || (0..messages).try_for_each(|message| deliver(place, client, message));
-                Box::new(deliver) as Box<dyn FnOnce() -> Result<()> + Send + '_>
+                Box::new(deliver) as Task<'_, ()>
             });
             together(work.collect())?;
             Ok(all as f64)

@@ -144,20 +144,19 @@ impl Data {
             By::Request => &self.waiting.without_slots,
         };
         let Ok(_waiting) = places.try_acquire() else { return false };
-        while self.removals.is_any() && self.runtime.boottime() < until && !self.hurry.is_cancelled() {
-            self.runtime.sleep(LOOK_EVERY).await;
-            if self.room.has_room_for(bytes) {
-                return true;
-            }
-        }
-        // The last of them may just have ended.
+        self.wait_for_removals(until, || self.room.has_room_for(bytes)).await;
         self.room.has_room_for(bytes)
     }
 
     /// Waits until what is being removed is gone, for a while.
     pub(in crate::volume) async fn removals_ended(&self) {
         let until = self.runtime.boottime().saturating_add(PATIENCE);
-        while self.removals.is_any() && self.runtime.boottime() < until && !self.hurry.is_cancelled() {
+        self.wait_for_removals(until, || false).await;
+    }
+
+    /// Waits until nothing is being removed, or it is enough, or so long.
+    async fn wait_for_removals(&self, until: BootTime, is_enough: impl Fn() -> bool) {
+        while self.removals.is_any() && self.runtime.boottime() < until && !self.hurry.is_cancelled() && !is_enough() {
             self.runtime.sleep(LOOK_EVERY).await;
         }
     }
