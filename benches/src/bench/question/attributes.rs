@@ -38,7 +38,7 @@ fn length(actimeo: f64) -> Duration {
 }
 
 /// What was asked of the server, in a second.
-struct Asked {
+pub(super) struct Asked {
     attributes: f64,
     names: f64,
     all: f64,
@@ -47,6 +47,11 @@ struct Asked {
 impl Asked {
     fn share(&self, part: f64) -> f64 {
         100.0 * part / self.all.max(1e-9)
+    }
+
+    /// Percent of all requests that only ask whether something is as it was.
+    pub(super) fn checks(&self) -> f64 {
+        self.share(self.attributes + self.names)
     }
 }
 
@@ -70,7 +75,11 @@ pub(super) fn ask(asking: &mut Asking<'_>) -> Result<()> {
         }
     }
     let dir = asking.dir;
-    let all = at_once(&settings, |(mode, actimeo)| requests(dir, mode, actimeo, length(actimeo)))?;
+    let all = at_once(&settings, |(mode, actimeo)| {
+        let options = if mode == Mode::Nfs { format!("actimeo={actimeo}") } else { String::new() };
+        let setting = Setting { options, ..Setting::named(format!("attributes-{}-{actimeo}", mode.name()), mode) };
+        requests(dir, setting, length(actimeo))
+    })?;
     for ((mode, actimeo), asked) in settings.into_iter().zip(all) {
         let name = mode.name();
         // The other modes know no actimeo: a level line.
@@ -78,7 +87,7 @@ pub(super) fn ask(asking: &mut Asking<'_>) -> Result<()> {
         for place in places {
             share.note(&format!("{name}: getattr"), place, asked.share(asked.attributes));
             if mode == Mode::Nfs {
-                share.note("nfs: getattr and lookup", place, asked.share(asked.attributes + asked.names));
+                share.note("nfs: getattr and lookup", place, asked.checks());
             }
             rate.note(name, place, asked.all);
         }
@@ -88,10 +97,9 @@ pub(super) fn ask(asking: &mut Asking<'_>) -> Result<()> {
     Ok(())
 }
 
-fn requests(dir: &Path, mode: Mode, actimeo: f64, length: Duration) -> Result<Asked> {
-    let name = format!("attributes-{}-{actimeo}", mode.name());
-    let options = if mode == Mode::Nfs { format!("actimeo={actimeo}") } else { String::new() };
-    let mut larder = Larder::start(dir, Setting { options, ..Setting::named(name, mode) })?;
+/// What a client asks for that works so long.
+pub(super) fn requests(dir: &Path, setting: Setting, length: Duration) -> Result<Asked> {
+    let mut larder = Larder::start(dir, setting)?;
     larder.need_clients(1)?;
     let place = larder.path(0).join("tree");
     for file in 0..FILES {

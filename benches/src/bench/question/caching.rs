@@ -22,17 +22,17 @@ const MIB: u64 = 1 << 20;
 /// Sizes of files that are read whole and in part.
 const SIZES: [u64; 6] = [64 << 10, MIB, 4 * MIB, 16 * MIB, 64 * MIB, 256 * MIB];
 /// Parts of the file whose parts are read.
-const PARTS: [f64; 6] = [0.002, 0.01, 0.05, 0.2, 0.5, 1.0];
+pub(super) const PARTS: [f64; 6] = [0.002, 0.01, 0.05, 0.2, 0.5, 1.0];
 /// The part that is read of files of each size.
 const A_PART: f64 = 0.05;
 /// A network of 1 Gbit/s and half a millisecond.
 const LINK: Link = Link { is_cut: [false; 2], is_mute: false, delay: Duration::from_micros(250), rate: 125_000_000 };
 
 /// What one read took.
-struct Took {
+pub(super) struct Took {
     /// The part that was read: whole pieces.
-    part: f64,
-    seconds: f64,
+    pub(super) part: f64,
+    pub(super) seconds: f64,
     mib: f64,
 }
 
@@ -93,18 +93,22 @@ pub(super) fn ask(asking: &mut Asking<'_>) -> Result<()> {
         },
     )?;
     for plot in &mut plots[2..] {
-        let told = match plot.falls_below("afs", "nfs") {
-            Some(part) => format!("from {part:.0} % on the whole file (afs) costs less than its blocks (nfs)"),
-            None => "the whole file (afs) never comes to cost less than its blocks (nfs)".to_owned(),
-        };
-        plot.note = format!("{} {}: {told}.", plot.note, plot.name);
+        plot.note = format!("{} {}: {}.", plot.note, plot.name, crossover(plot));
     }
     plots.into_iter().for_each(|plot| asking.results.add_plot(plot));
     Ok(())
 }
 
+/// From where on the whole file costs less than its blocks, in a plot by the part that is read.
+pub(super) fn crossover(plot: &Plot) -> String {
+    match plot.falls_below("afs", "nfs") {
+        Some(part) => format!("from {part:.0} % on the whole file (afs) costs less than its blocks (nfs)"),
+        None => "the whole file (afs) never comes to cost less than its blocks (nfs)".to_owned(),
+    }
+}
+
 /// Reads a part of the file of this size, with empty caches.
-fn read(larder: &mut Larder, size: u64, part: f64) -> Result<Took> {
+pub(super) fn read(larder: &mut Larder, size: u64, part: f64) -> Result<Took> {
     larder.forget(0)?;
     let pieces = size.div_ceil(PIECE);
     let mut order: Vec<u64> = (0..pieces).collect();

@@ -1,5 +1,8 @@
-//! How much of each mode's speed is the network's: the same work by how far away the server is.
+//! How much of each mode's speed is the network's: the same work, and the same questions, by how far away the server is.
 
+mod answers;
+
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -21,14 +24,20 @@ const WORK: [Kind; 4] = [Kind::Tree, Kind::Small, Kind::Sqlite, Kind::Mail];
 
 pub(super) fn ask(asking: &mut Asking<'_>) -> Result<()> {
     let trips = asking.scale.pick(&ROUND_TRIPS[1..2], &ROUND_TRIPS[..3], &ROUND_TRIPS[..]);
-    let mut settings: Vec<(f64, Mode)> = Vec::new();
-    for trip in trips {
-        settings.extend(asking.modes.iter().map(|mode| (*trip, *mode)));
-    }
     let dir = asking.dir.join("distance");
     std::fs::create_dir(&dir).with_context(|| format!("making {}", dir.display()))?;
     // Small amounts: from 1 ms on the machine hardly counts.
     let inputs = Inputs::make(&dir, Scale::Quick)?;
+    work(asking, trips, &dir, &inputs)?;
+    answers::ask(asking, trips, &dir)
+}
+
+/// Workloads.
+fn work(asking: &mut Asking<'_>, trips: &[f64], dir: &Path, inputs: &Inputs) -> Result<()> {
+    let mut settings: Vec<(f64, Mode)> = Vec::new();
+    for trip in trips {
+        settings.extend(asking.modes.iter().map(|mode| (*trip, *mode)));
+    }
     let rounds = asking.rounds;
     let mut found: Vec<(f64, Results)> = Vec::new();
     let told = |(trip, mode): (f64, Mode)| format!("{} at {trip} ms", mode.name());
@@ -47,7 +56,7 @@ pub(super) fn ask(asking: &mut Asking<'_>) -> Result<()> {
             command: String::new(),
             results: place.join("bench.json"),
         };
-        let results = run(&plan, &inputs, &mut candidates, Vec::new())?;
+        let results = run(&plan, inputs, &mut candidates, Vec::new())?;
         if let Some(failed) = results.left_out.first() {
             anyhow::bail!("{} at {trip} ms: {}", mode.name(), failed.why);
         }

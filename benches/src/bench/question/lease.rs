@@ -41,10 +41,10 @@ pub(super) fn ask(asking: &mut Asking<'_>) -> Result<()> {
     let dir = asking.dir;
     // Changes that wait for nobody take as long as the machine does, which is to have nothing else to do.
     for term in terms {
-        let delays_of = alive(dir, *term)?;
+        let delays_of = alive(dir, *term, &Setting::of(Mode::Afs), CHANGES)?;
         delays_of.into_iter().for_each(|delay| delays.note("all alive", *term, delay));
     }
-    let all = at_once(terms, |term| beside_the_dead(dir, term, rounds))?;
+    let all = at_once(terms, |term| beside_the_dead(dir, term, &Setting::of(Mode::Afs), rounds))?;
     for (term, found) in terms.iter().zip(all) {
         found.dead.into_iter().for_each(|delay| delays.note("one dead", *term, delay));
         upkeep.note("renewals", *term, found.renewals);
@@ -54,35 +54,39 @@ pub(super) fn ask(asking: &mut Asking<'_>) -> Result<()> {
     Ok(())
 }
 
-struct Found {
-    dead: Vec<f64>,
+pub(super) struct Found {
+    /// Seconds that each change took.
+    pub(super) dead: Vec<f64>,
+    /// Of a client, in a second.
     renewals: f64,
 }
 
 /// A server whose leases have this term, and two clients.
-fn start(dir: &Path, name: &str, term: f64) -> Result<Larder> {
+fn start(dir: &Path, name: &str, term: f64, setting: &Setting) -> Result<Larder> {
     let server = vec!["--lease-term".to_owned(), term.to_string()];
-    let setting = Setting { server, ..Setting::named(format!("lease-{name}-{term}"), Mode::Afs) };
+    let setting = Setting { server, name: format!("lease-{name}-{term}"), ..setting.clone() };
     let mut larder = Larder::start(dir, setting)?;
     larder.need_clients(2)?;
     Ok(larder)
 }
 
-fn alive(dir: &Path, term: f64) -> Result<Vec<f64>> {
-    let mut larder = start(dir, "alive", term)?;
+/// Seconds that each change takes beside a client that has the file and is alive.
+pub(super) fn alive(dir: &Path, term: f64, setting: &Setting, changes: usize) -> Result<Vec<f64>> {
+    let mut larder = start(dir, "alive", term, setting)?;
     let [writer, holder] = [0, 1].map(|client| larder.path(client).join("file"));
     fs::write(&writer, "first")?;
     let one = |number| {
         fs::read(&holder)?;
         change(&writer, number)
     };
-    let delays = (0..CHANGES).map(one).collect::<Result<_>>()?;
+    let delays = (0..changes).map(one).collect::<Result<_>>()?;
     larder.end()?;
     Ok(delays)
 }
 
-fn beside_the_dead(dir: &Path, term: f64, rounds: usize) -> Result<Found> {
-    let mut larder = start(dir, "dead", term)?;
+/// The same beside one that has died.
+pub(super) fn beside_the_dead(dir: &Path, term: f64, setting: &Setting, rounds: usize) -> Result<Found> {
+    let mut larder = start(dir, "dead", term, setting)?;
     let [writer, holder] = [0, 1].map(|client| larder.path(client).join("file"));
     let mut found = Found { dead: Vec::new(), renewals: 0.0 };
     fs::write(&writer, "first")?;
