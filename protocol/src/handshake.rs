@@ -12,9 +12,9 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{ClientId, Epoch};
 
 /// The oldest protocol version this build speaks.
-pub const MIN_VERSION: u32 = 2;
+pub const MIN_VERSION: u32 = 3;
 /// The newest protocol version this build speaks.
-pub const MAX_VERSION: u32 = 2;
+pub const MAX_VERSION: u32 = 3;
 
 /// What a client says of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +47,8 @@ pub struct Welcome {
     pub epoch: Epoch,
     /// Name and version of the server's software.
     pub software: String,
+    /// Whether what is acknowledged is durable: it survives a power cut. If not, `sync` makes it so.
+    pub durable: bool,
     /// Replay slots the client may use in each volume.
     pub slots: u32,
     /// Bytes that one read may ask for.

@@ -28,7 +28,8 @@ pub enum DurabilityLevel {
     /// It survives a power cut.
     #[default]
     Power,
-    /// It survives the end of the server's process, but not a power cut; synced every 50 ms.
+    /// It survives the end of the server's process; what a program has synced with fsync survives a power cut, and the rest
+    /// if it is 50 ms old.
     Process,
 }
 

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! DIR/larder-store.toml     says that this is a store, and in which format
+//! DIR/lives.toml            the processes that have served it since the machine was started
 //! DIR/lock                  locked by the server (or checker) that uses it; holds its process id
 //! DIR/volumes/1-root/       one directory for each volume: its id, its name
 //! ```
@@ -9,13 +10,14 @@
 //! A new store is built beside its place and moved there; the marker comes last. So a crash at any point leaves
 //! either nothing that counts or a whole store, and the next start goes on from there.
 
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use larder_protocol::ids::{MAX_VOLUME, VolumeId};
+use larder_protocol::ids::{Epoch, MAX_VOLUME, VolumeId};
 use larder_protocol::limits::MAX_VOLUME_NAME;
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
@@ -30,6 +32,10 @@ const VOLUMES: &str = "volumes";
 const NEW_MARKER: &str = ".larder-store.toml.new";
 const NEW_VOLUMES: &str = ".volumes.new";
 const ROOT: &str = "root";
+const LIVES: &str = "lives.toml";
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// As many are remembered: who is older has been retried by nobody for long.
+const MAX_LIVES: usize = 1000;
 
 /// A store that this process has to itself.
 #[derive(Debug)]
@@ -48,6 +54,14 @@ pub struct StoredVolume {
     pub name: String,
     /// Its directory.
     pub dir: PathBuf,
+}
+
+/// The processes that have served a store since the machine was started.
+#[derive(Serialize, Deserialize)]
+struct Lives {
+    /// Names the start (random(4), `boot_id`).
+    boot: String,
+    epochs: Vec<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -100,6 +114,25 @@ impl Store {
     /// The store's directory.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// Notes that a process begins to serve the store. All that have since the machine was started, this one included.
+    ///
+    /// # Errors
+    /// The file cannot be written, or the system does not say when it was started.
+    pub fn begin_life(&self, epoch: Epoch) -> anyhow::Result<BTreeSet<Epoch>> {
+        let boot = fs::read_to_string(BOOT_ID).with_context(|| format!("cannot read {BOOT_ID}"))?;
+        let path = self.dir.join(LIVES);
+        let before = fs::read_to_string(&path).ok().and_then(|text| toml::from_str::<Lives>(&text).ok());
+        let mut epochs = before.filter(|lives| lives.boot == boot.trim()).map_or_else(Vec::new, |lives| lives.epochs);
+        epochs.push(format!("{:016x}", epoch.0));
+        epochs.drain(..epochs.len().saturating_sub(MAX_LIVES));
+        let lives = Lives { boot: boot.trim().to_owned(), epochs };
+        // Not synced: what a power cut takes of it means nothing after that.
+        let new = self.dir.join(format!(".{LIVES}.new"));
+        fs::write(&new, toml::to_string(&lives)?).with_context(|| format!("cannot write {}", new.display()))?;
+        fs::rename(&new, &path).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(lives.epochs.iter().filter_map(|epoch| u64::from_str_radix(epoch, 16).ok()).map(Epoch).collect())
     }
 
     /// Its volumes, in the order of their ids.
@@ -265,6 +298,20 @@ mod tests {
         assert_eq!((made[0].id, made[0].name.as_str()), (VolumeId::ROOT, "root"));
         assert_eq!(Store::open(&dir).unwrap().volumes().unwrap(), made);
         assert_eq!(Store::open_existing(&dir).unwrap().volumes().unwrap(), made);
+    }
+
+    #[test]
+    fn lives_are_those_since_the_machine_was_started() {
+        let (_parent, dir) = temporary();
+        let store = Store::open(&dir).unwrap();
+        assert_eq!(store.begin_life(Epoch(7)).unwrap(), BTreeSet::from([Epoch(7)]));
+        assert_eq!(store.begin_life(Epoch(8)).unwrap(), BTreeSet::from([Epoch(7), Epoch(8)]));
+        let path = dir.join(LIVES);
+        let another = fs::read_to_string(&path).unwrap().replace("boot = \"", "boot = \"x");
+        fs::write(&path, another).unwrap();
+        assert_eq!(store.begin_life(Epoch(9)).unwrap(), BTreeSet::from([Epoch(9)]));
+        fs::write(&path, "damaged").unwrap();
+        assert_eq!(store.begin_life(Epoch(10)).unwrap(), BTreeSet::from([Epoch(10)]));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 use larder_benches::bench::candidate::{
-    Candidate, KEPT, LOCAL, Local, PASS_THROUGH, PassThrough, Peer, Promised, round_trip,
+    Candidate, KEPT, LOCAL, Larder, Local, PASS_THROUGH, PassThrough, Peer, Setting, round_trip,
 };
 use larder_benches::bench::inputs::{Inputs, Scale};
 use larder_benches::bench::ping;
@@ -352,7 +352,8 @@ fn measure(what: &Run) -> Result<()> {
     }
     for mode in modes {
         let link = if what.rtt > 0.0 { round_trip(Duration::from_secs_f64(what.rtt / 1e3)) } else { Link::default() };
-        candidates.push(Box::new(Promised::start(dir.path(), (*mode).into(), link)?));
+        let setting = Setting { link, ..Setting::of((*mode).into()) };
+        candidates.push(Box::new(Larder::start(dir.path(), setting)?));
     }
     let command = what.command.clone().unwrap_or_else(|| std::env::args().collect::<Vec<_>>().join(" "));
     let plan = Plan {

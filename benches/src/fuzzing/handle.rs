@@ -200,6 +200,7 @@ impl World {
             LarderRequest::Stage { cred, request } => drop(answered(client.stage(context, cred, request).await)),
             LarderRequest::Write { cred, request } => drop(answered(client.write(context, cred, request).await)),
             LarderRequest::Commit { cred, fid } => drop(answered(client.commit(context, cred, fid).await)),
+            LarderRequest::Sync { volume, since } => drop(answered(client.sync(context, volume, since).await)),
             LarderRequest::Volume { cred, request } => drop(answered(client.volume(context, cred, request).await)),
             LarderRequest::Stats {} => drop(answered(client.stats(context).await)),
         }

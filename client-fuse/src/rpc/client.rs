@@ -7,7 +7,7 @@ use std::time::Duration;
 use larder_protocol::attr::Credential;
 use larder_protocol::error::ErrorCode;
 use larder_protocol::handshake::Welcome;
-use larder_protocol::ids::{Epoch, Fid, OpId};
+use larder_protocol::ids::{Epoch, Fid, OpId, VolumeId};
 use larder_protocol::limits::MAX_DEADLINE;
 use larder_protocol::runtime::BootTime;
 use larder_protocol::service::callback::{Breaks, LeaseId, Promised, Renew, Renewed};
@@ -252,6 +252,21 @@ impl Client {
         }
     }
 
+    /// Has all that the server has acknowledged of a volume made durable, where it is not already. `since` is what the server
+    /// was when the first of it was sent.
+    ///
+    /// # Errors
+    /// The server's, or that there is no answer.
+    pub async fn sync(&self, volume: VolumeId, since: &Welcome) -> Result<(), Failure> {
+        if since.durable {
+            return Ok(());
+        }
+        match self.repeat(0, Kind::Sync, LarderRequest::Sync { volume, since: since.epoch }).await? {
+            LarderResponse::Sync(reply) => reply.map_err(Failure::Refused),
+            _ => Err(unexpected(Kind::Sync)),
+        }
+    }
+
     /// Asks about volumes.
     ///
     /// # Errors
@@ -453,6 +468,7 @@ fn error_of(reply: &LarderResponse) -> Option<ErrorCode> {
         LarderResponse::Stage(reply) => reply.as_ref().err().copied(),
         LarderResponse::Write(reply) => reply.as_ref().err().copied(),
         LarderResponse::Commit(reply) => reply.as_ref().err().copied(),
+        LarderResponse::Sync(reply) => reply.as_ref().err().copied(),
         LarderResponse::Volume(reply) => reply.as_ref().err().copied(),
         LarderResponse::Goodbye(reply) => reply.as_ref().err().copied(),
         LarderResponse::Hello(_) | LarderResponse::Stats(_) => None,

@@ -126,6 +126,7 @@ impl Larder for Session {
         *newest = hello.generation;
         *self.me.lock() = Some((hello.incarnation, hello.channel, hello.generation));
         Ok(Welcome {
+            durable: true,
             version: 1,
             epoch: Epoch(world.epoch),
             software: "test".to_owned(),
@@ -199,6 +200,10 @@ impl Larder for Session {
     }
 
     async fn write(self, _: Context, _: Credential, _: WriteRequest) -> Result<Written, ErrorCode> {
+        Err(ErrorCode::NotSupported)
+    }
+
+    async fn sync(self, _: Context, _: VolumeId, _: Epoch) -> Result<(), ErrorCode> {
         Err(ErrorCode::NotSupported)
     }
 

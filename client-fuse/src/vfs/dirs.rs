@@ -178,13 +178,16 @@ impl Vfs {
         self.handles.remove_dir(handle);
     }
 
-    /// Makes a directory's changes durable. They are when they are answered, as far as the server's `--durability`
-    /// says, so there is nothing to wait for.
+    /// Makes a directory's changes durable, if the server has not done so before it answered them.
     ///
     /// # Errors
-    /// `BadHandle`.
+    /// `BadHandle`; the server's, or that there is no answer.
     pub async fn fsyncdir(&self, handle: u64) -> Result<(), Error> {
-        self.handles.dir(handle).map(|_| ())
+        let volume = self.handles.dir(handle)?.node.fid.volume;
+        match self.client.shared().welcome() {
+            Some(since) => Ok(self.client.sync(volume, &since).await?),
+            None => Ok(()),
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use larder_protocol::service::file::{Op, OpReply, Query, QueryReply};
 
 use super::asking::Asked;
 use super::handle::FileHandle;
-use super::{Error, Vfs, WriteOrigin, unexpected};
+use super::{Error, Fsync, Vfs, WriteOrigin, unexpected};
 use crate::core::attr_cache::Miss;
 use crate::core::write_behind::Cover;
 use crate::mode::Writes;
@@ -300,6 +300,8 @@ impl Vfs {
     /// What went wrong with earlier writes, once for each handle.
     pub async fn fsync(&self, handle: u64, _datasync: bool) -> Result<(), Error> {
         let handle = self.handles.file(handle)?;
+        // Before anything is sent: what this says of the server is true of all that is acknowledged from here on.
+        let since = self.client.shared().welcome();
         let synced = match &handle.copy {
             Some(copy) => self.fsync_local(&handle, copy).await,
             None => self.flush_data(&handle.node, &handle.file, true).await,
@@ -308,7 +310,14 @@ impl Vfs {
             return Ok(());
         }
         synced?;
-        handle.report()
+        handle.report()?;
+        if handle.copy.is_some() && self.options.fsync == Fsync::Local {
+            return Ok(());
+        }
+        match since {
+            Some(since) => Ok(self.client.sync(handle.node.fid.volume, &since).await?),
+            None => Ok(()),
+        }
     }
 
     /// The open file of a handle that may be written.

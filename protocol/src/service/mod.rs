@@ -12,7 +12,7 @@ pub mod volume;
 use crate::attr::Credential;
 use crate::error::ErrorCode;
 use crate::handshake::{Hello, Refusal, Welcome};
-use crate::ids::{Fid, OpId};
+use crate::ids::{Epoch, Fid, OpId, VolumeId};
 use crate::stats::ServerStats;
 use callback::{Breaks, LeaseId, Promised, Renew, Renewed};
 use file::{Committed, Mutated, Op, Query, QueryReply, StageRequest, WriteRequest, Written};
@@ -48,6 +48,11 @@ pub trait Larder {
 
     /// Makes a file's unstable writes durable.
     async fn commit(cred: Credential, fid: Fid) -> Result<Committed, ErrorCode>;
+
+    /// Makes durable all that was acknowledged of a volume before this was asked, for a program that syncs a file or a
+    /// directory. Where `hello` said that everything acknowledged is durable there is nothing to ask for. `since` is the server
+    /// process that acknowledged what is to be durable, or one before it: `Io` if there was a power cut in between.
+    async fn sync(volume: VolumeId, since: Epoch) -> Result<(), ErrorCode>;
 
     /// Volumes by name.
     async fn volume(cred: Credential, request: VolumeRequest) -> Result<VolumeReply, ErrorCode>;

@@ -183,6 +183,7 @@ mod tests {
                         version: 1,
                         epoch: Epoch(1),
                         software: String::new(),
+                        durable: true,
                         slots: 1,
                         max_read: 1,
                         max_write: 1,

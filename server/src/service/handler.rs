@@ -5,7 +5,7 @@ use std::sync::Arc;
 use larder_protocol::attr::Credential;
 use larder_protocol::error::ErrorCode;
 use larder_protocol::handshake::{Hello, Refusal, Welcome, agree};
-use larder_protocol::ids::{Fid, OpId};
+use larder_protocol::ids::{Epoch, Fid, OpId, VolumeId};
 use larder_protocol::limits::{MAX_PAYLOAD, MAX_SLOTS, MAX_VOLUME_NAME};
 use larder_protocol::runtime::{BoxFuture, RuntimeExt};
 use larder_protocol::service::callback::{Breaks, Grants, LeaseId, ObjectId, Promised, Renew, Renewed};
@@ -56,6 +56,9 @@ impl Handler for Server {
             }
             LarderRequest::Commit { cred, fid } => {
                 LarderResponse::Commit(self.timed(Kind::Commit, self.commit(session, cred, fid, permit)).await)
+            }
+            LarderRequest::Sync { volume, since } => {
+                LarderResponse::Sync(self.timed(Kind::Sync, self.sync(session, volume, since, permit)).await)
             }
             LarderRequest::Volume { cred, request } => {
                 LarderResponse::Volume(self.timed(Kind::Volume, self.volume(session, cred, request)).await)
@@ -141,6 +144,7 @@ impl Server {
             version,
             epoch: self.epoch,
             software: SOFTWARE.to_owned(),
+            durable: self.volumes.is_durable(),
             slots: MAX_SLOTS,
             max_read: MAX_PAYLOAD as u32,
             max_write: MAX_PAYLOAD as u32,
@@ -255,6 +259,16 @@ impl Server {
         let volume = self.volumes.get(fid.volume).await?;
         let cred = self.settings.root_squash.apply(session.peer(), cred);
         self.whole(permit, Box::pin(async move { volume.commit(&cred, fid).await })).await
+    }
+
+    async fn sync(&self, session: &Session, volume: VolumeId, since: Epoch, permit: Permit) -> Result<(), ErrorCode> {
+        self.admit(session)?;
+        if !self.volumes.is_durable() && self.lives.as_ref().is_some_and(|lives| !lives.contains(&since)) {
+            warn!(%volume, "a client syncs what it wrote before this machine was started anew; some of it may be lost");
+            return Err(ErrorCode::Io);
+        }
+        let volume = self.volumes.get(volume).await?;
+        self.whole(permit, Box::pin(async move { volume.sync().await })).await
     }
 
     async fn volume(

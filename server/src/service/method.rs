@@ -28,6 +28,8 @@ pub enum Method {
     Write,
     /// `commit`
     Commit,
+    /// `sync`
+    Sync,
     /// `volume`
     Volume,
     /// `goodbye`
@@ -49,6 +51,7 @@ impl Method {
             LarderRequest::Stage { .. } => Method::Stage,
             LarderRequest::Write { .. } => Method::Write,
             LarderRequest::Commit { .. } => Method::Commit,
+            LarderRequest::Sync { .. } => Method::Sync,
             LarderRequest::Volume { .. } => Method::Volume,
             LarderRequest::Goodbye { .. } => Method::Goodbye,
             LarderRequest::Stats { .. } => Method::Stats,
@@ -70,6 +73,7 @@ impl Method {
             Method::Stage => LarderResponse::Stage(Err(code)),
             Method::Write => LarderResponse::Write(Err(code)),
             Method::Commit => LarderResponse::Commit(Err(code)),
+            Method::Sync => LarderResponse::Sync(Err(code)),
             Method::Volume => LarderResponse::Volume(Err(code)),
             Method::Goodbye => LarderResponse::Goodbye(Err(code)),
             Method::Stats => return Err(ServerError::new(io::ErrorKind::Other, code.to_string())),

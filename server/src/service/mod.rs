@@ -6,6 +6,7 @@ pub mod handler;
 pub mod method;
 pub mod volumes;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -73,6 +74,8 @@ pub struct ServerConfig {
 /// A server without its sockets.
 pub struct Server {
     epoch: Epoch,
+    /// The processes that have served the store since the machine was started; all there ever were if it is not known.
+    lives: Option<BTreeSet<Epoch>>,
     volumes: Arc<Volumes>,
     promises: Arc<PromiseKeeper>,
     settings: Settings,
@@ -90,11 +93,12 @@ impl Server {
     pub async fn new(config: ServerConfig, runtime: SharedRuntime) -> anyhow::Result<Arc<Server>> {
         let epoch = Epoch(runtime.random());
         let store = Store::open(&config.store)?;
+        let lives = store.begin_life(epoch).context("cannot note that this process serves the store")?;
         let holders = Arc::new(HolderFile::in_store(store.dir()));
         let promises = PromiseKeeper::new(epoch, config.settings.lease, holders, runtime.clone())
             .context("cannot learn which clients may hold leases")?;
         let volumes = Volumes::stored(store, config.durability, epoch, promises.clone(), runtime.clone())?;
-        let server = Server::build(epoch, volumes, promises, config.settings, runtime);
+        let server = Server::build(epoch, Some(lives), volumes, promises, config.settings, runtime);
         if let Err(code) = server.volumes.get(VolumeId::ROOT).await {
             bail!("the volume `root` of the store {} cannot be opened: {code}; see the log", config.store.display());
         }
@@ -115,11 +119,12 @@ impl Server {
     ) -> io::Result<Arc<Server>> {
         let promises = PromiseKeeper::new(epoch, settings.lease, holders, runtime.clone())?;
         let volumes = Volumes::given(volumes, promises.clone(), runtime.clone());
-        Ok(Server::build(epoch, volumes, promises, settings, runtime))
+        Ok(Server::build(epoch, None, volumes, promises, settings, runtime))
     }
 
     fn build(
         epoch: Epoch,
+        lives: Option<BTreeSet<Epoch>>,
         volumes: Volumes,
         promises: Arc<PromiseKeeper>,
         settings: Settings,
@@ -132,6 +137,7 @@ impl Server {
         };
         let server = Arc::new(Server {
             epoch,
+            lives,
             volumes: Arc::new(volumes),
             promises,
             settings,

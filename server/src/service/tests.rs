@@ -76,6 +76,24 @@ async fn mutate(client: &LarderClient, id: OpId, op: Op) -> Result<OpReply, Erro
 }
 
 #[tokio::test]
+async fn what_another_boot_acknowledged_is_not_vouched_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = server(&dir).await;
+    let before = first.epoch();
+    first.shut_down(Duration::from_secs(10)).await.unwrap();
+    drop(first);
+    let second = server(&dir).await;
+    let client = dial(&second, far());
+    let welcome = client.hello(context(), hello(1, 1)).await.unwrap().unwrap();
+    assert!(!welcome.durable, "under `process` durability it has to be asked for");
+    let volume = attach(&client).await.fid.volume;
+    for known in [before, second.epoch()] {
+        assert_eq!(client.sync(context(), volume, known).await.unwrap(), Ok(()));
+    }
+    assert_eq!(client.sync(context(), volume, Epoch(1)).await.unwrap(), Err(ErrorCode::Io));
+}
+
+#[tokio::test]
 async fn before_hello_nothing_but_stats_is_answered() {
     let dir = tempfile::tempdir().unwrap();
     let server = server(&dir).await;

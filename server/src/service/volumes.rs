@@ -86,6 +86,14 @@ impl Volumes {
         }
     }
 
+    /// Whether what is acknowledged is durable.
+    pub fn is_durable(&self) -> bool {
+        match &self.source {
+            Some(source) => source.durability == Durability::Power,
+            None => self.open.read().values().all(|volume| volume.is_durable()),
+        }
+    }
+
     /// Those that are open, in the order of their ids.
     pub fn opened(&self) -> Vec<Arc<Volume>> {
         self.open.read().values().cloned().collect()

@@ -29,6 +29,7 @@ use super::meta::Metadata;
 use super::meta::sqlite::SqliteMetadata;
 use super::record::{Body, FORMAT, HeaderRecord, VnodeRecord};
 use super::recovery;
+use super::syncing::Beats;
 use super::view::{Draft, Records, Verified};
 use super::writer::Writer;
 use super::{Slots, Volume, clients, upkeep};
@@ -40,7 +41,8 @@ pub enum Durability {
     /// A power cut.
     #[default]
     Power,
-    /// The end of the process (`kill -9`), not a power cut: what is acknowledged is synced every 50 ms.
+    /// The end of the process (`kill -9`), not a power cut: what is acknowledged is synced every 50 ms, and when a client asks
+    /// for it ([`Volume::sync`]).
     Process,
 }
 
@@ -272,6 +274,7 @@ pub fn open_on(
         slots: Mutex::new(slots),
         replayed: AtomicU64::new(0),
         promises: OnceLock::new(),
+        beats: Beats::default(),
     });
     upkeep::start(&volume);
     Ok(volume)

@@ -19,6 +19,7 @@ pub mod meta;
 mod query;
 pub mod record;
 mod recovery;
+mod syncing;
 mod upkeep;
 pub mod view;
 mod writer;
@@ -49,6 +50,7 @@ use data::allocate::Allocation;
 use data::copy::Copy;
 use data::fetch::Fetch;
 use data::reclaim::By;
+use syncing::Beats;
 use view::{Records, Verified};
 use writer::{Operation, Scope};
 
@@ -61,6 +63,7 @@ pub struct Volume {
     slots: Mutex<Slots>,
     replayed: AtomicU64,
     promises: OnceLock<Arc<PromiseKeeper>>,
+    beats: Beats,
 }
 
 /// The objects whose attributes a reply shows.
@@ -103,6 +106,11 @@ impl Volume {
     /// The root directory.
     pub fn root(&self) -> Fid {
         self.root
+    }
+
+    /// Whether what is acknowledged is durable.
+    pub fn is_durable(&self) -> bool {
+        self.data.durable
     }
 
     /// Mutations answered from a slot instead of being run again.

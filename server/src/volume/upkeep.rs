@@ -77,35 +77,18 @@ fn follow(volume: &Arc<Volume>, effects: Effects) {
     let removals =
         removals.map(|(id, intent)| Removal { id, intent, removing: volume.data.removals.begin() }).collect::<Vec<_>>();
     if volume.data.durable {
-        remove_old(volume, removals);
+        volume.remove_old(removals);
     } else {
         // Not before the batch is durable: a power cut would leave the record of contents that are gone.
         volume.data.to_remove.lock().extend(removals);
     }
 }
 
-fn remove_old(volume: &Volume, removals: Vec<Removal>) {
-    for removal in removals {
-        let data = Arc::clone(&volume.data);
-        volume.data.later(async move { data.remove_content(removal).await });
-    }
-}
-
 impl Volume {
-    /// Contents first: a record must not be durable before what it describes.
-    async fn sync_acknowledged(&self) {
-        let data = &self.data;
-        let to_remove = std::mem::take(&mut *data.to_remove.lock());
-        let undecided = data.take_undecided();
-        data.sync_acknowledged().await;
-        // The batch that ended a doubt may not be counted yet.
-        let behind = !undecided.is_empty() || data.meta.durable_up_to() < data.writer.header().sequence;
-        if !behind || self.on_meta("sync the metadata", |meta| meta.sync()).await {
-            remove_old(self, to_remove);
-            data.discard_all(undecided).await;
-        } else {
-            data.to_remove.lock().extend(to_remove);
-            data.undecided.lock().extend(undecided);
+    pub(super) fn remove_old(&self, removals: Vec<Removal>) {
+        for removal in removals {
+            let data = Arc::clone(&self.data);
+            self.data.later(async move { data.remove_content(removal).await });
         }
     }
 
@@ -126,7 +109,7 @@ impl Volume {
     }
 
     /// Whether it went well; what did not is in the log.
-    async fn on_meta(
+    pub(super) async fn on_meta(
         &self,
         what: &str,
         work: impl FnOnce(&dyn super::meta::Metadata) -> super::error::StoreResult<()> + Send + 'static,

@@ -33,7 +33,7 @@ pub struct Setting {
 }
 
 impl Setting {
-    /// One of the modes, as it comes but for durability: peers, too, sync metadata only where a program asks for it.
+    /// One of the modes, as it comes but for durability: peers, too, sync only what a program asks them to.
     pub fn of(mode: Mode) -> Setting {
         Setting {
             name: mode.name().to_owned(),
@@ -151,6 +151,10 @@ impl Candidate for Larder {
     fn version(&self) -> Option<String> {
         let told = run(std::process::Command::new(binary("larder").ok()?).arg("--version")).ok()?;
         Some(String::from_utf8_lossy(&told.stdout).trim().to_owned())
+    }
+
+    fn settings(&self) -> Option<String> {
+        Some(format!("as it comes, but --durability {}", self.setting.durability))
     }
 
     fn need_clients(&mut self, count: usize) -> Result<()> {

@@ -4,7 +4,6 @@ mod larder;
 mod local;
 mod pass_through;
 mod peer;
-mod promised;
 
 use std::path::PathBuf;
 
@@ -14,17 +13,7 @@ pub use self::larder::{Larder, Setting, round_trip};
 pub use self::local::{LOCAL, Local};
 pub use self::pass_through::{KEPT, PASS_THROUGH, PassThrough};
 pub use self::peer::Peer;
-pub use self::promised::Promised;
 use super::meter::Reading;
-
-/// What must be left of what programs were told that it is done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Survives {
-    /// The end of a server's process.
-    Crash,
-    /// A power cut, where programs ask for that: with fsync(2).
-    PowerCut,
-}
 
 /// A file system with one server and some clients on this machine, each of which shows the same tree.
 pub trait Candidate {
@@ -37,14 +26,6 @@ pub trait Candidate {
     /// How it is set up, for who reads the report.
     fn settings(&self) -> Option<String> {
         None
-    }
-
-    /// What comes next asks for this.
-    ///
-    /// # Errors
-    /// If it cannot be had.
-    fn promise(&mut self, _survives: Survives) -> Result<()> {
-        Ok(())
     }
 
     /// Sees to it that there are this many clients at least.

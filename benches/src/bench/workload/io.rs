@@ -7,7 +7,6 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use super::{Bench, Workload};
-use crate::bench::candidate::Survives;
 use crate::bench::results::Unit;
 use crate::process::{close, run};
 
@@ -63,10 +62,6 @@ impl Job<'_> {
 }
 
 impl Workload for Io {
-    fn survives(&self) -> Survives {
-        Survives::PowerCut
-    }
-
     fn round(&self, bench: &mut Bench<'_>) -> Result<()> {
         let place = bench.make_place()?;
         let mib = bench.inputs.scale.pick(8, 256, 1024);

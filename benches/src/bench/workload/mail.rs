@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use super::{Bench, Task, Workload, read, together};
-use crate::bench::candidate::Survives;
 use crate::bench::results::Unit;
 
 /// Bytes of a message.
@@ -25,10 +24,6 @@ pub(super) struct Mail {
 }
 
 impl Workload for Mail {
-    fn survives(&self) -> Survives {
-        Survives::PowerCut
-    }
-
     fn clients(&self) -> usize {
         self.clients
     }

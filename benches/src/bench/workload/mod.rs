@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
-use super::candidate::{Candidate, Survives};
+use super::candidate::Candidate;
 use super::inputs::Inputs;
 use super::results::{LeftOut, Results, Sample, Unit};
 
@@ -74,11 +74,6 @@ pub trait Workload {
     /// Clients that it needs.
     fn clients(&self) -> usize {
         1
-    }
-
-    /// What must be left of what it was told.
-    fn survives(&self) -> Survives {
-        Survives::Crash
     }
 
     /// Brings to a candidate what all rounds need, in [`Bench::base`].

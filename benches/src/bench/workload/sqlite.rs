@@ -6,16 +6,11 @@ use anyhow::{Result, ensure};
 use rusqlite::Connection;
 
 use super::{Bench, Workload};
-use crate::bench::candidate::Survives;
 use crate::bench::results::Unit;
 
 pub(super) struct Sqlite;
 
 impl Workload for Sqlite {
-    fn survives(&self) -> Survives {
-        Survives::PowerCut
-    }
-
     fn round(&self, bench: &mut Bench<'_>) -> Result<()> {
         let place = bench.make_place()?;
         let count = bench.inputs.scale.pick(5, 100, 1000);

@@ -252,6 +252,10 @@ impl Content for FileContent {
         self.remove_all(id)
     }
 
+    fn sync_all(&self) -> io::Result<()> {
+        Ok(rustix::fs::syncfs(fs::File::open(&self.directory)?)?)
+    }
+
     fn sync_removals(&self) -> io::Result<()> {
         self.durability.sync_removals()
     }

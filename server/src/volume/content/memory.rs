@@ -223,6 +223,12 @@ impl Content for MemoryContent {
         Ok(())
     }
 
+    fn sync_all(&self) -> io::Result<()> {
+        let ids: Vec<ContentId> = self.0.lock().live.keys().copied().collect();
+        ids.into_iter().try_for_each(|id| self.sync(id))?;
+        self.sync_removals()
+    }
+
     fn sync_removals(&self) -> io::Result<()> {
         let mut state = self.0.lock();
         let State { live, disk, .. } = &mut *state;

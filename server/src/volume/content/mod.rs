@@ -96,6 +96,9 @@ pub trait Content: Send + Sync + 'static {
     /// [`sync_removals`](Content::sync_removals).
     fn remove(&self, id: ContentId) -> io::Result<()>;
 
+    /// Makes all content files durable.
+    fn sync_all(&self) -> io::Result<()>;
+
     /// Makes durable all removals that have returned. After an error none of them may be relied upon; the next call
     /// tries again.
     fn sync_removals(&self) -> io::Result<()>;

@@ -116,6 +116,9 @@ impl Content for RecordedContent {
     fn remove(&self, id: ContentId) -> io::Result<()> {
         self.0.around(|| self.0.content.remove(id))
     }
+    fn sync_all(&self) -> io::Result<()> {
+        self.0.around(|| self.0.content.sync_all())
+    }
     fn sync_removals(&self) -> io::Result<()> {
         self.0.around(|| self.0.content.sync_removals())
     }

@@ -266,17 +266,21 @@ impl Data {
         }
     }
 
-    /// Under `process`: makes what was acknowledged since the last beat durable.
-    pub(super) async fn sync_acknowledged(self: &Arc<Self>) {
+    /// Under `process`: makes what was acknowledged since the last beat durable. Says whether all of it is; what is not is
+    /// tried again with the next.
+    pub(super) async fn sync_acknowledged(self: &Arc<Self>) -> bool {
         let ids = std::mem::take(&mut *self.unsynced.lock());
+        let mut is_well = true;
         for id in ids {
             match self.sync_now(id).await {
                 Ok(()) | Err(ErrorCode::Stale) => {}
                 Err(_) => {
                     self.unsynced.lock().insert(id);
+                    is_well = false;
                 }
             }
         }
+        is_well
     }
 
     /// After a mutation that replaced a file's contents as a whole, or freed the file: nothing is dirty there any
