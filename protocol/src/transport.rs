@@ -389,6 +389,7 @@ mod tests {
     fn write(len: usize) -> LarderRequest {
         LarderRequest::Write {
             cred: Credential::root(),
+            sync: None,
             request: WriteRequest {
                 fid: FID,
                 offset: 5,

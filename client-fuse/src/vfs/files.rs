@@ -301,7 +301,9 @@ impl Vfs {
     pub async fn fsync(&self, handle: u64, _datasync: bool) -> Result<(), Error> {
         let handle = self.handles.file(handle)?;
         // Before anything is sent: what this says of the server is true of all that is acknowledged from here on.
-        let since = self.client.shared().welcome();
+        let since = self.client.shared().welcome().filter(|server| !server.durable);
+        let is_local = handle.copy.is_some() && self.options.fsync == Fsync::Local;
+        let ticket = since.as_ref().filter(|_| !is_local).map(|server| handle.file.want_sync(server.epoch));
         let synced = match &handle.copy {
             Some(copy) => self.fsync_local(&handle, copy).await,
             None => self.flush_data(&handle.node, &handle.file, true).await,
@@ -311,13 +313,12 @@ impl Vfs {
         }
         synced?;
         handle.report()?;
-        if handle.copy.is_some() && self.options.fsync == Fsync::Local {
-            return Ok(());
+        let (Some(since), Some(ticket)) = (since, ticket) else { return Ok(()) };
+        if !handle.file.is_synced(ticket) {
+            self.client.sync(handle.node.fid.volume, since.epoch).await?;
+            handle.file.synced(ticket);
         }
-        match since {
-            Some(since) => Ok(self.client.sync(handle.node.fid.volume, &since).await?),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     /// The open file of a handle that may be written.
