@@ -17,6 +17,7 @@ use rustix::mm::{MapFlags, MsyncFlags, ProtFlags, mmap, msync, munmap};
 
 on_a_mount_of_each_mode![
     what_is_written_is_read_back_at_every_size,
+    what_is_being_written_in_parts_is_read_back,
     holes_read_as_zeros_and_take_no_space,
     seek_finds_data_and_holes,
     offsets_reach_eight_exbibytes,
@@ -52,6 +53,30 @@ fn what_is_written_is_read_back_at_every_size(mount: &Mount) {
         assert_eq!(fs::metadata(&path).unwrap().len(), size as u64);
         assert!(fs::read(&path).unwrap() == bytes, "{size} bytes come back changed");
     }
+}
+
+fn what_is_being_written_in_parts_is_read_back(mount: &Mount) {
+    let data = pattern(20_000);
+    let file = read_write(mount, "parts");
+    let mut model: Vec<u8> = Vec::new();
+    // As linkers do: here and there, with looks at what is around.
+    for (at, len) in [(9000, 500), (64, 100), (0, 64), (15_000, 5000), (300, 200), (4000, 300), (0, 64)] {
+        file.write_all_at(&data[at..at + len], at as u64).unwrap();
+        model.resize(model.len().max(at + len), 0);
+        model[at..at + len].copy_from_slice(&data[at..at + len]);
+        let mut seen = vec![1; model.len()];
+        file.read_exact_at(&mut seen, 0).unwrap();
+        assert!(seen == model, "after {len} bytes at {at}");
+    }
+    drop(file);
+    assert!(fs::read(mount.at("parts")).unwrap() == model);
+    // What the server has is around what is here.
+    let file = read_write(mount, "parts");
+    file.write_all_at(b"new", 10_001).unwrap();
+    model[10_001..10_004].copy_from_slice(b"new");
+    let mut seen = vec![1; model.len()];
+    file.read_exact_at(&mut seen, 0).unwrap();
+    assert!(seen == model);
 }
 
 fn holes_read_as_zeros_and_take_no_space(mount: &Mount) {

@@ -16,6 +16,7 @@ mod orphans;
 mod planted;
 mod races;
 mod raw;
+mod reading;
 mod refusals;
 mod registers;
 mod retries;

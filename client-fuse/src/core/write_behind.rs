@@ -70,8 +70,8 @@ pub enum Cover {
     None,
     /// All of it.
     Full(Bytes),
-    /// Some of it.
-    Partial,
+    /// Some of it: these pieces, in order, each with its offset.
+    Partial(Vec<(u64, Bytes)>),
 }
 
 #[derive(Debug)]
@@ -480,23 +480,34 @@ impl WriteBehind {
         if !self.dirty.overlaps(start, end) && !self.in_flight_overlaps(start, end) {
             return Cover::None;
         }
-        let mut out = BytesMut::with_capacity((end - start) as usize);
+        let mut pieces: Vec<(u64, BytesMut)> = Vec::new();
         let mut at = start;
         while at < end {
-            let (from, data, limit) = match self.dirty.at(at) {
-                Some((from, chunk)) => (from, &chunk.data[..], end),
-                None => match self.in_flight.iter().find(|piece| piece.offset <= at && at < piece.end()) {
-                    Some(piece) => {
-                        (piece.offset, &piece.data[..], self.dirty.next_start(at).map_or(end, |n| n.min(end)))
-                    }
-                    None => return Cover::Partial,
-                },
+            let in_flight = || self.in_flight.iter().find(|piece| piece.offset <= at && at < piece.end());
+            let (from, data, limit) = match (self.dirty.at(at), in_flight()) {
+                (Some((from, chunk)), _) => (from, &chunk.data[..], end),
+                (None, Some(piece)) => {
+                    (piece.offset, &piece.data[..], self.dirty.next_start(at).map_or(end, |next| next.min(end)))
+                }
+                (None, None) => {
+                    let in_flight = self.in_flight.iter().map(|piece| piece.offset).filter(|offset| *offset > at);
+                    at = self.dirty.next_start(at).into_iter().chain(in_flight).min().unwrap_or(end);
+                    continue;
+                }
             };
-            let stop = (from + data.len() as u64).min(limit);
-            out.extend_from_slice(&data[(at - from) as usize..(stop - from) as usize]);
+            let stop = (from + data.len() as u64).min(limit).min(end);
+            let part = &data[(at - from) as usize..(stop - from) as usize];
+            match pieces.last_mut() {
+                Some((begin, piece)) if *begin + piece.len() as u64 == at => piece.extend_from_slice(part),
+                _ => pieces.push((at, part.into())),
+            }
             at = stop;
         }
-        Cover::Full(out.freeze())
+        let mut pieces: Vec<(u64, Bytes)> = pieces.into_iter().map(|(at, piece)| (at, piece.freeze())).collect();
+        match &pieces[..] {
+            [(_, piece)] if piece.len() as u64 == end - start => Cover::Full(pieces.remove(0).1),
+            _ => Cover::Partial(pieces),
+        }
     }
 
     /// Where data that the server does not have yet ends.

@@ -208,11 +208,11 @@ fn reads_see_the_newest_layer() {
     let id = write(&mut data).0;
     data.write(2, bytes(2, 2), NOW);
     assert_eq!(data.read(0, 8), Cover::Full(Bytes::from_static(&[1, 1, 2, 2, 1, 1, 1, 1])));
-    assert_eq!(data.read(4, 9), Cover::Partial);
+    assert_eq!(data.read(4, 9), Cover::Partial(vec![(4, bytes(1, 4))]));
     assert_eq!(data.end(), Some(8));
     data.wrote(id, Some((false, verifier(1))));
     assert_eq!(data.read(4, 8), Cover::None, "the server has it");
-    assert_eq!(data.read(1, 4), Cover::Partial);
+    assert_eq!(data.read(1, 4), Cover::Partial(vec![(2, bytes(2, 2))]));
 }
 
 #[test]
@@ -395,12 +395,25 @@ impl World {
         for at in 0..SIZE {
             let seen = match self.data.read(at as u64, at as u64 + 1) {
                 Cover::Full(byte) => byte[0],
-                Cover::Partial => panic!("a byte has no parts"),
+                Cover::Partial(_) => panic!("a byte has no parts"),
                 // Lost by a restart, and sent again once a verifier has told.
                 Cover::None if self.data.has_uncommitted() => continue,
                 Cover::None => self.server.memory[at],
             };
             assert_eq!(seen, self.model[at], "byte {at}");
+        }
+        let here = match self.data.read(0, SIZE as u64) {
+            Cover::Full(all) => vec![(0, all)],
+            Cover::Partial(pieces) => pieces,
+            Cover::None => Vec::new(),
+        };
+        let mut place = 0;
+        for (at, piece) in here {
+            let at = at as usize;
+            let is_here = |at: usize| self.data.read(at as u64, at as u64 + 1) != Cover::None;
+            assert!(!(place..at).any(is_here), "a piece is missing before {at}");
+            assert_eq!(piece, self.model[at..at + piece.len()], "the piece at {at}");
+            place = at + piece.len();
         }
         let data = &self.data;
         let reached: Vec<u64> = self.flushes.keys().copied().filter(|epoch| data.reached(*epoch, true)).collect();

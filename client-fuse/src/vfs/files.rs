@@ -1,5 +1,6 @@
 //! The data of open files.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -13,6 +14,7 @@ use larder_protocol::service::file::{Op, OpReply, Query, QueryReply};
 
 use super::asking::Asked;
 use super::handle::FileHandle;
+use super::node::Node;
 use super::{Error, Fsync, Vfs, WriteOrigin, unexpected};
 use crate::core::attr_cache::Miss;
 use crate::core::write_behind::Cover;
@@ -37,13 +39,16 @@ impl Vfs {
         }
         let Ok(end) = Vfs::end_of(offset, size.into()) else { return Ok(Bytes::new()) };
         loop {
-            let (cover, local_end, setbacks) = {
+            let (cover, end, server_end, local_end, setbacks) = {
                 let known = self.view(&handle.node).attr.size;
+                let server_end = self.known_end(&handle.node);
                 let flow = handle.file.flow.lock();
                 let local_end = flow.data.end().unwrap_or(0);
                 let end = end.min(known.max(local_end));
                 (
                     if offset < end { flow.data.read(offset, end) } else { Cover::None },
+                    end,
+                    server_end,
                     end.min(local_end),
                     flow.data.setbacks(),
                 )
@@ -53,9 +58,13 @@ impl Vfs {
                     self.counters.hit();
                     return Ok(data);
                 }
-                Cover::Partial => {
-                    self.counters.miss(Miss::Dirty);
-                    self.flush_data(&handle.node, &handle.file, false).await?;
+                Cover::Partial(pieces) => {
+                    let data = self.read_around(&handle, offset..end, server_end, &pieces).await?;
+                    let mut flow = handle.file.flow.lock();
+                    self.follow_server(&mut flow);
+                    if flow.data.setbacks() == setbacks {
+                        return Ok(data);
+                    }
                 }
                 Cover::None => {
                     let data = self.read_from_server(&handle, offset, size).await?;
@@ -69,6 +78,37 @@ impl Vfs {
                 }
             }
         }
+    }
+
+    /// Where the file ends at the server, if what is known of that may be used.
+    fn known_end(&self, node: &Node) -> Option<u64> {
+        let state = node.state.lock();
+        self.usable(node, &state).ok().map(|_| state.attrs.attr().size)
+    }
+
+    /// A range of which some pieces are here: what is between them is the server's, and nothing behind its end. The pieces are
+    /// as they were before it is asked, so that nothing is missed that arrives there meanwhile.
+    async fn read_around(
+        &self,
+        handle: &FileHandle,
+        range: Range<u64>,
+        server_end: Option<u64>,
+        pieces: &[(u64, Bytes)],
+    ) -> Result<Bytes, Error> {
+        let mut out = BytesMut::zeroed((range.end - range.start) as usize);
+        let place = |at: u64| (at - range.start) as usize;
+        let missing = missing(&range, pieces);
+        if missing.start < missing.end && server_end.is_none_or(|end| missing.start < end) {
+            self.counters.miss(Miss::Dirty);
+            let data = self.read_from_server(handle, missing.start, (missing.end - missing.start) as u32).await?;
+            out[place(missing.start)..][..data.len()].copy_from_slice(&data);
+        } else {
+            self.counters.hit();
+        }
+        for (at, piece) in pieces {
+            out[place(*at)..][..piece.len()].copy_from_slice(piece);
+        }
+        Ok(out.freeze())
     }
 
     async fn read_from_server(&self, handle: &FileHandle, offset: u64, size: u32) -> Result<Bytes, Error> {
@@ -326,6 +366,22 @@ impl Vfs {
         let handle = self.handles.file(handle)?;
         if handle.writable { Ok(handle) } else { Err(Error::BadHandle) }
     }
+}
+
+/// From the first to the last byte of a range that is in none of these pieces, which are in order.
+fn missing(range: &Range<u64>, pieces: &[(u64, Bytes)]) -> Range<u64> {
+    let (mut start, mut end) = (range.start, range.end);
+    for (at, piece) in pieces {
+        if *at == start {
+            start += piece.len() as u64;
+        }
+    }
+    for (at, piece) in pieces.iter().rev() {
+        if at + piece.len() as u64 == end {
+            end = *at;
+        }
+    }
+    start..end.max(start)
 }
 
 /// The server's file ends where data that is still here begins further on: what lies between is a hole.
