@@ -100,7 +100,7 @@ pub struct OpId {
 }
 
 /// A server process's life: random, new at each start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Epoch(pub u64);
 
 /// Changes whenever uncommitted writes may have been lost (RFC 1813 section 3.3.7, `writeverf3`).

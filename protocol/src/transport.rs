@@ -389,7 +389,6 @@ mod tests {
     fn write(len: usize) -> LarderRequest {
         LarderRequest::Write {
             cred: Credential::root(),
-            sync: None,
             request: WriteRequest {
                 fid: FID,
                 offset: 5,

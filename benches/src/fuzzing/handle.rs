@@ -143,13 +143,13 @@ impl World {
             11..13 => {
                 let (cred, request) = (input.credential(), input.write(&self.known));
                 let fid = request.fid;
-                if let Ok(written) = answered(self.client.write(context, cred, request, None).await) {
+                if let Ok(written) = answered(self.client.write(context, cred, request).await) {
                     assert_eq!(written.attr.attr.fid, fid);
                 }
             }
             13 => {
                 let (cred, fid) = (input.credential(), input.fid(&self.known));
-                if let Ok(committed) = answered(self.client.commit(context, cred, fid, None).await) {
+                if let Ok(committed) = answered(self.client.commit(context, cred, fid).await) {
                     assert_eq!(committed.attr.fid, fid);
                 }
             }
@@ -198,10 +198,8 @@ impl World {
             // It may wait for longer than anybody does here.
             LarderRequest::Breaks { lease, acked } => drop(client.breaks(context, lease, acked).await),
             LarderRequest::Stage { cred, request } => drop(answered(client.stage(context, cred, request).await)),
-            LarderRequest::Write { cred, request, sync } => {
-                drop(answered(client.write(context, cred, request, sync).await));
-            }
-            LarderRequest::Commit { cred, fid, sync } => drop(answered(client.commit(context, cred, fid, sync).await)),
+            LarderRequest::Write { cred, request } => drop(answered(client.write(context, cred, request).await)),
+            LarderRequest::Commit { cred, fid } => drop(answered(client.commit(context, cred, fid).await)),
             LarderRequest::Sync { volume, since } => drop(answered(client.sync(context, volume, since).await)),
             LarderRequest::Volume { cred, request } => drop(answered(client.volume(context, cred, request).await)),
             LarderRequest::Stats {} => drop(answered(client.stats(context).await)),

@@ -96,12 +96,12 @@ impl Link {
         let (client, data) = (self.client.clone(), Payload(data.to_vec().into()));
         tokio::spawn(async move {
             let request = WriteRequest { fid, offset: 0, data, stable: true };
-            flat(client.write(context(), Credential::root(), request, None).await)
+            flat(client.write(context(), Credential::root(), request).await)
         })
     }
 
     pub(crate) async fn commit(&self, fid: Fid) -> Result<Committed, Failed> {
-        flat(self.client.commit(context(), Credential::root(), fid, None).await)
+        flat(self.client.commit(context(), Credential::root(), fid).await)
     }
 
     /// Sends an operation; its answer is the task's.

@@ -23,13 +23,13 @@ pub(crate) async fn count_up(client: Arc<Client>, fid: Fid, mut random: SmallRng
         let mut data = number.to_le_bytes().to_vec();
         data.resize(8 + padding, number as u8);
         let request = WriteRequest { fid, offset: 0, data: Payload(data.into()), stable: random.random_bool(0.3) };
-        let mut written = client.write(&cred, request.clone(), None).await.unwrap();
+        let mut written = client.write(&cred, request.clone()).await.unwrap();
         // As a client must: written again until a commit has vouched for it.
         while !written.stable {
-            if client.commit(&cred, fid, None).await.unwrap().verifier == written.verifier {
+            if client.commit(&cred, fid).await.unwrap().verifier == written.verifier {
                 break;
             }
-            written = client.write(&cred, request.clone(), None).await.unwrap();
+            written = client.write(&cred, request.clone()).await.unwrap();
         }
         let query = Query::Read { fid, offset: 0, len: 8, touch: false };
         let QueryReply::Data { data, .. } = client.query(&cred, query).await.unwrap() else { panic!("not data") };

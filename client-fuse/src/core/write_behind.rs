@@ -530,11 +530,6 @@ impl WriteBehind {
         !self.has_unsent() && !self.has_uncommitted()
     }
 
-    /// Whether there is nothing but one write that is in flight.
-    pub fn is_last_write(&self) -> bool {
-        self.dirty.is_empty() && self.in_flight.len() == 1 && !self.has_uncommitted()
-    }
-
     /// Whether no request is in flight.
     pub fn is_quiet(&self) -> bool {
         self.in_flight.is_empty() && self.committing.is_none()

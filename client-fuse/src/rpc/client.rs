@@ -226,18 +226,13 @@ impl Client {
     }
 
     /// Writes in place. All writes of a file use one channel, so that a later write is sent only after the channel
-    /// that may still carry an earlier one is fenced. With `sync`, as [`sync`](Client::sync) after it.
+    /// that may still carry an earlier one is fenced.
     ///
     /// # Errors
     /// The server's, or that there is no answer.
-    pub async fn write(
-        &self,
-        cred: &Credential,
-        request: WriteRequest,
-        sync: Option<Epoch>,
-    ) -> Result<Written, Failure> {
+    pub async fn write(&self, cred: &Credential, request: WriteRequest) -> Result<Written, Failure> {
         let (channel, len) = (routing::of_file(request.fid), request.data.len() as u64);
-        let request = LarderRequest::Write { cred: cred.clone(), request, sync };
+        let request = LarderRequest::Write { cred: cred.clone(), request };
         let reply = self.repeat(channel, Kind::Write, request).await?;
         let LarderResponse::Write(reply) = reply else { return Err(unexpected(Kind::Write)) };
         let reply = reply.map_err(Failure::Refused)?;
@@ -245,25 +240,28 @@ impl Client {
         Ok(reply)
     }
 
-    /// Makes a file's unstable writes durable. With `sync`, as [`sync`](Client::sync) after it.
+    /// Makes a file's unstable writes durable.
     ///
     /// # Errors
     /// The server's, or that there is no answer.
-    pub async fn commit(&self, cred: &Credential, fid: Fid, sync: Option<Epoch>) -> Result<Committed, Failure> {
-        let request = LarderRequest::Commit { cred: cred.clone(), fid, sync };
+    pub async fn commit(&self, cred: &Credential, fid: Fid) -> Result<Committed, Failure> {
+        let request = LarderRequest::Commit { cred: cred.clone(), fid };
         match self.repeat(routing::of_file(fid), Kind::Commit, request).await? {
             LarderResponse::Commit(reply) => reply.map_err(Failure::Refused),
             _ => Err(unexpected(Kind::Commit)),
         }
     }
 
-    /// Has all that the server has acknowledged of a volume made durable. `since` is the server process that was there when the
-    /// first of it was sent.
+    /// Has all that the server has acknowledged of a volume made durable, where it is not already. `since` is what the server
+    /// was when the first of it was sent.
     ///
     /// # Errors
     /// The server's, or that there is no answer.
-    pub async fn sync(&self, volume: VolumeId, since: Epoch) -> Result<(), Failure> {
-        match self.repeat(0, Kind::Sync, LarderRequest::Sync { volume, since }).await? {
+    pub async fn sync(&self, volume: VolumeId, since: &Welcome) -> Result<(), Failure> {
+        if since.durable {
+            return Ok(());
+        }
+        match self.repeat(0, Kind::Sync, LarderRequest::Sync { volume, since: since.epoch }).await? {
             LarderResponse::Sync(reply) => reply.map_err(Failure::Refused),
             _ => Err(unexpected(Kind::Sync)),
         }

@@ -199,7 +199,7 @@ impl Larder for Session {
         Err(ErrorCode::NotSupported)
     }
 
-    async fn write(self, _: Context, _: Credential, _: WriteRequest, _: Option<Epoch>) -> Result<Written, ErrorCode> {
+    async fn write(self, _: Context, _: Credential, _: WriteRequest) -> Result<Written, ErrorCode> {
         Err(ErrorCode::NotSupported)
     }
 
@@ -207,7 +207,7 @@ impl Larder for Session {
         Err(ErrorCode::NotSupported)
     }
 
-    async fn commit(self, _: Context, _: Credential, _: Fid, _: Option<Epoch>) -> Result<Committed, ErrorCode> {
+    async fn commit(self, _: Context, _: Credential, _: Fid) -> Result<Committed, ErrorCode> {
         Err(ErrorCode::NotSupported)
     }
 

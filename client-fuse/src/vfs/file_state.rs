@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use larder_protocol::attr::{Credential, Timestamp};
-use larder_protocol::ids::Epoch;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -21,27 +20,9 @@ pub(super) struct FileState {
     pub work: Notify,
     /// Held by operations that need the file's data at the server and no write in flight.
     pub exclusive: tokio::sync::Mutex<()>,
-    /// Who waits for the server's disk.
-    syncs: Mutex<Syncs>,
     /// Handles to write it by, and opens that are going to be (AFS mode).
     writers: AtomicUsize,
 }
-
-/// Programs that sync a file whose server acknowledges sooner than its disk has it. They need not ask for more than that the
-/// last request of their data carries this, if one is sent.
-#[derive(Default)]
-struct Syncs {
-    /// How many there were.
-    wanted: u64,
-    /// The last of them for whom it is done.
-    done: u64,
-    /// What the server was for the first of those for whom it is not.
-    since: Epoch,
-}
-
-/// The place of a program among those that sync a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct SyncTicket(u64);
 
 /// What changes about a file's data.
 pub(super) struct Flow {
@@ -77,36 +58,8 @@ impl FileState {
             changed: Notify::new(),
             work: Notify::new(),
             exclusive: tokio::sync::Mutex::new(()),
-            syncs: Mutex::default(),
             writers: AtomicUsize::new(0),
         }
-    }
-
-    /// A program syncs the file; the server is this one.
-    pub(super) fn want_sync(&self, server: Epoch) -> SyncTicket {
-        let mut syncs = self.syncs.lock();
-        if syncs.wanted == syncs.done {
-            syncs.since = server;
-        }
-        syncs.wanted += 1;
-        SyncTicket(syncs.wanted)
-    }
-
-    /// Those who wait for a sync, and since when.
-    pub(super) fn wanted_sync(&self) -> Option<(SyncTicket, Epoch)> {
-        let syncs = self.syncs.lock();
-        (syncs.wanted > syncs.done).then_some((SyncTicket(syncs.wanted), syncs.since))
-    }
-
-    /// It is done for these, and all before.
-    pub(super) fn synced(&self, ticket: SyncTicket) {
-        let mut syncs = self.syncs.lock();
-        syncs.done = syncs.done.max(ticket.0);
-    }
-
-    /// Whether it is done for this one.
-    pub(super) fn is_synced(&self, ticket: SyncTicket) -> bool {
-        self.syncs.lock().done >= ticket.0
     }
 
     /// One more is going to write it.

@@ -39,16 +39,14 @@ impl Vfs {
         }
         let Ok(end) = Vfs::end_of(offset, size.into()) else { return Ok(Bytes::new()) };
         loop {
-            let (cover, end, server_end, local_end, setbacks) = {
+            let (cover, part, local_end, setbacks) = {
                 let known = self.view(&handle.node).attr.size;
-                let server_end = self.known_end(&handle.node);
                 let flow = handle.file.flow.lock();
                 let local_end = flow.data.end().unwrap_or(0);
                 let end = end.min(known.max(local_end));
                 (
                     if offset < end { flow.data.read(offset, end) } else { Cover::None },
                     end,
-                    server_end,
                     end.min(local_end),
                     flow.data.setbacks(),
                 )
@@ -59,7 +57,7 @@ impl Vfs {
                     return Ok(data);
                 }
                 Cover::Partial(pieces) => {
-                    let data = self.read_around(&handle, offset..end, server_end, &pieces).await?;
+                    let data = self.read_around(&handle, offset..part, end, &pieces).await?;
                     let mut flow = handle.file.flow.lock();
                     self.follow_server(&mut flow);
                     if flow.data.setbacks() == setbacks {
@@ -87,27 +85,38 @@ impl Vfs {
     }
 
     /// A range of which some pieces are here: what is between them is the server's, and nothing behind its end. The pieces are
-    /// as they were before it is asked, so that nothing is missed that arrives there meanwhile.
+    /// as they were before it is asked, so that nothing is missed that arrives there meanwhile; and where its file ends is
+    /// looked up after that, for what has arrived has moved it first. The range ends with what is known of the file, and the
+    /// server is asked up to `wanted`.
     async fn read_around(
         &self,
         handle: &FileHandle,
         range: Range<u64>,
-        server_end: Option<u64>,
+        wanted: u64,
         pieces: &[(u64, Bytes)],
     ) -> Result<Bytes, Error> {
         let mut out = BytesMut::zeroed((range.end - range.start) as usize);
         let place = |at: u64| (at - range.start) as usize;
         let missing = missing(&range, pieces);
+        let mut end = pieces.last().map_or(range.start, |(at, piece)| at + piece.len() as u64);
+        let server_end = self.known_end(&handle.node);
         if missing.start < missing.end && server_end.is_none_or(|end| missing.start < end) {
             self.counters.miss(Miss::Dirty);
-            let data = self.read_from_server(handle, missing.start, (missing.end - missing.start) as u32).await?;
-            out[place(missing.start)..][..data.len()].copy_from_slice(&data);
+            let to = if missing.end == range.end { wanted } else { missing.end };
+            let data = self.read_from_server(handle, missing.start, (to - missing.start) as u32).await?;
+            let reached = missing.start + data.len() as u64;
+            if reached > range.end {
+                out.resize(place(reached), 0);
+            }
+            out[place(missing.start)..place(reached)].copy_from_slice(&data);
+            end = end.max(reached);
         } else {
             self.counters.hit();
         }
         for (at, piece) in pieces {
             out[place(*at)..][..piece.len()].copy_from_slice(piece);
         }
+        out.truncate(place(end));
         Ok(out.freeze())
     }
 
@@ -145,7 +154,8 @@ impl Vfs {
         match self.client.query(&handle.cred, query).await? {
             QueryReply::Data { data, attr } => {
                 self.learn(&handle.node, attr, &asked);
-                Ok(data.0)
+                // More than was asked for would be of another place.
+                Ok(data.0.slice(..data.0.len().min(len as usize)))
             }
             _ => Err(unexpected()),
         }
@@ -341,9 +351,7 @@ impl Vfs {
     pub async fn fsync(&self, handle: u64, _datasync: bool) -> Result<(), Error> {
         let handle = self.handles.file(handle)?;
         // Before anything is sent: what this says of the server is true of all that is acknowledged from here on.
-        let since = self.client.shared().welcome().filter(|server| !server.durable);
-        let is_local = handle.copy.is_some() && self.options.fsync == Fsync::Local;
-        let ticket = since.as_ref().filter(|_| !is_local).map(|server| handle.file.want_sync(server.epoch));
+        let since = self.client.shared().welcome();
         let synced = match &handle.copy {
             Some(copy) => self.fsync_local(&handle, copy).await,
             None => self.flush_data(&handle.node, &handle.file, true).await,
@@ -353,12 +361,13 @@ impl Vfs {
         }
         synced?;
         handle.report()?;
-        let (Some(since), Some(ticket)) = (since, ticket) else { return Ok(()) };
-        if !handle.file.is_synced(ticket) {
-            self.client.sync(handle.node.fid.volume, since.epoch).await?;
-            handle.file.synced(ticket);
+        if handle.copy.is_some() && self.options.fsync == Fsync::Local {
+            return Ok(());
         }
-        Ok(())
+        match since {
+            Some(since) => Ok(self.client.sync(handle.node.fid.volume, &since).await?),
+            None => Ok(()),
+        }
     }
 
     /// The open file of a handle that may be written.

@@ -165,16 +165,11 @@ impl Vfs {
         let result = match action {
             Action::Write { id, offset, data, stable } => {
                 let request = WriteRequest { fid: node.fid, offset, data: Payload(data), stable };
-                // Where a commit follows, that carries it.
-                let sync = file.wanted_sync().filter(|_| stable && file.flow.lock().data.is_last_write());
-                match self.client.write(&cred, request, sync.map(|(_, since)| since)).await {
+                match self.client.write(&cred, request).await {
                     Ok(written) => {
                         // First the attributes, then the data: in between nobody may see the file shrink.
                         self.learn_own(node, &written.attr, &asked);
                         file.flow.lock().data.wrote(id, Some((written.stable, written.verifier)));
-                        if let Some((ticket, _)) = sync.filter(|_| written.stable) {
-                            file.synced(ticket);
-                        }
                         Ok(())
                     }
                     Err(failure) => {
@@ -183,28 +178,17 @@ impl Vfs {
                     }
                 }
             }
-            Action::Commit { id } => {
-                let sync = file.wanted_sync().filter(|_| !file.flow.lock().data.has_unsent());
-                match self.client.commit(&cred, node.fid, sync.map(|(_, since)| since)).await {
-                    Ok(committed) => {
-                        self.learn(node, committed.attr, &asked);
-                        let mut flow = file.flow.lock();
-                        let setbacks = flow.data.setbacks();
-                        flow.data.committed(id, Some(committed.verifier));
-                        let is_kept = flow.data.setbacks() == setbacks;
-                        drop(flow);
-                        // What the server has lost is sent again, and synced with the commit after that.
-                        if let Some((ticket, _)) = sync.filter(|_| is_kept) {
-                            file.synced(ticket);
-                        }
-                        Ok(())
-                    }
-                    Err(failure) => {
-                        file.flow.lock().data.committed(id, None);
-                        Err(failure.into())
-                    }
+            Action::Commit { id } => match self.client.commit(&cred, node.fid).await {
+                Ok(committed) => {
+                    self.learn(node, committed.attr, &asked);
+                    file.flow.lock().data.committed(id, Some(committed.verifier));
+                    Ok(())
                 }
-            }
+                Err(failure) => {
+                    file.flow.lock().data.committed(id, None);
+                    Err(failure.into())
+                }
+            },
         };
         if result.is_err() {
             // What the kernel has in its pages never got to the server.

@@ -39,17 +39,15 @@ pub trait Larder {
     /// Changes something, exactly once under any number of retries with the same id.
     async fn mutate(cred: Credential, id: OpId, op: Op) -> Result<Mutated, ErrorCode>;
 
-    /// Writes file data in place. Idempotent, but a client never has two overlapping writes in flight. With `sync`, as if a
-    /// [`sync`](Larder::sync) since that process followed.
-    async fn write(cred: Credential, request: WriteRequest, sync: Option<Epoch>) -> Result<Written, ErrorCode>;
+    /// Writes file data in place. Idempotent, but a client never has two overlapping writes in flight.
+    async fn write(cred: Credential, request: WriteRequest) -> Result<Written, ErrorCode>;
 
     /// Puts a piece of a file's next contents beside the file, for an [`Op::Store`] to install. Idempotent. What is
     /// staged is lost with the server process, when the client leaves, and some time after its last piece.
     async fn stage(cred: Credential, request: StageRequest) -> Result<(), ErrorCode>;
 
-    /// Makes a file's unstable writes durable, as far as the server's `--durability` says. With `sync`, as if a
-    /// [`sync`](Larder::sync) since that process followed.
-    async fn commit(cred: Credential, fid: Fid, sync: Option<Epoch>) -> Result<Committed, ErrorCode>;
+    /// Makes a file's unstable writes durable.
+    async fn commit(cred: Credential, fid: Fid) -> Result<Committed, ErrorCode>;
 
     /// Makes durable all that was acknowledged of a volume before this was asked, for a program that syncs a file or a
     /// directory. Where `hello` said that everything acknowledged is durable there is nothing to ask for. `since` is the server

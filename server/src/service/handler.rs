@@ -51,11 +51,11 @@ impl Handler for Server {
             LarderRequest::Mutate { cred, id, op } => {
                 LarderResponse::Mutate(self.timed(op.kind(), self.mutate(session, cred, id, op, permit)).await)
             }
-            LarderRequest::Write { cred, request, sync } => {
-                LarderResponse::Write(self.timed(Kind::Write, self.write(session, cred, request, sync, permit)).await)
+            LarderRequest::Write { cred, request } => {
+                LarderResponse::Write(self.timed(Kind::Write, self.write(session, cred, request, permit)).await)
             }
-            LarderRequest::Commit { cred, fid, sync } => {
-                LarderResponse::Commit(self.timed(Kind::Commit, self.commit(session, cred, fid, sync, permit)).await)
+            LarderRequest::Commit { cred, fid } => {
+                LarderResponse::Commit(self.timed(Kind::Commit, self.commit(session, cred, fid, permit)).await)
             }
             LarderRequest::Sync { volume, since } => {
                 LarderResponse::Sync(self.timed(Kind::Sync, self.sync(session, volume, since, permit)).await)
@@ -237,22 +237,13 @@ impl Server {
         session: &Session,
         cred: Credential,
         request: WriteRequest,
-        sync: Option<Epoch>,
         permit: Permit,
     ) -> Result<Written, ErrorCode> {
         self.admit(session)?;
-        self.vouches_since(sync)?;
         let volume = self.volumes.get(check::write(&request)?).await?;
         let cred = self.settings.root_squash.apply(session.peer(), cred);
         let len = request.data.len();
-        let write = async move {
-            let written = volume.write(&cred, request).await?;
-            if sync.is_some() {
-                volume.sync().await?;
-            }
-            Ok(written)
-        };
-        let written = self.whole(permit, Box::pin(write)).await?;
+        let written = self.whole(permit, Box::pin(async move { volume.write(&cred, request).await })).await?;
         self.counters.received(len);
         Ok(written)
     }
@@ -262,36 +253,20 @@ impl Server {
         session: &Session,
         cred: Credential,
         fid: Fid,
-        sync: Option<Epoch>,
         permit: Permit,
     ) -> Result<Committed, ErrorCode> {
         self.admit(session)?;
-        self.vouches_since(sync)?;
         let volume = self.volumes.get(fid.volume).await?;
         let cred = self.settings.root_squash.apply(session.peer(), cred);
-        let commit = async move {
-            let committed = volume.commit(&cred, fid).await?;
-            if sync.is_some() {
-                volume.sync().await?;
-            }
-            Ok(committed)
-        };
-        self.whole(permit, Box::pin(commit)).await
-    }
-
-    /// Whether nothing can be lost that was acknowledged since that process.
-    fn vouches_since(&self, since: Option<Epoch>) -> Result<(), ErrorCode> {
-        let Some(since) = since else { return Ok(()) };
-        if self.volumes.is_durable() || self.lives.as_ref().is_none_or(|lives| lives.contains(&since)) {
-            return Ok(());
-        }
-        warn!("a client syncs what it wrote before this machine was started anew; some of it may be lost");
-        Err(ErrorCode::Io)
+        self.whole(permit, Box::pin(async move { volume.commit(&cred, fid).await })).await
     }
 
     async fn sync(&self, session: &Session, volume: VolumeId, since: Epoch, permit: Permit) -> Result<(), ErrorCode> {
         self.admit(session)?;
-        self.vouches_since(Some(since))?;
+        if self.lives.as_ref().is_some_and(|lives| !lives.contains(&since)) {
+            warn!(%volume, "a client syncs what it wrote before this machine was started anew; some of it may be lost");
+            return Err(ErrorCode::Io);
+        }
         let volume = self.volumes.get(volume).await?;
         self.whole(permit, Box::pin(async move { volume.sync().await })).await
     }

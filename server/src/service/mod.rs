@@ -93,7 +93,10 @@ impl Server {
     pub async fn new(config: ServerConfig, runtime: SharedRuntime) -> anyhow::Result<Arc<Server>> {
         let epoch = Epoch(runtime.random());
         let store = Store::open(&config.store)?;
-        let lives = store.begin_life(epoch).context("cannot note that this process serves the store")?;
+        let lives = store.begin_life(epoch).unwrap_or_else(|error| {
+            warn!("cannot note that this process serves the store: {error:#}; the next one will not vouch for it");
+            BTreeSet::from([epoch])
+        });
         let holders = Arc::new(HolderFile::in_store(store.dir()));
         let promises = PromiseKeeper::new(epoch, config.settings.lease, holders, runtime.clone())
             .context("cannot learn which clients may hold leases")?;

@@ -204,7 +204,7 @@ impl Client {
     async fn write(&self, fid: Fid) {
         let data = Payload(vec![7; 10].into());
         let request = WriteRequest { fid, offset: 0, data, stable: false };
-        self.rpc.write(context(), Credential::root(), request, None).await.unwrap().unwrap();
+        self.rpc.write(context(), Credential::root(), request).await.unwrap().unwrap();
     }
 
     /// A mutation that goes on beside, with the time that it took.

@@ -193,8 +193,8 @@ async fn contents_are_counted_and_survive_a_clean_end() {
             panic!("not an entry")
         };
         let request = WriteRequest { fid: attr.fid, offset: 0, data: data.clone(), stable: false };
-        client.write(context(), Credential::root(), request, None).await.unwrap().unwrap();
-        client.commit(context(), Credential::root(), attr.fid, None).await.unwrap().unwrap();
+        client.write(context(), Credential::root(), request).await.unwrap().unwrap();
+        client.commit(context(), Credential::root(), attr.fid).await.unwrap().unwrap();
         let stats = client.stats(context()).await.unwrap();
         assert_eq!(stats.bytes_written, 300_000);
         let counts = ["hello", "volume", "create", "write", "commit"].map(|kind| stats.requests[kind].count);

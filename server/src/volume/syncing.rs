@@ -41,11 +41,12 @@ impl Volume {
         }
         let before = self.beats.begun.load(Ordering::Acquire);
         let _turn = self.beats.turn.lock().await;
-        if self.beats.done.load(Ordering::Acquire) > before {
+        let is_old_durable = self.beats.is_old_durable.load(Ordering::Acquire);
+        if is_old_durable && self.beats.done.load(Ordering::Acquire) > before {
             // It began after this was asked for (Y2).
             return Ok(());
         }
-        if !self.beats.is_old_durable.load(Ordering::Acquire) {
+        if !is_old_durable {
             self.sync_old().await?;
         }
         if self.beat().await { Ok(()) } else { Err(ErrorCode::Io) }

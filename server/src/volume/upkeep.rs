@@ -139,7 +139,7 @@ impl Volume {
         self.data.tasks.close();
         self.data.tasks.wait().await;
         let left = self.data.settle_idle(Duration::MAX).await;
-        self.data.sync_acknowledged().await;
+        let is_synced = self.data.sync_acknowledged().await;
         self.data.drop_scratch().await;
         let to_remove = std::mem::take(&mut *self.data.to_remove.lock());
         let undecided = self.data.take_undecided();
@@ -158,7 +158,7 @@ impl Volume {
         self.data.tasks.wait().await;
         let meta = Arc::clone(&self.data.meta);
         self.runtime.blocking(move || meta.sync().and_then(|()| meta.tidy())).await.ok_or(ErrorCode::Internal)??;
-        if left == 0 { Ok(()) } else { Err(ErrorCode::Io) }
+        if left == 0 && is_synced { Ok(()) } else { Err(ErrorCode::Io) }
     }
 }
 

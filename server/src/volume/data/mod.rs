@@ -268,6 +268,7 @@ impl Data {
 
     /// Under `process`: makes what was acknowledged since the last beat durable. Says whether all of it is; what is not is
     /// tried again with the next.
+    #[must_use]
     pub(super) async fn sync_acknowledged(self: &Arc<Self>) -> bool {
         let ids = std::mem::take(&mut *self.unsynced.lock());
         let mut is_well = true;
