@@ -4,13 +4,13 @@
 //! `LARDER_TEST_SIZE=full` does all of it and holds it to its targets; with smaller sizes figures are printed alone.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use futures::stream::{self, StreamExt, TryStreamExt};
+use larder_benches::bench::meter::{Usage, of_process};
 use larder_benches::process::{raise_open_files, scratch};
 use larder_benches::raw::Raw;
 use larder_benches::server::Server;
@@ -144,27 +144,21 @@ impl Holder {
     }
 }
 
-/// KiB of memory that a process has.
-fn resident(pid: u32) -> Result<usize> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    Ok(line.trim().trim_end_matches(" kB").parse()?)
+/// What the server uses.
+fn used(pid: u32) -> Result<Usage> {
+    of_process(pid).with_context(|| format!("process {pid} is gone"))
 }
 
-/// CPU time that a process has used, in its own code and in the kernel.
-fn cpu_time(pid: u32) -> Result<Duration> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The second field is the name, in parentheses; utime and stime are the 14th and 15th.
-    let fields: Vec<&str> = stat.rsplit_once(')').context("no name")?.1.split_whitespace().collect();
-    let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
-    Ok(Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64))
+/// KiB of memory that a process has.
+fn resident(pid: u32) -> Result<usize> {
+    Ok((used(pid)?.memory / 1024) as usize)
 }
 
 /// How much of a core a process uses for a while, in percent.
 async fn cpu_share(pid: u32, during: Duration) -> Result<f64> {
-    let (start, used) = (Instant::now(), cpu_time(pid)?);
+    let (start, before) = (Instant::now(), used(pid)?);
     tokio::time::sleep(during).await;
-    Ok((cpu_time(pid)? - used).as_secs_f64() / start.elapsed().as_secs_f64() * 100.0)
+    Ok((used(pid)?.cpu - before.cpu) / start.elapsed().as_secs_f64() * 100.0)
 }
 
 async fn stats(rpc: &LarderClient) -> Result<PromiseStats> {

@@ -80,7 +80,8 @@ fn parent(process: u32) -> Option<u32> {
     parent.try_into().ok()
 }
 
-fn of_process(process: u32) -> Option<Usage> {
+/// What a process uses, or `None` if it is gone.
+pub fn of_process(process: u32) -> Option<Usage> {
     let [user, system, pages] = stat_fields(process, [14, 15, 24])?;
     let cpu = (user + system) as f64 / rustix::param::clock_ticks_per_second() as f64;
     Some(Usage { cpu, memory: pages * rustix::param::page_size() as u64 })

@@ -495,7 +495,7 @@ impl WriteBehind {
                     continue;
                 }
             };
-            let stop = (from + data.len() as u64).min(limit).min(end);
+            let stop = (from + data.len() as u64).min(limit);
             let part = &data[(at - from) as usize..(stop - from) as usize];
             match pieces.last_mut() {
                 Some((begin, piece)) if *begin + piece.len() as u64 == at => piece.extend_from_slice(part),

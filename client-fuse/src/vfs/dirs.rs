@@ -184,10 +184,7 @@ impl Vfs {
     /// `BadHandle`; the server's, or that there is no answer.
     pub async fn fsyncdir(&self, handle: u64) -> Result<(), Error> {
         let volume = self.handles.dir(handle)?.node.fid.volume;
-        match self.client.shared().welcome() {
-            Some(since) => Ok(self.client.sync(volume, &since).await?),
-            None => Ok(()),
-        }
+        self.sync_since(volume, self.client.shared().welcome()).await
     }
 }
 

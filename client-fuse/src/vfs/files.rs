@@ -8,6 +8,8 @@ use futures::stream::{FuturesOrdered, StreamExt};
 use larder_protocol::attr::{SETGID, SETUID};
 use larder_protocol::error::ErrorCode;
 use larder_protocol::failpoint::Planted;
+use larder_protocol::handshake::Welcome;
+use larder_protocol::ids::VolumeId;
 use larder_protocol::payload::Payload;
 use larder_protocol::runtime::RuntimeExt;
 use larder_protocol::service::file::{Op, OpReply, Query, QueryReply};
@@ -51,29 +53,21 @@ impl Vfs {
                     flow.data.setbacks(),
                 )
             };
-            match cover {
+            let data = match cover {
                 Cover::Full(data) => {
                     self.counters.hit();
                     return Ok(data);
                 }
-                Cover::Partial(pieces) => {
-                    let data = self.read_around(&handle, offset..part, end, &pieces).await?;
-                    let mut flow = handle.file.flow.lock();
-                    self.follow_server(&mut flow);
-                    if flow.data.setbacks() == setbacks {
-                        return Ok(data);
-                    }
-                }
+                Cover::Partial(pieces) => self.read_around(&handle, offset..part, end, &pieces).await?,
                 Cover::None => {
-                    let data = self.read_from_server(&handle, offset, size).await?;
-                    let mut flow = handle.file.flow.lock();
-                    self.follow_server(&mut flow);
-                    if flow.data.setbacks() != setbacks {
-                        // A new server process has answered, before it was sent again what the old one lost.
-                        continue;
-                    }
-                    return Ok(pad_hole(data, local_end.saturating_sub(offset)));
+                    pad_hole(self.read_from_server(&handle, offset, size).await?, local_end.saturating_sub(offset))
                 }
+            };
+            let mut flow = handle.file.flow.lock();
+            self.follow_server(&mut flow);
+            // Otherwise a new server process has answered, before it was sent again what the old one lost.
+            if flow.data.setbacks() == setbacks {
+                return Ok(data);
             }
         }
     }
@@ -364,8 +358,14 @@ impl Vfs {
         if handle.copy.is_some() && self.options.fsync == Fsync::Local {
             return Ok(());
         }
+        self.sync_since(handle.node.fid.volume, since).await
+    }
+
+    /// Has the server make durable what it has acknowledged in a volume, by the process whose welcome this is or a later one.
+    pub(super) async fn sync_since(&self, volume: VolumeId, since: Option<Welcome>) -> Result<(), Error> {
         match since {
-            Some(since) => Ok(self.client.sync(handle.node.fid.volume, &since).await?),
+            Some(since) => Ok(self.client.sync(volume, &since).await?),
+            // No server has answered yet, so none has acknowledged anything.
             None => Ok(()),
         }
     }

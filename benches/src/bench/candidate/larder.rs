@@ -49,6 +49,12 @@ impl Setting {
     pub fn named(name: String, mode: Mode) -> Setting {
         Setting { name, ..Setting::of(mode) }
     }
+
+    /// The same, but the server does not look out for requests.
+    pub fn without_busy_poll(mut self) -> Setting {
+        self.server.extend(["--busy-poll", "0"].map(str::to_owned));
+        self
+    }
 }
 
 /// Gives back the room of large files below a directory that nobody uses any more.

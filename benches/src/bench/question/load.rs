@@ -32,7 +32,7 @@ const CLIENTS: [usize; 8] = [1, 10, 50, 100, 200, 500, 1000, 2000];
 /// Clients in loads of which the model learns what requests cost: enough for clock ticks to tell.
 const LEARNING: usize = 150;
 /// The term of leases, in seconds, as servers have it.
-const TERM: f64 = 10.0;
+pub(super) const TERM: f64 = 10.0;
 /// Files that a client has open: its connections, and those of its disk cache.
 const FILES_OF_ONE: u64 = 12;
 /// Clients that are set up at a time.
@@ -76,9 +76,8 @@ pub(super) fn ask(asking: &mut Asking<'_>) -> Result<()> {
             number += 1;
             let (count, mode) = (setup.clients, setup.mode);
             // Looking out takes processor time that depends on how requests happen to follow each other.
-            let arguments = ["--busy-poll", "0", "--lease-term"].map(str::to_owned).into_iter();
-            let server = arguments.chain([setup.term.to_string()]).collect();
-            let setting = Setting { server, ..Setting::named(format!("load-{}-{number}", mode.name()), mode) };
+            let mut setting = Setting::named(format!("load-{}-{number}", mode.name()), mode).without_busy_poll();
+            setting.server.extend(["--lease-term".to_owned(), setup.term.to_string()]);
             let mut larder = Larder::start(dir, setting)?;
             let (load, opens) = measure(&larder, dir, setup, warm, length)?;
             larder.end()?;

@@ -108,8 +108,7 @@ fn getattr(asking: &mut Asking<'_>, count: usize) -> Result<()> {
         let setting = Setting { options: options.clone(), ..Setting::of(*mode) };
         all.push((Box::new(Larder::start(&dir, setting)?), line, Some(mode.name())));
         if *mode == Mode::Direct {
-            let server = vec!["--busy-poll".to_owned(), "0".to_owned()];
-            let setting = Setting { server, options, ..Setting::named("no-busy-poll".to_owned(), *mode) };
+            let setting = Setting { options, ..Setting::named("no-busy-poll".to_owned(), *mode) }.without_busy_poll();
             all.push((Box::new(Larder::start(&dir, setting)?), "direct, --busy-poll 0", None));
         }
     }

@@ -16,6 +16,7 @@ use super::{Asking, at_once, each};
 use crate::bench::candidate::{Candidate, Larder, Setting};
 use crate::bench::results::{Axis, Plot};
 use crate::lock;
+use crate::mount::Mode;
 use crate::process::{SetAtEnd, store};
 
 /// From one look to the next.
@@ -39,6 +40,11 @@ pub(super) enum Look {
 }
 
 impl Look {
+    /// Each mode with each way to look.
+    pub(super) fn in_each(modes: &[Mode]) -> Vec<(Mode, Look)> {
+        modes.iter().flat_map(|mode| [Look::Stat, Look::Open].map(|look| (*mode, look))).collect()
+    }
+
     pub(super) fn name(self) -> &'static str {
         match self {
             Look::Stat => "stat",
@@ -80,17 +86,14 @@ fn often(asking: &mut Asking<'_>) -> Result<()> {
          millisecond. From the end of close(2) until it sees that.",
         pace.pause.end.as_secs_f64()
     );
-    let mut settings = Vec::new();
-    for mode in asking.modes {
-        settings.extend([Look::Stat, Look::Open].map(|look| (*mode, look)));
-    }
+    let settings = Look::in_each(asking.modes);
     let plot = |look: Look| {
         let name = format!("What another client sees by {}", look.name());
         Plot::new("staleness", &name, &note, Axis::log("after close(2)", "s"), Axis::share())
     };
     let mut plots = [plot(Look::Stat), plot(Look::Open)];
     let dir = asking.dir;
-    let told = |(mode, look): (crate::mount::Mode, Look)| format!("{} by {}", mode.name(), look.name());
+    let told = |(mode, look): (Mode, Look)| format!("{} by {}", mode.name(), look.name());
     each(&settings, told, |(mode, look)| {
         let name = format!("staleness-{}-{}", mode.name(), look as u8);
         let found = delays(dir, Setting::named(name, mode), look, 1, &pace)?;
@@ -114,10 +117,7 @@ fn seldom(asking: &mut Asking<'_>) -> Result<()> {
         pace.pause.end.as_secs_f64(),
         SELDOM_LOOKS.as_millis()
     );
-    let mut settings = Vec::new();
-    for mode in asking.modes {
-        settings.extend([Look::Stat, Look::Open].map(|look| (*mode, look)));
-    }
+    let settings = Look::in_each(asking.modes);
     let name = "What another client sees of a file that was left alone";
     let mut plot = Plot::new("staleness", name, &note, Axis::log("after close(2)", "s"), Axis::share());
     let dir = asking.dir;

@@ -11,7 +11,7 @@ use crate::page::{begin, escaped};
 
 /// What this page adds to the look of all. Bars are as wide as the window lets them be; their texts are not scaled.
 const STYLE: &str = "
-td.best { font-weight: 700 } td small, .note { color: var(--soft) } td small { white-space: nowrap }
+td.best { font-weight: 700 } th { white-space: normal; vertical-align: bottom } td small, .note { color: var(--soft) } td small { white-space: nowrap }
 figure { margin: 1rem 0; break-inside: avoid } figcaption { font-weight: 600 }
 .bars { display: grid; grid-template-columns: max-content 1fr max-content; gap: .15rem .6rem; align-items: center }
 .bars svg { width: 100%; height: 16px; display: block } .bars span { white-space: nowrap }

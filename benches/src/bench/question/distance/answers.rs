@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use super::super::load::TERM;
 use super::super::staleness::{Look, Pace};
 use super::super::{Asking, at_once, attributes, caching, each, lease, load, staleness};
 use crate::bench::candidate::{Candidate, Larder, Setting, round_trip};
@@ -15,8 +16,6 @@ use crate::bench::statistics::quantile;
 use crate::mount::Mode;
 use crate::proxy::Link;
 
-/// The term of leases, in seconds, as servers have it.
-const TERM: f64 = 10.0;
 /// From one look of a reader to the next.
 const LOOKS: Duration = Duration::from_millis(2);
 
@@ -117,10 +116,7 @@ impl Plots {
     fn staleness(&mut self, at: &At<'_>) -> Result<()> {
         let (versions, pause) = at.scale.pick((1, 100), (10, 4000), (30, 4000));
         let pace = Pace { versions, pause: Duration::ZERO..Duration::from_millis(pause), looks: LOOKS };
-        let mut settings = Vec::new();
-        for mode in at.modes {
-            settings.extend([Look::Stat, Look::Open].map(|look| (*mode, look)));
-        }
+        let settings = Look::in_each(at.modes);
         let found = at_once(&settings, |(mode, look)| {
             let setting = at.setting(&format!("staleness-{}", look as u8), mode);
             staleness::delays(&at.dir, setting, look, 1, &pace)
@@ -174,8 +170,7 @@ impl Plots {
         let (clients, warm, length) = at.scale.pick((4, 1, 1), (100, 20, 15), (200, 30, 30));
         let [warm, length] = [warm, length].map(Duration::from_secs);
         for mode in at.modes {
-            let server = vec!["--busy-poll".to_owned(), "0".to_owned()];
-            let mut larder = Larder::start(&at.dir, Setting { server, ..at.setting("load", *mode) })?;
+            let mut larder = Larder::start(&at.dir, at.setting("load", *mode).without_busy_poll())?;
             let (load, opens) = load::measure(&larder, &at.dir, load::Setup::usual(clients, *mode), warm, length)?;
             larder.end()?;
             self.cpu.note(mode.name(), at.trip, load.cost.server_cpu * 1e3 / load.seconds / clients as f64);
