@@ -6,8 +6,8 @@ use bytes::Bytes;
 use larder_client::vfs::{Mode, ROOT, Vfs};
 use larder_protocol::faults::Weather;
 use larder_server::volume::Durability;
-use rand::SeedableRng;
 use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
 use rustix::fs::OFlags;
 
 use crate::machine::Disk;
@@ -44,5 +44,66 @@ async fn what_is_being_written_here_and_there_is_read_back_without_the_server() 
     assert_eq!((asked(&vfs, "write"), asked(&vfs, "read")), (written, read + 1));
     vfs.flush(opened.handle).await.unwrap();
     vfs.release(opened.handle).await;
+    vfs.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hole_before_what_is_being_written_is_read_as_one() {
+    let world = World::new(1, Durability::Process, Disk::Instant);
+    let mut random = SmallRng::seed_from_u64(1);
+    let vfs = mount(&world, Weather::default(), Mode::Nfs, Duration::from_secs(1), &mut random).await;
+    let (_, opened) = vfs.create(&cred(), ROOT, b"file", 0o644, 0, flags(OFlags::RDWR)).await.unwrap();
+    let mut model = vec![1; 80_000];
+    vfs.write(opened.handle, 0, Bytes::from(model.clone())).await.unwrap();
+    vfs.flush(opened.handle).await.unwrap();
+    // The server's file ends at 80,000; here it goes on behind a hole.
+    for (at, len) in [(60_000, 5000), (200_000, 8000)] {
+        model.resize(model.len().max(at + len), 0);
+        model[at..at + len].fill(2);
+        vfs.write(opened.handle, at as u64, Bytes::from(vec![2; len])).await.unwrap();
+    }
+    let ranges =
+        [(64_000, 20_000), (60_000, 5000), (79_000, 40_000), (90_000, 10_000), (64_500, 140_000), (0, 250_000)];
+    for (at, len) in ranges {
+        let seen = vfs.read(opened.handle, at as u64, len as u32).await.unwrap();
+        let end = model.len().min(at + len);
+        assert!(seen == model[at..end], "{len} bytes from {at}: {} of {} came", seen.len(), end - at);
+    }
+    vfs.flush(opened.handle).await.unwrap();
+    vfs.release(opened.handle).await;
+    vfs.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_read_is_what_was_written_wherever_it_is() {
+    let world = World::new(1, Durability::Process, Disk::Instant);
+    let seed = rand::random();
+    println!("seed {seed}");
+    let mut random = SmallRng::seed_from_u64(seed);
+    let vfs = mount(&world, Weather::default(), Mode::Nfs, Duration::from_secs(1), &mut random).await;
+    // Many short lives of files: it is while they grow that ends and holes differ here and there.
+    for file in 0..200 {
+        let name = format!("file-{file}");
+        let (_, opened) = vfs.create(&cred(), ROOT, name.as_bytes(), 0o644, 0, flags(OFlags::RDWR)).await.unwrap();
+        let mut model: Vec<u8> = Vec::new();
+        for step in 0..30 {
+            let (at, len) = (random.random_range(0..300_000), random.random_range(1..100_000));
+            match random.random_range(0..10) {
+                0 => vfs.flush(opened.handle).await.unwrap(),
+                1..4 => {
+                    model.resize(model.len().max(at + len), 0);
+                    model[at..at + len].fill(step + 1);
+                    vfs.write(opened.handle, at as u64, Bytes::from(vec![step + 1; len])).await.unwrap();
+                }
+                _ => {
+                    let seen = vfs.read(opened.handle, at as u64, len as u32).await.unwrap();
+                    let (from, to) = (at.min(model.len()), model.len().min(at + len));
+                    assert!(seen == model[from..to], "{name}, step {step}: {len} bytes from {at}: {} came", seen.len());
+                }
+            }
+        }
+        vfs.flush(opened.handle).await.unwrap();
+        vfs.release(opened.handle).await;
+    }
     vfs.shutdown().await;
 }

@@ -59,15 +59,13 @@ impl Vfs {
                     return Ok(data);
                 }
                 Cover::Partial(pieces) => self.read_around(&handle, offset..part, end, &pieces).await?,
-                Cover::None => {
-                    pad_hole(self.read_from_server(&handle, offset, size).await?, local_end.saturating_sub(offset))
-                }
+                Cover::None => self.read_from_server(&handle, offset, size).await?,
             };
             let mut flow = handle.file.flow.lock();
             self.follow_server(&mut flow);
             // Otherwise a new server process has answered, before it was sent again what the old one lost.
             if flow.data.setbacks() == setbacks {
-                return Ok(data);
+                return Ok(pad_hole(data, local_end.saturating_sub(offset)));
             }
         }
     }
