@@ -11,6 +11,8 @@ use crate::page::{begin, escaped};
 
 /// What this page adds to the look of all. Bars are as wide as the window lets them be; their texts are not scaled.
 const STYLE: &str = "
+body { max-width: 1240px }
+.wide td:first-child, .wide th:first-child { position: sticky; left: 0; background: var(--back) }
 td.best { font-weight: 700 } th { white-space: normal; vertical-align: bottom } td small, .note { color: var(--soft) } td small { white-space: nowrap }
 figure { margin: 1rem 0; break-inside: avoid } figcaption { font-weight: 600 }
 .bars { display: grid; grid-template-columns: max-content 1fr max-content; gap: .15rem .6rem; align-items: center }
