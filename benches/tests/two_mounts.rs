@@ -297,3 +297,27 @@ fn one_unlink_wins(mode: Mode) {
     let act = |mount: &Mount, _, round: usize| fs::remove_file(mount.at(format!("file-{round}")));
     one_wins(&pair, Errno::NOENT, prepare, act, |_, _| ());
 }
+
+/// Whoever waits for data to be sent may look just when it was refused; and whoever starts another program has that close
+/// what it inherits, with no eye for the result.
+#[test]
+fn what_the_server_refuses_is_told_by_fsync_whoever_closes_before() {
+    let pair = Pair::new(Mode::Nfs, "").unwrap();
+    let rounds = Size::get().pick(10, 60, 1_000);
+    let refuse = |program: usize| {
+        for round in 0..rounds {
+            let name = format!("removed-{program}-{round}");
+            let mut file = File::create(pair.a.at(&name)).unwrap();
+            fs::remove_file(pair.b.at(&name)).unwrap();
+            file.write_all(&vec![1; 2 << 20]).unwrap();
+            if round % 2 == 0 {
+                drop(file.try_clone().unwrap());
+            }
+            assert!(file.sync_all().is_err(), "round {round}: nothing of it is there, and fsync says that it is");
+        }
+    };
+    std::thread::scope(|scope| {
+        let running: Vec<_> = (0..4).map(|program| scope.spawn(move || refuse(program))).collect();
+        running.into_iter().for_each(|one| one.join().unwrap());
+    });
+}

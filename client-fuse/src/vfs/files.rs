@@ -17,6 +17,7 @@ use larder_protocol::service::file::{Op, OpReply, Query, QueryReply};
 use super::asking::Asked;
 use super::handle::FileHandle;
 use super::node::Node;
+use super::sending::Failing;
 use super::{Error, Fsync, Vfs, WriteOrigin, unexpected};
 use crate::core::attr_cache::Miss;
 use crate::core::write_behind::Cover;
@@ -275,7 +276,7 @@ impl Vfs {
         // Once it is in flight it must be taken to its end, even if the caller gives up.
         let task = {
             let (vfs, node, file) = (vfs, node.clone(), file.clone());
-            async move { vfs.carry_out(&node, &file, next).await }
+            async move { vfs.carry_out(&node, &file, next, Failing::Returns).await }
         };
         self.runtime.detached(task).await.unwrap_or(Err(Error::Aborted))?;
         self.kick(&node, &file);
@@ -318,7 +319,7 @@ impl Vfs {
     /// A program closes one of its descriptors.
     ///
     /// # Errors
-    /// What went wrong with earlier writes, once for each handle.
+    /// What went wrong with earlier writes, until an fsync has said so.
     pub async fn flush(&self, handle: u64) -> Result<(), Error> {
         let handle = self.handles.file(handle)?;
         self.in_use(&handle);
@@ -333,7 +334,7 @@ impl Vfs {
             return Ok(());
         }
         flushed?;
-        handle.report()
+        handle.tell()
     }
 
     /// Makes durable what has been written. The server keeps data and size together, so `datasync` changes nothing.

@@ -377,20 +377,36 @@ impl Drop for Opening<'_> {
     }
 }
 
+/// How often it failed to send a file's data, and what is to be said of that.
+struct Unreported {
+    failures: u64,
+    result: Result<(), Error>,
+}
+
 impl FileHandle {
     /// The failure that this handle has not reported yet, which it now has.
     ///
     /// # Errors
     /// That failure.
     pub(super) fn report(&self) -> Result<(), Error> {
-        let (failures, error) = {
-            let flow = self.file.flow.lock();
-            (flow.failures, flow.error)
-        };
-        let seen = self.seen_failures.swap(failures, Ordering::Relaxed);
-        match error {
-            Some(error) if seen < failures => Err(error),
-            _ => Ok(()),
-        }
+        let unreported = self.unreported();
+        self.seen_failures.store(unreported.failures, Ordering::Relaxed);
+        unreported.result
+    }
+
+    /// As [`report`](FileHandle::report), but it is reported again: by a flush. Whenever a program starts another one, that
+    /// closes what it has inherited, and nobody looks at the result (as `nfs_file_flush` in `fs/nfs/file.c`).
+    ///
+    /// # Errors
+    /// That failure.
+    pub(super) fn tell(&self) -> Result<(), Error> {
+        self.unreported().result
+    }
+
+    fn unreported(&self) -> Unreported {
+        let flow = self.file.flow.lock();
+        let seen = self.seen_failures.load(Ordering::Relaxed);
+        let error = flow.error.filter(|_| seen < flow.failures);
+        Unreported { failures: flow.failures, result: error.map_or(Ok(()), Err) }
     }
 }

@@ -25,6 +25,15 @@ const BUDGET: u64 = 64 << 20;
 /// Data is sent when it is this old (rule 4).
 const MAX_AGE: Duration = Duration::from_secs(30);
 
+/// What becomes of a failure.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Failing {
+    /// It is on the file's record, for whoever asks for its data next.
+    Records,
+    /// Whoever waits for the request is told.
+    Returns,
+}
+
 /// A file, with the state of its data.
 type OpenFile = (Arc<Node>, Arc<FileState>);
 
@@ -118,7 +127,7 @@ impl Vfs {
     /// Sends what is due until nothing is.
     async fn send(self: Arc<Vfs>, node: Arc<Node>, file: Arc<FileState>, first: (Action, Arc<Credential>)) {
         let mut under_way = FuturesUnordered::new();
-        under_way.push(self.carry_out(&node, &file, first));
+        under_way.push(self.carry_out(&node, &file, first, Failing::Records));
         loop {
             loop {
                 let next = {
@@ -128,7 +137,7 @@ impl Vfs {
                     next
                 };
                 match next {
-                    Some(next) => under_way.push(self.carry_out(&node, &file, next)),
+                    Some(next) => under_way.push(self.carry_out(&node, &file, next, Failing::Records)),
                     None => break,
                 }
             }
@@ -141,8 +150,6 @@ impl Vfs {
                 Some(result) = under_way.next() => {
                     if let Err(error) = result {
                         tracing::warn!("data written to {} was lost: {error}", node.fid);
-                        file.flow.lock().fail(error);
-                        self.settle(&node, &file);
                     }
                 }
                 () = file.work.notified() => {}
@@ -160,8 +167,22 @@ impl Vfs {
         node: &Arc<Node>,
         file: &Arc<FileState>,
         (action, cred): (Action, Arc<Credential>),
+        failing: Failing,
     ) -> Result<(), Error> {
         let asked = Asked::plain(self.stamp());
+        let failed = |id: u64, error: Error, is_commit: bool| {
+            let mut flow = file.flow.lock();
+            if is_commit {
+                flow.data.committed(id, None);
+            } else {
+                flow.data.wrote(id, None);
+            }
+            // Together: whoever waits for the data and finds it gone must find out why.
+            if failing == Failing::Records {
+                flow.fail(error);
+            }
+            Err(error)
+        };
         let result = match action {
             Action::Write { id, offset, data, stable } => {
                 let request = WriteRequest { fid: node.fid, offset, data: Payload(data), stable };
@@ -172,10 +193,7 @@ impl Vfs {
                         file.flow.lock().data.wrote(id, Some((written.stable, written.verifier)));
                         Ok(())
                     }
-                    Err(failure) => {
-                        file.flow.lock().data.wrote(id, None);
-                        Err(failure.into())
-                    }
+                    Err(failure) => failed(id, failure.into(), false),
                 }
             }
             Action::Commit { id } => match self.client.commit(&cred, node.fid).await {
@@ -184,10 +202,7 @@ impl Vfs {
                     file.flow.lock().data.committed(id, Some(committed.verifier));
                     Ok(())
                 }
-                Err(failure) => {
-                    file.flow.lock().data.committed(id, None);
-                    Err(failure.into())
-                }
+                Err(failure) => failed(id, failure.into(), true),
             },
         };
         if result.is_err() {
