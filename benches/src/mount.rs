@@ -352,3 +352,17 @@ pub fn with_mount(mode: Mode, promise: impl FnOnce(&Mount)) {
         panic!("{} mode: {error:#}", mode.name());
     }
 }
+
+/// Waits for something that a client does by itself.
+///
+/// # Panics
+/// If it is not so after ten seconds.
+pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    for _ in 0..200 {
+        if is_so() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    panic!("not so after ten seconds: {what}");
+}

@@ -7,10 +7,9 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use larder_benches::disk::Disk;
-use larder_benches::mount::{Mode, Mount, Setup};
+use larder_benches::mount::{Mode, Mount, Setup, wait_until};
 use larder_benches::process::{binary, close, scratch, store};
 use larder_benches::server::Server;
 use rustix::io::Errno;
@@ -41,17 +40,6 @@ fn cache(mount: &Mount, arguments: &[&str]) -> Result<Value, String> {
 
 fn stat(mount: &Mount, name: &str) -> u64 {
     mount.stats().unwrap()["cache"][name].as_u64().unwrap_or_else(|| panic!("no figure called {name}"))
-}
-
-/// Waits for something that the client does by itself.
-fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
-    for _ in 0..200 {
-        if is_so() {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    panic!("not so after ten seconds: {what}");
 }
 
 /// Contents that differ from file to file, and from block to block.

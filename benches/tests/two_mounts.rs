@@ -8,7 +8,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::time::{Duration, Instant};
 
 use larder_benches::in_each_mode;
-use larder_benches::mount::{Mode, Mount, Pair};
+use larder_benches::mount::{Mode, Mount, Pair, wait_until};
 use larder_benches::race::race;
 use larder_benches::size::Size;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -189,11 +189,7 @@ fn a_file_that_another_client_removed_is_stale_or_kept(mode: Mode) {
     fs::write(pair.a.at("file"), "x".repeat(100_000)).unwrap();
     let mut open = File::open(pair.b.at("file")).unwrap();
     // Of a client that has files open, the server keeps what it removes for a second or so; and the kernel closes by the way.
-    let began = Instant::now();
-    while pair.a.stats().unwrap()["handles"] != 0 {
-        assert!(began.elapsed() < Duration::from_secs(10), "a file that was closed is still open");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    wait_until("what was closed is not open", || pair.a.stats().unwrap()["handles"] == 0);
     fs::remove_file(pair.a.at("file")).unwrap();
     let mut buffer = Vec::new();
     if mode == Mode::Afs {

@@ -377,21 +377,15 @@ impl Drop for Opening<'_> {
     }
 }
 
-/// How often it failed to send a file's data, and what is to be said of that.
-struct Unreported {
-    failures: u64,
-    result: Result<(), Error>,
-}
-
 impl FileHandle {
     /// The failure that this handle has not reported yet, which it now has.
     ///
     /// # Errors
     /// That failure.
     pub(super) fn report(&self) -> Result<(), Error> {
-        let unreported = self.unreported();
-        self.seen_failures.store(unreported.failures, Ordering::Relaxed);
-        unreported.result
+        let Some((failures, error)) = self.unreported() else { return Ok(()) };
+        self.seen_failures.store(failures, Ordering::Relaxed);
+        Err(error)
     }
 
     /// As [`report`](FileHandle::report), but it is reported again: by a flush. Whenever a program starts another one, that
@@ -400,13 +394,13 @@ impl FileHandle {
     /// # Errors
     /// That failure.
     pub(super) fn tell(&self) -> Result<(), Error> {
-        self.unreported().result
+        self.unreported().map_or(Ok(()), |(_, error)| Err(error))
     }
 
-    fn unreported(&self) -> Unreported {
+    /// The last failure, if there is one that was not reported, and how many there have been.
+    fn unreported(&self) -> Option<(u64, Error)> {
         let flow = self.file.flow.lock();
-        let seen = self.seen_failures.load(Ordering::Relaxed);
-        let error = flow.error.filter(|_| seen < flow.failures);
-        Unreported { failures: flow.failures, result: error.map_or(Ok(()), Err) }
+        let is_new = self.seen_failures.load(Ordering::Relaxed) < flow.failures;
+        flow.error.filter(|_| is_new).map(|error| (flow.failures, error))
     }
 }

@@ -34,6 +34,16 @@ pub(super) enum Failing {
     Returns,
 }
 
+impl Failing {
+    /// Under the lock under which the data went: whoever waits for it and finds it gone must find out why.
+    fn note(self, flow: &mut Flow, error: Error) -> Result<(), Error> {
+        if self == Failing::Records {
+            flow.fail(error);
+        }
+        Err(error)
+    }
+}
+
 /// A file, with the state of its data.
 type OpenFile = (Arc<Node>, Arc<FileState>);
 
@@ -170,19 +180,6 @@ impl Vfs {
         failing: Failing,
     ) -> Result<(), Error> {
         let asked = Asked::plain(self.stamp());
-        let failed = |id: u64, error: Error, is_commit: bool| {
-            let mut flow = file.flow.lock();
-            if is_commit {
-                flow.data.committed(id, None);
-            } else {
-                flow.data.wrote(id, None);
-            }
-            // Together: whoever waits for the data and finds it gone must find out why.
-            if failing == Failing::Records {
-                flow.fail(error);
-            }
-            Err(error)
-        };
         let result = match action {
             Action::Write { id, offset, data, stable } => {
                 let request = WriteRequest { fid: node.fid, offset, data: Payload(data), stable };
@@ -193,7 +190,11 @@ impl Vfs {
                         file.flow.lock().data.wrote(id, Some((written.stable, written.verifier)));
                         Ok(())
                     }
-                    Err(failure) => failed(id, failure.into(), false),
+                    Err(failure) => {
+                        let mut flow = file.flow.lock();
+                        flow.data.wrote(id, None);
+                        failing.note(&mut flow, failure.into())
+                    }
                 }
             }
             Action::Commit { id } => match self.client.commit(&cred, node.fid).await {
@@ -202,7 +203,11 @@ impl Vfs {
                     file.flow.lock().data.committed(id, Some(committed.verifier));
                     Ok(())
                 }
-                Err(failure) => failed(id, failure.into(), true),
+                Err(failure) => {
+                    let mut flow = file.flow.lock();
+                    flow.data.committed(id, None);
+                    failing.note(&mut flow, failure.into())
+                }
             },
         };
         if result.is_err() {
