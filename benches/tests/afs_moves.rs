@@ -52,7 +52,12 @@ fn no_break_is_missed_while_what_is_known_moves() {
     let mut raw = executor.block_on(Raw::connect(server.address())).unwrap();
     let root = raw.root;
     let file = executor.block_on(raw.create(root, FILE)).unwrap().fid;
-    let cache = CacheOptions { dir: dir.path().join("cache"), size: 1 << 30, passthrough: None };
+    let cache = CacheOptions {
+        dir: dir.path().join("cache"),
+        size: 1 << 30,
+        passthrough: None,
+        keep_open: CacheOptions::KEEP_OPEN,
+    };
     let options = MountOptions { mode: Mode::Afs, cache: Some(cache), ..MountOptions::default() };
     let connector = Arc::new(TcpConnector::new(server.address()));
     let vfs = executor.block_on(Vfs::attach(Arc::new(runtime), connector, "root", options)).unwrap();

@@ -309,7 +309,10 @@ fn measure(what: &Run) -> Result<()> {
     let begin = Instant::now();
     let dir = scratch()?;
     let scale = what.scale();
-    let needed = scale.room() * (what.peers.len() + what.modes.len()) as u64;
+    let workloads = what.workloads();
+    let (peers, modes) = if workloads.is_empty() { (&[][..], &[][..]) } else { (&what.peers[..], &what.modes[..]) };
+    // Questions have few of them at a time.
+    let needed = scale.room() * (peers.len() + modes.len()).max(2) as u64;
     let space = rustix::fs::statvfs(dir.path()).with_context(|| format!("looking at {}", dir.path().display()))?;
     let free = (space.f_bavail * space.f_frsize) >> 20;
     ensure!(
@@ -325,8 +328,6 @@ fn measure(what: &Run) -> Result<()> {
         left_out.push(LeftOut { candidate: name.to_owned(), workload: None, why: why.to_owned() });
     }
     let mut candidates: Vec<Box<dyn Candidate>> = Vec::new();
-    let workloads = what.workloads();
-    let (peers, modes) = if workloads.is_empty() { (&[][..], &[][..]) } else { (&what.peers[..], &what.modes[..]) };
     for beside in peers {
         match beside {
             Beside::Local => candidates.push(Box::new(Local::new(dir.path())?)),

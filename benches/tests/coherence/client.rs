@@ -95,7 +95,7 @@ pub(crate) struct Setup {
 }
 
 fn cache_options(dir: &Path) -> Option<CacheOptions> {
-    Some(CacheOptions { dir: dir.to_owned(), size: CACHE, passthrough: None })
+    Some(CacheOptions { dir: dir.to_owned(), size: CACHE, passthrough: None, keep_open: CacheOptions::KEEP_OPEN })
 }
 
 /// A place in memory, where there is one: no power is lost here, and disks are slow.

@@ -46,7 +46,12 @@ impl Client {
     /// On a machine of its own, over any connection.
     pub(crate) async fn mount_over(cache: tempfile::TempDir, road: Arc<dyn Connector>, sim: SimRuntime) -> Client {
         let machine = Machine::new(Arc::new(sim), Disk::Instant);
-        let dir = CacheOptions { dir: cache.path().to_owned(), size: 1 << 30, passthrough: None };
+        let dir = CacheOptions {
+            dir: cache.path().to_owned(),
+            size: 1 << 30,
+            passthrough: None,
+            keep_open: CacheOptions::KEEP_OPEN,
+        };
         let options = MountOptions { mode: Mode::Afs, cache: Some(dir), ..MountOptions::default() };
         let vfs = Vfs::attach(machine.clone(), road, "root", options).await.unwrap();
         Client { vfs, machine, cache }

@@ -60,6 +60,7 @@ impl CacheChoice {
             dir: self.dir.clone().unwrap_or_else(default_dir),
             size: self.size.unwrap_or(DEFAULT_CACHE),
             passthrough: self.passthrough.unwrap_or(Some(DEFAULT_PASSTHROUGH)),
+            keep_open: CacheOptions::KEEP_OPEN,
         }
     }
 }

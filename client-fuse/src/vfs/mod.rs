@@ -161,7 +161,8 @@ impl Vfs {
         let now = Stamp { at: runtime.boottime(), tick: 2 };
         let policy = crate::mode::policy(&options);
         let limits = policy.attr_limits(root.kind);
-        let afs = disk.map(|disk| Arc::new(Afs::new(disk, welcome.lease, runtime.random())));
+        let keep_open = options.cache.as_ref().map_or(CacheOptions::KEEP_OPEN, |cache| cache.keep_open);
+        let afs = disk.map(|disk| Arc::new(Afs::new(disk, welcome.lease, keep_open, runtime.random())));
         let vfs = Arc::new_cyclic(|weak| Vfs {
             weak: weak.clone(),
             runtime: runtime.clone(),

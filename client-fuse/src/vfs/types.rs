@@ -1,5 +1,6 @@
 //! What the file system takes and gives.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,6 +40,13 @@ pub struct CacheOptions {
     pub size: u64,
     /// Files from this size on are read and written by the kernel itself, where it can; `None`: none are.
     pub passthrough: Option<u64>,
+    /// How many copies stay open after their last close, so that the next open finds them sooner: as many file descriptors.
+    pub keep_open: NonZeroUsize,
+}
+
+impl CacheOptions {
+    /// What `keep_open` is if nobody says otherwise.
+    pub const KEEP_OPEN: NonZeroUsize = NonZeroUsize::new(512).unwrap();
 }
 
 impl Mode {

@@ -3,6 +3,7 @@
 //! Clients without mounts: the client's own code, with a program in the place of the kernel that does what
 //! [`behaviour`] says. So there can be thousands of them on one machine.
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -33,8 +34,10 @@ const CLIENTS: [usize; 8] = [1, 10, 50, 100, 200, 500, 1000, 2000];
 const LEARNING: usize = 150;
 /// The term of leases, in seconds, as servers have it.
 pub(super) const TERM: f64 = 10.0;
-/// Files that a client has open: its connections, and those of its disk cache.
-const FILES_OF_ONE: u64 = 12;
+/// Files that a client has open: its connections (4), those of its disk cache (3), and a copy or two.
+const FILES_OF_ONE: u64 = 9;
+/// Files that are open beside those of clients.
+const OTHER_FILES: u64 = 200;
 /// Clients that are set up at a time.
 const AT_ONCE: usize = 16;
 /// Threads on which clients run.
@@ -44,7 +47,7 @@ const CACHE: u64 = 1 << 30;
 
 pub(super) fn ask(asking: &mut Asking<'_>) -> Result<()> {
     let counts = asking.scale.pick(&CLIENTS[1..2], &CLIENTS[..6], &CLIENTS[..]);
-    raise_open_files(counts.iter().max().map_or(0, |most| *most as u64 * FILES_OF_ONE))?;
+    raise_open_files(counts.iter().max().map_or(0, |most| *most as u64 * FILES_OF_ONE + OTHER_FILES))?;
     let [warm, length] = asking.scale.pick([1, 1], [20, 15], [40, 30]).map(Duration::from_secs);
     let note = format!("{} The server does not look out for requests (--busy-poll 0).", behaviour::told());
     let x = || Axis::log("clients", "");
@@ -224,7 +227,7 @@ async fn attach(
         // A cache that is begun makes 256 directories in here, and one that finds this makes those that it needs.
         std::fs::create_dir_all(cache.join("files"))?;
     }
-    let cache = cache.map(|dir| CacheOptions { dir, size: CACHE, passthrough: None });
+    let cache = cache.map(|dir| CacheOptions { dir, size: CACHE, passthrough: None, keep_open: NonZeroUsize::MIN });
     let options = MountOptions { mode, cache, ..MountOptions::default() };
     let connector = Arc::new(TcpConnector::new(larder.address()));
     Ok(Vfs::attach(Arc::clone(runtime), connector, "root", options).await?)

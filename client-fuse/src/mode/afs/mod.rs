@@ -71,8 +71,6 @@ use disk::DiskCache;
 
 /// Objects whose state is remembered though the kernel does not know them.
 const MAX_STATUSES: NonZeroUsize = NonZeroUsize::new(200_000).unwrap();
-/// Copies that stay open after their last close.
-const RECENT: NonZeroUsize = NonZeroUsize::new(512).unwrap();
 /// Age alone makes nothing invalid.
 const NEVER: Duration = Duration::from_secs(40 * 24 * 3600);
 
@@ -141,8 +139,9 @@ pub struct Afs {
 impl Afs {
     /// Without a lease.
     ///
-    /// Stages are counted from `first_stage` on, which no earlier life may have used.
-    pub fn new(disk: DiskCache, terms: LeaseTerms, first_stage: u64) -> Afs {
+    /// `keep_open` copies stay open after their last close. Stages are counted from `first_stage` on, which no earlier life
+    /// may have used.
+    pub fn new(disk: DiskCache, terms: LeaseTerms, keep_open: NonZeroUsize, first_stage: u64) -> Afs {
         Afs {
             promises: Mutex::new(Promises::new(terms)),
             statuses: Mutex::new(LruCache::new(MAX_STATUSES)),
@@ -154,7 +153,7 @@ impl Afs {
             leased: Notify::new(),
             pins_touched: Notify::new(),
             applying: tokio::sync::Mutex::new(()),
-            recent: Mutex::new(LruCache::new(RECENT)),
+            recent: Mutex::new(LruCache::new(keep_open)),
             unstored: Mutex::default(),
             last_stage: AtomicU64::new(first_stage),
             fetches: AtomicU64::new(0),
@@ -169,8 +168,12 @@ impl Afs {
     /// Copies that were open a short while ago are in nobody's way, nor in use.
     pub fn close_recent(&self) {
         // What nobody has open any more may be removed by this, and not under the lock.
-        let recent = std::mem::replace(&mut *self.recent.lock(), LruCache::new(RECENT));
-        drop(recent);
+        let closed = {
+            let mut recent = self.recent.lock();
+            let cap = recent.cap();
+            std::mem::replace(&mut *recent, LruCache::new(cap))
+        };
+        drop(closed);
     }
 
     /// A number for contents to be staged.
