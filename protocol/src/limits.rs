@@ -8,6 +8,8 @@ pub const MAX_NAME: usize = 255;
 pub const MAX_SYMLINK: usize = 4095;
 /// Bytes of the payload of one read, write or append.
 pub const MAX_PAYLOAD: usize = 1 << 20;
+/// Ranges of one write.
+pub const MAX_WRITE_PARTS: usize = 128;
 /// Bytes of a frame's header part: the encoded message without its payload.
 pub const MAX_HEADER: usize = 2 << 20;
 /// Bytes that a directory listing may ask for in one reply.

@@ -389,12 +389,7 @@ mod tests {
     fn write(len: usize) -> LarderRequest {
         LarderRequest::Write {
             cred: Credential::root(),
-            request: WriteRequest {
-                fid: FID,
-                offset: 5,
-                data: Payload((0..len).map(|i| i as u8).collect()),
-                stable: false,
-            },
+            request: WriteRequest::one(FID, 5, Payload((0..len).map(|i| i as u8).collect()), false),
         }
     }
 
@@ -422,7 +417,7 @@ mod tests {
                 let ClientMessage::Request(got) = message.unwrap() else { panic!("not a request") };
                 assert_eq!(format!("{:?}", got.message), format!("{:?}", write(sizes[got.id as usize])));
                 let LarderRequest::Write { request, .. } = got.message else { panic!("not a write") };
-                assert!(request.data.0.iter().enumerate().all(|(i, b)| *b == i as u8));
+                assert!(request.parts[0].data.0.iter().enumerate().all(|(i, b)| *b == i as u8));
                 seen.push(got.id);
             }
             seen

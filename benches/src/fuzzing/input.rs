@@ -6,7 +6,9 @@ use larder_protocol::ids::{Fid, VolumeId};
 use larder_protocol::limits::{MAX_NAME, MAX_PAYLOAD};
 use larder_protocol::name::Name;
 use larder_protocol::payload::Payload;
-use larder_protocol::service::file::{AllocateHow, CreateHow, Op, Query, RenameHow, SeekWhat, WriteRequest, XattrHow};
+use larder_protocol::service::file::{
+    AllocateHow, CreateHow, Op, Query, RenameHow, SeekWhat, WritePart, WriteRequest, XattrHow,
+};
 
 /// Places where something changes: inline limit, checksum block, largest request, largest file.
 const EDGES: [u64; 16] = [
@@ -222,11 +224,8 @@ impl Input<'_> {
 
     /// A write in place.
     pub fn write(&mut self, known: &[Fid]) -> WriteRequest {
-        WriteRequest {
-            fid: self.fid(known),
-            offset: self.number(),
-            data: self.payload(),
-            stable: self.byte().is_multiple_of(2),
-        }
+        let (fid, count) = (self.fid(known), self.byte() % 4);
+        let parts = (0..count).map(|_| WritePart { offset: self.number(), data: self.payload() }).collect();
+        WriteRequest { fid, parts, stable: self.byte().is_multiple_of(2) }
     }
 }

@@ -95,7 +95,7 @@ impl Link {
     pub(crate) fn write(&self, fid: Fid, data: &[u8]) -> tokio::task::JoinHandle<Result<Written, Failed>> {
         let (client, data) = (self.client.clone(), Payload(data.to_vec().into()));
         tokio::spawn(async move {
-            let request = WriteRequest { fid, offset: 0, data, stable: true };
+            let request = WriteRequest::one(fid, 0, data, true);
             flat(client.write(context(), Credential::root(), request).await)
         })
     }

@@ -22,7 +22,7 @@ pub(crate) async fn count_up(client: Arc<Client>, fid: Fid, mut random: SmallRng
     for number in 1..=rounds {
         let mut data = number.to_le_bytes().to_vec();
         data.resize(8 + padding, number as u8);
-        let request = WriteRequest { fid, offset: 0, data: Payload(data.into()), stable: random.random_bool(0.3) };
+        let request = WriteRequest::one(fid, 0, Payload(data.into()), random.random_bool(0.3));
         let mut written = client.write(&cred, request.clone()).await.unwrap();
         // As a client must: written again until a commit has vouched for it.
         while !written.stable {

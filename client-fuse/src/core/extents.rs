@@ -75,6 +75,13 @@ impl<P: Piece> Extents<P> {
         start < end && (self.at(start).is_some() || self.next_start(start).is_some_and(|next| next < end))
     }
 
+    /// What of `start..end` has data, in order: from where to where.
+    pub fn covered(&self, start: u64, end: u64) -> impl Iterator<Item = (u64, u64)> {
+        let first = self.at(start).map_or(start, |(first, _)| first);
+        let inside = self.map.range(first..end.max(first));
+        inside.map(move |(at, piece)| ((*at).max(start), (at + piece.len() as u64).min(end)))
+    }
+
     /// Adds a range where there is none.
     pub fn insert(&mut self, start: u64, piece: P) {
         debug_assert!(!self.overlaps(start, start + piece.len() as u64), "carve first");

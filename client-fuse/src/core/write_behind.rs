@@ -12,11 +12,14 @@
 //!    writer cannot hold it for ever.
 //! 6. Dirty data is kept back to be coalesced until somebody flushes, it is old, or there is much of it.
 //! 7. While it is held, only what was there when that began is sent, as often as it takes until it is committed.
+//! 8. What a flush waits for goes in as few requests as it fits in, however scattered it is. What was held back for age or
+//!    memory alone goes piece by piece, so that it can be overwritten here for longer.
 
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use larder_protocol::ids::{Epoch, Verifier};
+use larder_protocol::limits::MAX_WRITE_PARTS;
 use larder_protocol::runtime::BootTime;
 
 use super::extents::{Extents, Piece};
@@ -49,10 +52,8 @@ pub enum Action {
     Write {
         /// Names the request.
         id: u64,
-        /// Where.
-        offset: u64,
-        /// What.
-        data: Bytes,
+        /// What goes where: ranges that do not overlap, each with its offset.
+        parts: Vec<(u64, Bytes)>,
         /// Whether it must be durable when answered.
         stable: bool,
     },
@@ -90,13 +91,19 @@ struct Sent {
     stamp: u64,
 }
 
+/// A range of a request in flight.
 #[derive(Debug)]
-struct InFlight {
-    id: u64,
+struct Part {
     offset: u64,
     data: Bytes,
     epoch: u64,
     since: BootTime,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    id: u64,
+    parts: Vec<Part>,
     wanted: bool,
 }
 
@@ -136,7 +143,7 @@ impl Piece for Sent {
     }
 }
 
-impl InFlight {
+impl Part {
     fn end(&self) -> u64 {
         self.offset + self.data.len() as u64
     }
@@ -235,9 +242,8 @@ impl WriteBehind {
             return None;
         }
         self.overwrite_sent(offset, end);
-        let (id, epoch) = (self.new_id(), self.epoch);
-        self.in_flight.push(InFlight { id, offset, data: data.clone(), epoch, since: now, wanted: true });
-        Some(Action::Write { id, offset, data: data.clone(), stable: false })
+        let part = Part { offset, data: data.clone(), epoch: self.epoch, since: now };
+        Some(self.put_in_flight(vec![part], false))
     }
 
     /// Wants everything that is here now sent, and with `durable` committed too. Wait until
@@ -254,7 +260,7 @@ impl WriteBehind {
 
     /// Whether a flush is done.
     pub fn reached(&self, epoch: u64, durable: bool) -> bool {
-        let on_its_way = self.in_flight.iter().any(|piece| piece.epoch <= epoch)
+        let on_its_way = self.parts_in_flight().any(|part| part.epoch <= epoch)
             || self.dirty.iter().any(|(_, chunk)| chunk.epoch <= epoch);
         !(on_its_way || durable && self.uncommitted(epoch))
     }
@@ -329,18 +335,42 @@ impl WriteBehind {
         if self.in_flight.len() >= self.config.window {
             return None;
         }
-        let (goal, max, barrier) = (self.send_goal, self.config.max_write, self.barrier);
+        let (goal, max) = (self.send_goal, self.config.max_write);
         self.streaming &= self.dirty.weight() > self.config.low;
-        let allowed = |chunk: &Dirty| barrier.is_none_or(|barrier| chunk.epoch <= barrier);
-        let free = |(start, chunk): &(u64, &Dirty)| {
-            allowed(chunk) && !self.in_flight_overlaps(*start, start + chunk.data.len().min(max) as u64)
-        };
-        let mut due = self.dirty.iter().find(|(start, chunk)| chunk.epoch <= goal && free(&(*start, *chunk)));
+        let free = |(start, chunk): &(u64, &Dirty)| self.may_go(*start, chunk);
+        let mut due = self.dirty.iter().find(|(start, chunk)| chunk.epoch <= goal && self.may_go(*start, chunk));
         if due.is_none() && self.streaming {
             let full = |(start, chunk): &(u64, &Dirty)| chunk.data.len() >= max && free(&(*start, *chunk));
             due = self.dirty.iter().find(full).or_else(|| self.dirty.iter().find(free));
         }
         let (offset, _) = due?;
+        let mut parts = vec![self.take(offset)?];
+        if parts[0].epoch <= goal {
+            self.take_more(goal, &mut parts);
+        }
+        // A flush of a single request needs no commit if that request is stable.
+        let goal = self.committable();
+        let stable = parts.iter().any(|part| part.epoch <= goal)
+            && self.in_flight.is_empty()
+            && self.reached(goal, true)
+            && self.committing.is_none();
+        Some(self.put_in_flight(parts, stable))
+    }
+
+    /// Whether the beginning of a chunk may be sent now (rules 1 and 7).
+    fn may_go(&self, start: u64, chunk: &Dirty) -> bool {
+        self.may_pass(chunk)
+            && !self.in_flight_overlaps(start, start + chunk.data.len().min(self.config.max_write) as u64)
+    }
+
+    /// Rule 7.
+    fn may_pass(&self, chunk: &Dirty) -> bool {
+        self.barrier.is_none_or(|barrier| chunk.epoch <= barrier)
+    }
+
+    /// Takes the chunk at `offset`, as much of it as a request holds, and with it what follows without a gap.
+    fn take(&mut self, offset: u64) -> Option<Part> {
+        let max = self.config.max_write;
         let mut chunk = self.dirty.remove(offset)?;
         if chunk.data.len() > max {
             let rest = chunk.split_off(max);
@@ -348,7 +378,7 @@ impl WriteBehind {
         }
         loop {
             let end = offset + chunk.data.len() as u64;
-            let joins = |next: &Dirty| allowed(next) && chunk.data.len() + next.data.len() <= max;
+            let joins = |next: &Dirty| self.may_pass(next) && chunk.data.len() + next.data.len() <= max;
             match self.dirty.at(end) {
                 Some((start, next)) if start == end && joins(next) => {
                     if self.in_flight_overlaps(end, end + next.data.len() as u64) {
@@ -363,13 +393,33 @@ impl WriteBehind {
             chunk.since = chunk.since.min(next.since);
         }
         let Dirty { data, epoch, since } = chunk;
-        // A flush of a single request needs no commit if that request is stable.
-        let goal = self.committable();
-        let stable =
-            epoch <= goal && self.in_flight.is_empty() && self.reached(goal, true) && self.committing.is_none();
-        let (id, data) = (self.new_id(), data.freeze());
-        self.in_flight.push(InFlight { id, offset, data: data.clone(), epoch, since, wanted: true });
-        Some(Action::Write { id, offset, data, stable })
+        Some(Part { offset, data: data.freeze(), epoch, since })
+    }
+
+    /// Takes what else a flush waits for, as far as it fits into the same request (rule 8).
+    fn take_more(&mut self, goal: u64, parts: &mut Vec<Part>) {
+        let mut room = self.config.max_write - parts.iter().map(|part| part.data.len()).sum::<usize>();
+        let mut starts = Vec::new();
+        for (start, chunk) in self.dirty.iter() {
+            if parts.len() + starts.len() == MAX_WRITE_PARTS || room == 0 {
+                break;
+            }
+            if chunk.epoch <= goal && chunk.data.len() <= room && self.may_go(start, chunk) {
+                room -= chunk.data.len();
+                starts.push(start);
+            }
+        }
+        for offset in starts {
+            let Some(Dirty { data, epoch, since }) = self.dirty.remove(offset) else { continue };
+            parts.push(Part { offset, data: data.freeze(), epoch, since });
+        }
+    }
+
+    fn put_in_flight(&mut self, parts: Vec<Part>, stable: bool) -> Action {
+        let id = self.new_id();
+        let ranges = parts.iter().map(|part| (part.offset, part.data.clone())).collect();
+        self.in_flight.push(InFlight { id, parts, wanted: true });
+        Action::Write { id, parts: ranges, stable }
     }
 
     /// A write was answered: with its stability and verifier, or with `None` if it was refused for good (rule 4).
@@ -383,17 +433,14 @@ impl WriteBehind {
             return;
         }
         self.stamp += 1;
-        let (start, end, epoch) = (piece.offset, piece.end(), piece.epoch);
-        let sent = Sent { data: piece.data, epoch, since: piece.since, verifier, stamp: self.stamp };
-        self.sent.insert(start, sent);
-        let overwritten: Vec<(u64, u64)> = self
-            .dirty
-            .iter()
-            .map(|(at, chunk)| (at.max(start), (at + chunk.data.len() as u64).min(end)))
-            .filter(|(from, to)| from < to)
-            .collect();
-        for (from, to) in overwritten {
-            self.overwrite_sent(from, to);
+        for part in piece.parts {
+            let (start, end) = (part.offset, part.end());
+            let Part { data, epoch, since, .. } = part;
+            self.sent.insert(start, Sent { data, epoch, since, verifier, stamp: self.stamp });
+            let overwritten: Vec<(u64, u64)> = self.dirty.covered(start, end).collect();
+            for (from, to) in overwritten {
+                self.overwrite_sent(from, to);
+            }
         }
     }
 
@@ -418,7 +465,8 @@ impl WriteBehind {
         self.send_goal = self.send_goal.max(epoch);
         self.commit_goal = self.commit_goal.max(epoch);
         self.dirty.for_each_mut(|chunk| chunk.epoch = chunk.epoch.min(epoch));
-        self.in_flight.iter_mut().for_each(|piece| piece.epoch = piece.epoch.min(epoch));
+        let in_flight = self.in_flight.iter_mut().flat_map(|piece| &mut piece.parts);
+        in_flight.for_each(|part| part.epoch = part.epoch.min(epoch));
         self.sent.for_each_mut(|sent| sent.epoch = sent.epoch.min(epoch));
     }
 
@@ -466,8 +514,12 @@ impl WriteBehind {
             || self.sent.iter().any(|(_, sent)| sent.epoch <= epoch)
     }
 
+    fn parts_in_flight(&self) -> impl Iterator<Item = &Part> {
+        self.in_flight.iter().flat_map(|piece| &piece.parts)
+    }
+
     fn in_flight_overlaps(&self, start: u64, end: u64) -> bool {
-        self.in_flight.iter().any(|piece| piece.offset < end && start < piece.end())
+        self.parts_in_flight().any(|part| part.offset < end && start < part.end())
     }
 
     fn new_id(&mut self) -> u64 {
@@ -483,14 +535,14 @@ impl WriteBehind {
         let mut pieces: Vec<(u64, BytesMut)> = Vec::new();
         let mut at = start;
         while at < end {
-            let in_flight = || self.in_flight.iter().find(|piece| piece.offset <= at && at < piece.end());
+            let in_flight = || self.parts_in_flight().find(|part| part.offset <= at && at < part.end());
             let (from, data, limit) = match (self.dirty.at(at), in_flight()) {
                 (Some((from, chunk)), _) => (from, &chunk.data[..], end),
-                (None, Some(piece)) => {
-                    (piece.offset, &piece.data[..], self.dirty.next_start(at).map_or(end, |next| next.min(end)))
+                (None, Some(part)) => {
+                    (part.offset, &part.data[..], self.dirty.next_start(at).map_or(end, |next| next.min(end)))
                 }
                 (None, None) => {
-                    let in_flight = self.in_flight.iter().map(|piece| piece.offset).filter(|offset| *offset > at);
+                    let in_flight = self.parts_in_flight().map(|part| part.offset).filter(|offset| *offset > at);
                     at = self.dirty.next_start(at).into_iter().chain(in_flight).min().unwrap_or(end);
                     continue;
                 }
@@ -512,7 +564,7 @@ impl WriteBehind {
 
     /// Where data that the server does not have yet ends.
     pub fn end(&self) -> Option<u64> {
-        self.dirty.end().into_iter().chain(self.in_flight.iter().map(InFlight::end)).max()
+        self.dirty.end().into_iter().chain(self.parts_in_flight().map(Part::end)).max()
     }
 
     /// Whether there is data that the server does not have yet.
@@ -539,7 +591,7 @@ impl WriteBehind {
     pub fn weight(&self) -> u64 {
         self.dirty.weight()
             + self.sent.weight()
-            + self.in_flight.iter().map(|piece| piece.data.len() as u64).sum::<u64>()
+            + self.parts_in_flight().map(|part| part.data.len() as u64).sum::<u64>()
     }
 
     /// Whether anything has been here for `age`.

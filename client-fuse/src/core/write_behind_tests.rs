@@ -19,10 +19,23 @@ fn bytes(value: u8, len: usize) -> Bytes {
     Bytes::from(vec![value; len])
 }
 
-/// The next action, which must be a write.
+/// The next action, which must be a write of one range.
 fn write(data: &mut WriteBehind) -> (u64, u64, Bytes, bool) {
     match data.next_action() {
-        Some(Action::Write { id, offset, data, stable }) => (id, offset, data, stable),
+        Some(Action::Write { id, parts, stable }) => match <[_; 1]>::try_from(parts) {
+            Ok([(offset, data)]) => (id, offset, data, stable),
+            Err(parts) => panic!("a write of several ranges: {parts:?}"),
+        },
+        other => panic!("no write but {other:?}"),
+    }
+}
+
+/// Where the ranges of the next action lie, which must be a write, and whether it is stable.
+fn scattered(data: &mut WriteBehind) -> (u64, Vec<(u64, usize)>, bool) {
+    match data.next_action() {
+        Some(Action::Write { id, parts, stable }) => {
+            (id, parts.into_iter().map(|(offset, data)| (offset, data.len())).collect(), stable)
+        }
         other => panic!("no write but {other:?}"),
     }
 }
@@ -90,6 +103,64 @@ fn a_flush_of_several_requests_ends_with_a_commit() {
     assert_eq!(data.next_action(), None);
     data.committed(id, Some(verifier(1)));
     assert!(data.reached(epoch, true) && data.is_idle());
+}
+
+#[test]
+fn what_a_flush_waits_for_goes_in_one_request_however_scattered_it_is() {
+    let mut data = small();
+    for at in [40, 0, 20] {
+        data.write(at, bytes(1, 4), NOW);
+    }
+    let epoch = data.flush(true);
+    data.write(60, bytes(2, 2), NOW);
+    let (id, parts, stable) = scattered(&mut data);
+    assert_eq!((parts, stable), (vec![(0, 4), (20, 4), (40, 4)], true), "and nothing that was written later");
+    assert_eq!(data.next_action(), None);
+    assert_eq!(data.read(20, 24), Cover::Full(bytes(1, 4)));
+    data.write(21, bytes(3, 1), NOW);
+    data.wrote(id, Some((true, verifier(1))));
+    assert!(data.reached(epoch, true));
+    assert_eq!(data.read(19, 24), Cover::Partial(vec![(21, bytes(3, 1))]));
+}
+
+#[test]
+fn more_than_a_request_holds_goes_in_several_and_is_committed() {
+    let mut data = small();
+    for at in 0..3 {
+        data.write(at * 20, bytes(1, 7), NOW);
+    }
+    let epoch = data.flush(true);
+    let (first, parts, stable) = scattered(&mut data);
+    assert_eq!((parts, stable), (vec![(0, 7), (20, 7)], false));
+    let (second, parts, _) = scattered(&mut data);
+    assert_eq!(parts, [(40, 7)]);
+    for id in [second, first] {
+        data.wrote(id, Some((false, verifier(1))));
+    }
+    let id = commit(&mut data);
+    data.committed(id, Some(verifier(1)));
+    assert!(data.reached(epoch, true) && data.is_idle());
+}
+
+#[test]
+fn a_request_has_no_more_ranges_than_the_server_takes() {
+    let mut data = WriteBehind::new(Config::default());
+    for at in 0..MAX_WRITE_PARTS as u64 + 1 {
+        data.write(at * 10, bytes(1, 1), NOW);
+    }
+    data.flush(true);
+    let (_, parts, stable) = scattered(&mut data);
+    assert_eq!((parts.len(), stable), (MAX_WRITE_PARTS, false));
+    assert_eq!(scattered(&mut data).1, [(MAX_WRITE_PARTS as u64 * 10, 1)]);
+}
+
+#[test]
+fn what_memory_alone_sends_away_goes_piece_by_piece() {
+    let mut data = small();
+    for at in 0..20 {
+        data.write(at * 20, bytes(1, 4), NOW);
+    }
+    assert_eq!(scattered(&mut data).1, [(0, 4)]);
 }
 
 #[test]
@@ -345,15 +416,16 @@ impl World {
 
     fn send(&mut self) {
         while let Some(action) = self.data.next_action() {
-            if let Action::Write { offset, data, .. } = &action {
-                for other in &self.requests {
-                    if let Action::Write { offset: at, data: bytes, .. } = other {
-                        let apart = offset + data.len() as u64 <= *at || at + bytes.len() as u64 <= *offset;
-                        assert!(apart, "{action:?} overlaps {other:?}");
-                    }
-                }
-            }
             self.requests.push(action);
+            let parts = |action: &'_ Action| match action {
+                Action::Write { parts, .. } => parts.clone(),
+                Action::Commit { .. } => Vec::new(),
+            };
+            let mut all: Vec<(u64, Bytes)> = self.requests.iter().flat_map(parts).collect();
+            all.sort_by_key(|(offset, _)| *offset);
+            for pair in all.windows(2) {
+                assert!(pair[0].0 + pair[0].1.len() as u64 <= pair[1].0, "{:?} overlap", self.requests);
+            }
         }
     }
 
@@ -363,11 +435,13 @@ impl World {
         }
         let which = which % self.requests.len();
         match self.requests.swap_remove(which) {
-            Action::Write { id, offset, data, stable } => {
-                let range = offset as usize..offset as usize + data.len();
-                self.server.memory[range.clone()].copy_from_slice(&data);
-                if stable {
-                    self.server.disk[range].copy_from_slice(&data);
+            Action::Write { id, parts, stable } => {
+                for (offset, data) in parts {
+                    let range = offset as usize..offset as usize + data.len();
+                    self.server.memory[range.clone()].copy_from_slice(&data);
+                    if stable {
+                        self.server.disk[range].copy_from_slice(&data);
+                    }
                 }
                 self.data.wrote(id, Some((stable, verifier(self.server.epoch))));
             }
@@ -437,10 +511,10 @@ impl World {
             Step::Through { offset, len } => {
                 // One that must wait is not made; the model would have to wait with it.
                 if let Some(action) = self.data.write_through(offset as u64, &bytes(0, len), NOW) {
-                    let Action::Write { id, offset: at, .. } = action else { panic!("not a write") };
+                    let Action::Write { id, .. } = action else { panic!("not a write") };
                     self.data.wrote(id, None);
                     let data = self.write(offset, len);
-                    let action = self.data.write_through(at, &data, NOW).unwrap();
+                    let action = self.data.write_through(offset as u64, &data, NOW).unwrap();
                     self.requests.push(action);
                     self.check();
                 }

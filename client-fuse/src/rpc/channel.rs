@@ -439,7 +439,7 @@ impl Channel {
 /// Bytes of file data in a request.
 fn payload_len(request: &LarderRequest) -> usize {
     match request {
-        LarderRequest::Write { request, .. } => request.data.len(),
+        LarderRequest::Write { request, .. } => request.bytes(),
         LarderRequest::Stage { request, .. } => request.data.len(),
         LarderRequest::Mutate { op: Op::Append { data, .. }, .. }
         | LarderRequest::Mutate { op: Op::Store { contents: NewContents::Whole(data), .. }, .. } => data.len(),

@@ -231,7 +231,7 @@ impl Client {
     /// # Errors
     /// The server's, or that there is no answer.
     pub async fn write(&self, cred: &Credential, request: WriteRequest) -> Result<Written, Failure> {
-        let (channel, len) = (routing::of_file(request.fid), request.data.len() as u64);
+        let (channel, len) = (routing::of_file(request.fid), request.bytes() as u64);
         let request = LarderRequest::Write { cred: cred.clone(), request };
         let reply = self.repeat(channel, Kind::Write, request).await?;
         let LarderResponse::Write(reply) = reply else { return Err(unexpected(Kind::Write)) };

@@ -10,7 +10,7 @@ use futures::stream::FuturesUnordered;
 use larder_protocol::attr::Credential;
 use larder_protocol::error::ErrorCode;
 use larder_protocol::payload::Payload;
-use larder_protocol::service::file::WriteRequest;
+use larder_protocol::service::file::{WritePart, WriteRequest};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -181,8 +181,10 @@ impl Vfs {
     ) -> Result<(), Error> {
         let asked = Asked::plain(self.stamp());
         let result = match action {
-            Action::Write { id, offset, data, stable } => {
-                let request = WriteRequest { fid: node.fid, offset, data: Payload(data), stable };
+            Action::Write { id, parts, stable } => {
+                let part = |(offset, data)| WritePart { offset, data: Payload(data) };
+                let parts = parts.into_iter().map(part).collect();
+                let request = WriteRequest { fid: node.fid, parts, stable };
                 match self.client.write(&cred, request).await {
                     Ok(written) => {
                         // First the attributes, then the data: in between nobody may see the file shrink.

@@ -549,17 +549,38 @@ pub enum OpReply {
     Forgotten,
 }
 
-/// A write in place.
+/// A write in place, of one range or of several: what a program has scattered over a file goes in one request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WriteRequest {
     /// The file.
     pub fid: Fid,
+    /// What goes where, in this order: at least one, at most [`MAX_WRITE_PARTS`](crate::limits::MAX_WRITE_PARTS), and not
+    /// more than [`MAX_PAYLOAD`](crate::limits::MAX_PAYLOAD) bytes in all. Nobody reads some of them and not the others;
+    /// a crash may leave some, as with any write.
+    pub parts: Vec<WritePart>,
+    /// Whether it must be durable before it is answered (`FILE_SYNC` of RFC 1813 section 3.3.7).
+    pub stable: bool,
+}
+
+/// One range of a write.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WritePart {
     /// Where to write.
     pub offset: u64,
     /// What.
     pub data: Payload,
-    /// Whether it must be durable before it is answered (`FILE_SYNC` of RFC 1813 section 3.3.7).
-    pub stable: bool,
+}
+
+impl WriteRequest {
+    /// A write of one range.
+    pub fn one(fid: Fid, offset: u64, data: impl Into<Payload>, stable: bool) -> WriteRequest {
+        WriteRequest { fid, parts: vec![WritePart { offset, data: data.into() }], stable }
+    }
+
+    /// Bytes in all.
+    pub fn bytes(&self) -> usize {
+        self.parts.iter().map(|part| part.data.len()).sum()
+    }
 }
 
 /// The answer to a write. All of it was written.

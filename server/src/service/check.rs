@@ -2,7 +2,7 @@
 
 use larder_protocol::error::ErrorCode;
 use larder_protocol::ids::{OpId, VolumeId};
-use larder_protocol::limits::{MAX_FILE_SIZE, MAX_FORGET, MAX_PAYLOAD, MAX_RECHECK};
+use larder_protocol::limits::{MAX_FILE_SIZE, MAX_FORGET, MAX_PAYLOAD, MAX_RECHECK, MAX_WRITE_PARTS};
 use larder_protocol::service::file::{NewContents, Op, Query, StageRequest, WriteRequest};
 
 use crate::core::fence::Identity;
@@ -48,9 +48,12 @@ pub fn op(op: &Op) -> Result<VolumeId, ErrorCode> {
 /// The volume of a write.
 ///
 /// # Errors
-/// `TooBig` for data past the limit.
+/// `TooBig` for data past the limit, `Invalid` for a write of nothing or of too many ranges.
 pub fn write(request: &WriteRequest) -> Result<VolumeId, ErrorCode> {
-    if request.data.len() > MAX_PAYLOAD { Err(ErrorCode::TooBig) } else { Ok(request.fid.volume) }
+    if !(1..=MAX_WRITE_PARTS).contains(&request.parts.len()) {
+        return Err(ErrorCode::Invalid);
+    }
+    if request.bytes() > MAX_PAYLOAD { Err(ErrorCode::TooBig) } else { Ok(request.fid.volume) }
 }
 
 /// The volume of a piece to be staged.
@@ -85,7 +88,7 @@ mod tests {
     use larder_protocol::ids::{ClientId, Fid};
     use larder_protocol::name::Name;
     use larder_protocol::payload::Payload;
-    use larder_protocol::service::file::RenameHow;
+    use larder_protocol::service::file::{RenameHow, WritePart};
 
     use super::*;
 
@@ -121,9 +124,17 @@ mod tests {
         let data = |len: usize| Payload(vec![0; len].into());
         assert_eq!(op(&Op::Append { fid: fid(1), data: data(MAX_PAYLOAD) }), Ok(VolumeId(1)));
         assert_eq!(op(&Op::Append { fid: fid(1), data: data(MAX_PAYLOAD + 1) }), Err(ErrorCode::TooBig));
-        let request = |len| WriteRequest { fid: fid(1), offset: 0, data: data(len), stable: false };
-        assert_eq!(write(&request(MAX_PAYLOAD)), Ok(VolumeId(1)));
-        assert_eq!(write(&request(MAX_PAYLOAD + 1)), Err(ErrorCode::TooBig));
+        let request = |lens: &[usize]| {
+            let part = |len: &usize| WritePart { offset: 0, data: data(*len) };
+            WriteRequest { fid: fid(1), parts: lens.iter().map(part).collect(), stable: false }
+        };
+        assert_eq!(write(&request(&[MAX_PAYLOAD])), Ok(VolumeId(1)));
+        assert_eq!(write(&request(&[MAX_PAYLOAD - 5, 5])), Ok(VolumeId(1)));
+        assert_eq!(write(&request(&[MAX_PAYLOAD + 1])), Err(ErrorCode::TooBig));
+        assert_eq!(write(&request(&[MAX_PAYLOAD, 1])), Err(ErrorCode::TooBig));
+        assert_eq!(write(&request(&[])), Err(ErrorCode::Invalid));
+        assert_eq!(write(&request(&[1; MAX_WRITE_PARTS])), Ok(VolumeId(1)));
+        assert_eq!(write(&request(&[1; MAX_WRITE_PARTS + 1])), Err(ErrorCode::Invalid));
         let read = |len| Query::Read { fid: fid(1), offset: 0, len, touch: false };
         assert_eq!(query(&read(MAX_PAYLOAD as u32)), Ok(VolumeId(1)));
         assert_eq!(query(&read(MAX_PAYLOAD as u32 + 1)), Err(ErrorCode::Invalid));

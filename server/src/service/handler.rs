@@ -242,7 +242,7 @@ impl Server {
         self.admit(session)?;
         let volume = self.volumes.get(check::write(&request)?).await?;
         let cred = self.settings.root_squash.apply(session.peer(), cred);
-        let len = request.data.len();
+        let len = request.bytes();
         let written = self.whole(permit, Box::pin(async move { volume.write(&cred, request).await })).await?;
         self.counters.received(len);
         Ok(written)

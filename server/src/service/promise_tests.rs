@@ -203,7 +203,7 @@ impl Client {
 
     async fn write(&self, fid: Fid) {
         let data = Payload(vec![7; 10].into());
-        let request = WriteRequest { fid, offset: 0, data, stable: false };
+        let request = WriteRequest::one(fid, 0, data, false);
         self.rpc.write(context(), Credential::root(), request).await.unwrap().unwrap();
     }
 

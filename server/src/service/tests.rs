@@ -192,7 +192,7 @@ async fn contents_are_counted_and_survive_a_clean_end() {
         let OpReply::Entry { attr, .. } = mutate(&client, op_id(1, 1), create(root, "a")).await.unwrap() else {
             panic!("not an entry")
         };
-        let request = WriteRequest { fid: attr.fid, offset: 0, data: data.clone(), stable: false };
+        let request = WriteRequest::one(attr.fid, 0, data.clone(), false);
         client.write(context(), Credential::root(), request).await.unwrap().unwrap();
         client.commit(context(), Credential::root(), attr.fid).await.unwrap().unwrap();
         let stats = client.stats(context()).await.unwrap();

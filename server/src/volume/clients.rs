@@ -299,7 +299,7 @@ mod tests {
         let made = volume.mutate(&Credential::root(), id, op).await.unwrap();
         let OpReply::Entry { attr, .. } = made.reply else { panic!("{made:?}") };
         let data = Payload(vec![1; 1 << 20].into());
-        let request = WriteRequest { fid: attr.fid, offset: 0, data, stable: true };
+        let request = WriteRequest::one(attr.fid, 0, data, true);
         volume.write(&Credential::root(), request).await.unwrap();
         content.set_disk_size(100 << 20);
         tokio::time::sleep(Duration::from_secs(1)).await;

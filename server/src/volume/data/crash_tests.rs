@@ -162,7 +162,7 @@ async fn cut_at_each_step(
     let Ok(OpReply::Entry { attr, .. }) = op(&volume, 1, create).await else { panic!("no file") };
     let fid = attr.fid;
     if in_place {
-        let request = WriteRequest { fid, offset: 0, data: Payload(old.clone()), stable: true };
+        let request = WriteRequest::one(fid, 0, Payload(old.clone()), true);
         volume.write(&root(), request).await.unwrap();
     } else {
         let contents = NewContents::Whole(Payload(old.clone()));

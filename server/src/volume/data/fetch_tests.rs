@@ -213,7 +213,7 @@ impl Race {
     async fn write_in_place(&self, seed: u64) {
         for round in 0..self.rounds {
             let byte = (seed * 100 + round % 100) as u8;
-            let request = WriteRequest { fid: self.fid, offset: 0, data: self.full(byte), stable: round % 7 == 0 };
+            let request = WriteRequest::one(self.fid, 0, self.full(byte), round % 7 == 0);
             let written = self.volume.write(&root(), request).await.unwrap();
             self.saw(written.attr.attr.data_version, byte);
             if round % 5 == 0 {
@@ -285,7 +285,7 @@ async fn race(volume: Arc<Volume>, rounds: u64, large: bool) {
     let OpReply::Entry { attr, .. } = volume.mutate(&root(), id, create).await.unwrap().reply else { panic!() };
     let size = if large { 5 * BLOCK + 77 } else { INLINE_MAX - 5 };
     let race = Arc::new(Race { volume, fid: attr.fid, versions: Mutex::default(), size, rounds });
-    let request = WriteRequest { fid: race.fid, offset: 0, data: race.full(0), stable: true };
+    let request = WriteRequest::one(race.fid, 0, race.full(0), true);
     race.volume.write(&root(), request).await.unwrap();
     let mut racers = tokio::task::JoinSet::new();
     let copies = Arc::new(AtomicUsize::new(0));

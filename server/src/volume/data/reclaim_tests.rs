@@ -96,7 +96,7 @@ impl Take {
             Take::Store => store(world, 2, whole(&data), None).await.map(drop),
             Take::Stage => world.stage(2, 1, true, 0, data).await,
             Take::Write => {
-                let request = WriteRequest { fid: world.fids[2], offset: 0, data: Payload(data), stable: false };
+                let request = WriteRequest::one(world.fids[2], 0, Payload(data), false);
                 world.volume.write(&root(), request).await.map(drop)
             }
             Take::Fetch => {
@@ -173,8 +173,7 @@ async fn what_another_drops_is_waited_for() {
     world.content.set_disk_size(7 * MIB);
     tokio::time::sleep(KEPT_WHEN_FULL).await;
     let (volume, cred) = (world.volume.clone(), root());
-    let request =
-        |file: usize| WriteRequest { fid: world.fids[file], offset: 0, data: Payload(bytes(9, 2)), stable: false };
+    let request = |file: usize| WriteRequest::one(world.fids[file], 0, Payload(bytes(9, 2)), false);
     let (one, other) = (request(2), request(0));
     // The first one takes out what is idle, and the second one finds nothing more to take out.
     let both = tokio::join!(volume.write(&cred, one), volume.write(&cred, other));
@@ -272,7 +271,7 @@ async fn only_so_many_wait_for_room() {
     let (world, reader) = removal_held_up(Durability::Power).await;
     let cred = root();
     let write = || {
-        let request = WriteRequest { fid: world.fids[2], offset: 0, data: Payload(bytes(9, 2)), stable: false };
+        let request = WriteRequest::one(world.fids[2], 0, Payload(bytes(9, 2)), false);
         world.volume.write(&cred, request)
     };
     let mut waiting: futures::stream::FuturesUnordered<_> = (0..WITHOUT_SLOTS + 8).map(|_| write()).collect();

@@ -424,7 +424,7 @@ async fn what_a_failed_commit_may_have_made_contents_is_kept_until_the_next_star
         for commits_before in [0, 1, 2] {
             let world = replace_in_doubt(survives, commits_before, &bytes(5, 1), async |world| {
                 let data = Payload(bytes(INLINE_MAX, 3));
-                let request = WriteRequest { fid: world.fids[0], offset: BLOCK, data, stable: false };
+                let request = WriteRequest::one(world.fids[0], BLOCK, data, false);
                 assert_eq!(world.volume.write(&root(), request).await.map(|_| ()), Err(ErrorCode::Io));
             })
             .await;
@@ -463,7 +463,7 @@ async fn what_an_append_in_doubt_has_written_is_kept_until_that_is_decided() {
     world.meta.doubt_commit(1, false);
     assert_eq!(append(&mut world, &more).await, Err(ErrorCode::Io));
     world.check(0, "after an append that failed").await;
-    let request = WriteRequest { fid: world.fids[0], offset: 5 * BLOCK, data: Payload(bytes(9, 3)), stable: false };
+    let request = WriteRequest::one(world.fids[0], 5 * BLOCK, Payload(bytes(9, 3)), false);
     world.volume.write(&root(), request).await.unwrap();
     world.model[0].resize(5 * BLOCK as usize, 0);
     world.model[0].extend_from_slice(&bytes(9, 3));

@@ -6,7 +6,7 @@ use larder_protocol::attr::{AttrChange, Credential};
 use larder_protocol::error::ErrorCode;
 use larder_protocol::ids::Fid;
 use larder_protocol::limits::MAX_FILE_SIZE;
-use larder_protocol::service::file::{Committed, WriteRequest, Written};
+use larder_protocol::service::file::{Committed, WritePart, WriteRequest, Written};
 
 use super::dirty::DirtyFile;
 use super::{Data, drop_privileges, inline_contents, put_inline, splice};
@@ -35,10 +35,15 @@ impl Data {
     pub(in crate::volume) async fn write(
         self: &Arc<Self>,
         cred: &Credential,
-        request: WriteRequest,
+        mut request: WriteRequest,
     ) -> Result<Written, ErrorCode> {
         let fid = request.fid;
-        let end = end_of(request.offset, request.data.len() as u64)?;
+        // Writing nothing makes no file longer.
+        request.parts.retain(|part| !part.data.is_empty());
+        let mut end = 0;
+        for part in &request.parts {
+            end = end.max(end_of(part.offset, part.data.len() as u64)?);
+        }
         let _pass = self.gates.alone(fid.vnode).await;
         let mut record = self.load_file(fid)?;
         if !access::may_write_data(cred, &record) {
@@ -66,7 +71,9 @@ impl Data {
                 cx.need_room()?;
                 let vnode = request.fid.vnode;
                 let (mut record, mut contents) = inline_contents(cx, request.fid)?;
-                splice(&mut contents, request.offset, &request.data.0);
+                for part in &request.parts {
+                    splice(&mut contents, part.offset, &part.data.0);
+                }
                 put_inline(cx, vnode, &mut record, contents);
                 drop_privileges(cx, &cred, vnode, &mut record)?;
                 Ok(cx.touch_data(vnode, &mut record)?)
@@ -112,17 +119,19 @@ impl Data {
         }
         let file = self.prepare(request.fid, record, DirtyRecord::InPlace).await?;
         let id = file.id;
-        let (offset, data) = (request.offset, request.data.0.clone());
-        let steps = complete_steps(offset, end);
-        let written = if data.len() <= QUICK_WRITE && steps.is_none() {
-            self.content.write(id, offset, &data)
+        let steps_of = |part: &WritePart| complete_steps(part.offset, part.offset + part.data.len() as u64);
+        let is_quick = request.bytes() <= QUICK_WRITE && !request.parts.iter().any(|part| steps_of(part).is_some());
+        let written = if is_quick {
+            request.parts.iter().try_for_each(|part| self.content.write(id, part.offset, &part.data.0))
         } else {
-            let data = data.clone();
+            let parts = request.parts.clone();
             self.blocking(move |content| {
-                content.write(id, offset, &data)?;
-                if let Some((offset, len)) = steps {
-                    // What this cannot begin, the commit does and reports.
-                    let _ = content.begin_sync(id, offset, len);
+                for part in &parts {
+                    content.write(id, part.offset, &part.data.0)?;
+                    if let Some((offset, len)) = steps_of(part) {
+                        // What this cannot begin, the commit does and reports.
+                        let _ = content.begin_sync(id, offset, len);
+                    }
                 }
                 Ok(())
             })
@@ -132,12 +141,12 @@ impl Data {
         let now = self.runtime.boottime();
         let size = match &written {
             Ok(()) => {
-                file.note_write(offset, &data, now);
+                request.parts.iter().for_each(|part| file.note_write(part.offset, &part.data.0, now));
                 record.size.max(end)
             }
             Err(_) => {
                 // Some of it may be there.
-                file.note_change(offset, data.len() as u64, now);
+                request.parts.iter().for_each(|part| file.note_change(part.offset, part.data.len() as u64, now));
                 self.content.stat(id).map_or(record.size, |stat| stat.size.max(record.size))
             }
         };
