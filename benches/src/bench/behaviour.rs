@@ -78,6 +78,11 @@ pub fn deed(writes: Writes, random: &mut SmallRng) -> Deed {
     }
 }
 
+/// What a client writes.
+pub fn contents(random: &mut SmallRng) -> u8 {
+    random.random()
+}
+
 /// How long until then, in seconds: deeds come by themselves, as calls to an exchange.
 pub fn pause(random: &mut SmallRng) -> f64 {
     exponential(random, PAUSE)

@@ -15,6 +15,7 @@ pub mod machine;
 pub mod memory;
 pub mod meter;
 pub mod ping;
+pub mod processors;
 pub mod progress;
 pub mod question;
 pub mod report;

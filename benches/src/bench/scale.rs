@@ -6,9 +6,13 @@
 //! come as often beside each other everywhere, and nothing could tell what one of them costs. Then it is held against loads
 //! of more clients.
 //!
-//! **What it leaves out.** Requests cost the same however many there are: no processor, disk or network is ever full, so a
-//! prediction of ten processors means that ten are needed and says nothing of what happens with four. Batches grow with the
-//! load and make requests cheaper, which it does not know. All clients do the same and are independent of each other. No
+//! A server that has just done something does the next request for less: it need not be woken, and what it works with is at
+//! hand. So each kind costs the same, and each request that comes alone costs something beside; requests come by themselves,
+//! so that `exp(-n·t)` of them do where `n` come in a second and the server stays warm for `t` seconds, which is fitted too.
+//!
+//! **What it leaves out.** No processor, disk or network is ever full, so a prediction of ten processors means that ten are
+//! needed and says nothing of what happens with four. Batches grow with the load and make requests cheaper still, which it does
+//! not know. All clients do the same and are independent of each other. No
 //! client is ever cut off, and all files stay cached. Beyond [`SAMPLE`] clients each that is modelled stands for several;
 //! what all of them write is modelled in full.
 
@@ -18,10 +22,10 @@ mod fit;
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use self::events::{Rules, STEADY, Traffic, Window, simulate_in};
-use self::fit::nonnegative;
+use self::fit::{left_over, nonnegative};
 use super::behaviour::{PAUSE, Writes};
 use super::results::{Axis, Load, Plot, Results};
 
@@ -41,6 +45,9 @@ const DONE: f64 = 0.9;
 const CLIENTS: [u64; 9] = [100, 300, 1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000];
 /// Terms of leases that are predicted, in seconds; the first is the usual one.
 const TERMS: [f64; 3] = [10.0, 1.0, 60.0];
+/// How long a server may stay warm after a request, in seconds: one of these is fitted.
+const WARM: [f64; 12] =
+    [0.0, 0.000_1, 0.000_2, 0.000_3, 0.000_4, 0.000_5, 0.000_7, 0.001, 0.001_5, 0.002, 0.003, 0.005];
 /// Modes of which loads are used.
 const MODES: [&str; 3] = ["direct", "nfs", "afs"];
 
@@ -53,6 +60,15 @@ pub struct Costs {
     pub bytes: BTreeMap<String, f64>,
     /// Processor seconds in a second of a server to which nobody comes.
     pub idle: f64,
+    /// Processor seconds that a request takes beside those of its kind when it comes alone.
+    pub alone: f64,
+    /// How long, in seconds, the server stays warm after a request.
+    pub warm: f64,
+}
+
+/// The part of so many requests a second that come alone to a server that stays warm for so long.
+fn alone(per_second: f64, warm: f64) -> f64 {
+    (-per_second * warm).exp()
 }
 
 impl Costs {
@@ -66,16 +82,32 @@ impl Costs {
         kinds.dedup();
         let count = loads.clone().count();
         ensure!(count > kinds.len(), "{count} loads are too few to tell what {} kinds of requests cost", kinds.len());
-        let row = |load: &Load| {
-            let of_kinds = kinds.iter().map(|kind| load.cost.requests.get(*kind).copied().unwrap_or(0) as f64);
-            of_kinds.chain([load.seconds]).collect::<Vec<f64>>()
+        let of_kinds = |load: &Load| -> Vec<f64> {
+            kinds.iter().map(|kind| load.cost.requests.get(*kind).copied().unwrap_or(0) as f64).collect()
         };
-        let rows: Vec<Vec<f64>> = loads.clone().map(row).collect();
+        let of_processors = |warm: f64| -> Vec<Vec<f64>> {
+            let row = |load: &Load| {
+                let mut row = of_kinds(load);
+                let all: f64 = row.iter().sum();
+                row.extend([load.seconds, all * alone(all / load.seconds, warm)]);
+                row
+            };
+            loads.clone().map(row).collect()
+        };
         let cpu: Vec<f64> = loads.clone().map(|load| load.cost.server_cpu).collect();
-        let bytes: Vec<f64> = loads.map(|load| load.cost.wire as f64).collect();
-        let (cpu, bytes) = (nonnegative(&rows, &cpu), nonnegative(&rows, &bytes));
+        let fitted = WARM.into_iter().map(|warm| {
+            let rows = of_processors(warm);
+            let costs = nonnegative(&rows, &cpu);
+            (left_over(&rows, &cpu, &costs), warm, costs)
+        });
+        let best = fitted.min_by(|a, b| a.0.total_cmp(&b.0));
+        let (_, warm, cpu) = best.context("there is nothing to choose from")?;
+        let rows: Vec<Vec<f64>> = loads.clone().map(of_kinds).collect();
+        let bytes: Vec<f64> = loads.clone().map(|load| load.cost.wire as f64).collect();
+        let bytes = nonnegative(&rows, &bytes);
         let named = |costs: &[f64]| kinds.iter().zip(costs).map(|(kind, cost)| ((*kind).clone(), *cost)).collect();
-        Ok(Costs { cpu: named(&cpu), bytes: named(&bytes), idle: cpu.last().copied().unwrap_or(0.0) })
+        let beside = |place: usize| cpu.get(kinds.len() + place).copied().unwrap_or(0.0);
+        Ok(Costs { cpu: named(&cpu), bytes: named(&bytes), idle: beside(0), alone: beside(1), warm })
     }
 
     fn sum(of: &BTreeMap<String, f64>, traffic: &Traffic) -> f64 {
@@ -84,7 +116,8 @@ impl Costs {
 
     /// Processors that a server is busy on.
     fn processors(&self, traffic: &Traffic) -> f64 {
-        self.idle + Costs::sum(&self.cpu, traffic)
+        let all: f64 = traffic.requests.values().sum();
+        self.idle + Costs::sum(&self.cpu, traffic) + self.alone * all * alone(all, self.warm)
     }
 
     /// MiB in a second.
@@ -106,8 +139,9 @@ fn predict_for(results: &mut Results, numbers: &[u64]) -> Result<()> {
     let costs = Costs::fit(fitted)?;
     let note = "A discrete-event model of the load above: what each kind of request costs the server is fitted on 50 to 500 \
                 measured clients, and held against those that were measured beyond. No processor, disk or network is ever \
-                full in it: ten processors mean that ten are needed. Requests cost the same however many there are, clients \
-                do not depend on each other, none is cut off, and all that they use stays cached.";
+                full in it: ten processors mean that ten are needed. A request that comes alone costs more than one after \
+                another; beyond that, requests cost the same however many there are. Clients do not depend on each other, \
+                none is cut off, and all that they use stays cached.";
     let x = || Axis::log("clients", "");
     let mut plots = [
         Plot::new(QUESTION, "Server's processors", note, x(), Axis::log("busy processors", "")),
@@ -119,10 +153,13 @@ fn predict_for(results: &mut Results, numbers: &[u64]) -> Result<()> {
     for mode in MODES {
         let rules = Rules::of(mode);
         for &clients in numbers {
-            let traffic = mean(STEADY, &rules, clients);
+            let traffic = mean(STEADY, &rules, clients, TERMS[0]);
             let at = clients as f64;
-            let leases =
-                TERMS.map(|term| (format!("afs, leases of {term} s"), traffic.clone().with_leases(clients, term)));
+            let leases = TERMS.map(|term| {
+                // The kernel asks again for names when the lease ends that was there.
+                let traffic = if term == TERMS[0] { traffic.clone() } else { mean(STEADY, &rules, clients, term) };
+                (format!("afs, leases of {term} s"), traffic.with_leases(clients, term))
+            });
             if mode == "afs" {
                 let of_break = costs.cpu.get("breaks").copied().unwrap_or(0.0);
                 plots[3].note(mode, at, (traffic.holders * of_break).max(1e-6));
@@ -203,21 +240,17 @@ fn verdict(off: &[(f64, String)], not_done: usize) -> String {
 }
 
 /// What so many clients send, by the mean of some worlds.
-fn mean(window: Window, rules: &Rules, clients: u64) -> Traffic {
-    let worlds = (0..WORLDS).map(|seed| simulate_in(Window { seed: window.seed + seed, ..window }, rules, clients));
+fn mean(window: Window, rules: &Rules, clients: u64, term: f64) -> Traffic {
+    let worlds =
+        (0..WORLDS).map(|seed| simulate_in(Window { seed: window.seed + seed, ..window }, rules, clients, term));
     Traffic::mean(worlds)
 }
 
-/// What clients send that do what measured ones did.
+/// What clients send that do what measured ones did, deed by deed.
 fn measured_alike(load: &Load) -> Traffic {
     let window = Window { writes: load.writes, seed: 0, is_fresh: true, warm: load.warm, length: load.seconds };
-    traffic(window, &load.mode, load.clients, load.term)
-}
-
-/// The mean of what so many clients send in a mode.
-fn traffic(window: Window, mode: &str, clients: u64, term: f64) -> Traffic {
-    let traffic = mean(window, &Rules::of(mode), clients);
-    if mode == "afs" { traffic.with_leases(clients, term) } else { traffic }
+    let traffic = simulate_in(window, &Rules::of(&load.mode), load.clients, load.term);
+    if load.mode == "afs" { traffic.with_leases(load.clients, load.term) } else { traffic }
 }
 
 #[cfg(test)]
@@ -236,19 +269,22 @@ mod tests {
         }
     }
 
-    /// A load as such a server would have it. Its clients are others than those that the model knows.
+    /// A load as such a server would have it.
     fn load(mode: &str, clients: u64, writes: Writes, term: f64) -> Load {
-        let window = Window { writes, seed: 1000, is_fresh: true, warm: 20.0, length: 30.0 };
-        let traffic = traffic(window, mode, clients, term);
+        let cost = Cost::default();
+        let mut load =
+            Load { mode: mode.to_owned(), clients, writes, term, warm: 20.0, seconds: 30.0, deeds: clients * 30, cost };
+        let traffic = measured_alike(&load);
         let requests: BTreeMap<String, u64> =
             traffic.requests.iter().map(|(kind, count)| ((*kind).to_owned(), (count * 30.0) as u64)).collect();
+        let all = requests.values().sum::<u64>() as f64;
         let cpu: f64 = requests.iter().map(|(kind, count)| true_cost(kind) * *count as f64).sum();
+        let cpu = cpu + 50e-6 * all * alone(all / 30.0, 0.000_45);
         // As the clock has it.
         let server_cpu = ((cpu + 30.0 * 0.002) * 100.0).round() / 100.0;
         let wire = requests.values().sum::<u64>() * 500;
-        let cost = Cost { requests, server_cpu, wire, ..Cost::default() };
-        let mode = mode.to_owned();
-        Load { mode, clients, writes, term, warm: 20.0, seconds: 30.0, deeds: clients * 30, cost }
+        load.cost = Cost { requests, server_cpu, wire, ..Cost::default() };
+        load
     }
 
     fn loads() -> Vec<Load> {

@@ -15,14 +15,15 @@ use larder_client::rpc::TcpConnector;
 use larder_client::vfs::{self, CacheOptions, Entry, LookupResult, MountOptions, Opened, ROOT, Vfs};
 use larder_protocol::attr::Credential;
 use larder_protocol::runtime::{BusyPoll, Runtime, SystemRuntime};
+use rand::SeedableRng;
 use rand::rngs::SmallRng;
-use rand::{Rng, SeedableRng};
 use tokio::task::JoinSet;
 
 use super::{Asking, each};
 use crate::bench::behaviour::{self, Deed, FILES, SIZE, Writes};
 use crate::bench::candidate::{Candidate, Larder, Setting};
 use crate::bench::meter::Usage;
+use crate::bench::processors::Apart;
 use crate::bench::results::{Axis, Load, Plot};
 use crate::lock;
 use crate::mount::Mode;
@@ -49,7 +50,10 @@ pub(super) fn ask(asking: &mut Asking<'_>) -> Result<()> {
     let counts = asking.scale.pick(&CLIENTS[1..2], &CLIENTS[..6], &CLIENTS[..]);
     raise_open_files(counts.iter().max().map_or(0, |most| *most as u64 * FILES_OF_ONE + OTHER_FILES))?;
     let [warm, length] = asking.scale.pick([1, 1], [20, 15], [40, 30]).map(Duration::from_secs);
-    let note = format!("{} The server does not look out for requests (--busy-poll 0).", behaviour::told());
+    let note = format!(
+        "{} The server has a processor to itself where there are several, and does not look out for requests (--busy-poll 0).",
+        behaviour::told()
+    );
     let x = || Axis::log("clients", "");
     let mut requests = Plot::new("load", "Requests of one client", &note, x(), Axis::linear("requests", "/s"));
     let mut cpu = Plot::new("load", "Server's processor for one client", &note, x(), Axis::log("busy", "ms/s"));
@@ -144,6 +148,7 @@ pub(super) fn measure(
 ) -> Result<(Load, Vec<f64>)> {
     let Setup { clients: count, mode, writes, term } = setup;
     let caches = tempfile::Builder::new().prefix("caches-").tempdir_in(dir)?;
+    let _apart = Apart::new(larder.server().id().context("the server does not run")?)?;
     let (runtime, executors) = SystemRuntime::start("headless", THREADS, BusyPoll::none())?;
     let runtime: Arc<dyn Runtime> = Arc::new(runtime);
     let main = tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build()?;
@@ -352,7 +357,7 @@ impl Client {
 
     async fn write(&mut self, file: usize) -> Result<()> {
         let handle = self.open(file, libc::O_WRONLY).await?.handle;
-        let data = Bytes::from(vec![self.random.random(); SIZE]);
+        let data = Bytes::from(vec![behaviour::contents(&mut self.random); SIZE]);
         self.vfs.write(handle, 0, data).await?;
         self.close(handle).await
     }

@@ -32,6 +32,15 @@ pub(super) fn nonnegative(rows: &[Vec<f64>], values: &[f64]) -> Vec<f64> {
     costs
 }
 
+/// How much of the values these costs do not explain: the sum of the squares of the relative errors.
+pub(super) fn left_over(rows: &[Vec<f64>], values: &[f64], costs: &[f64]) -> f64 {
+    let error = |(row, value): (&Vec<f64>, &f64)| {
+        let explained: f64 = row.iter().zip(costs).map(|(of, cost)| of * cost).sum();
+        (explained / value - 1.0).powi(2)
+    };
+    rows.iter().zip(values).filter(|(_, value)| **value > 0.0).map(error).sum()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
