@@ -7,8 +7,9 @@
 //! of more clients.
 //!
 //! A server that has just done something does the next request for less: it need not be woken, and what it works with is at
-//! hand. So each kind costs the same, and each request that comes alone costs something beside; requests come by themselves,
-//! so that `exp(-n·t)` of them do where `n` come in a second and the server stays warm for `t` seconds, which is fitted too.
+//! hand. So each kind costs the same, and a request that comes alone costs something beside. What is at hand goes with time
+//! (`exp(-gap/t)`), and requests come by themselves, so that of `n` in a second the part `1/(1 + n·t)` come alone; `t` is
+//! fitted too. Those that come together by their nature ([`TOGETHER`]) do not.
 //!
 //! **What it leaves out.** No processor, disk or network is ever full, so a prediction of ten processors means that ten are
 //! needed and says nothing of what happens with four. Batches grow with the load and make requests cheaper still, which it does
@@ -46,8 +47,10 @@ const CLIENTS: [u64; 9] = [100, 300, 1_000, 3_000, 10_000, 30_000, 100_000, 300_
 /// Terms of leases that are predicted, in seconds; the first is the usual one.
 const TERMS: [f64; 3] = [10.0, 1.0, 60.0];
 /// How long a server may stay warm after a request, in seconds: one of these is fitted.
-const WARM: [f64; 12] =
-    [0.0, 0.000_1, 0.000_2, 0.000_3, 0.000_4, 0.000_5, 0.000_7, 0.001, 0.001_5, 0.002, 0.003, 0.005];
+const WARM: [f64; 12] = [0.0, 0.000_2, 0.000_5, 0.001, 0.001_5, 0.002, 0.003, 0.004, 0.006, 0.008, 0.012, 0.02];
+/// Requests whose time the server sets, and that come together: a change is told to all at once, and clients that began
+/// together renew their leases together.
+const TOGETHER: [&str; 2] = ["breaks", "renew"];
 /// Modes of which loads are used.
 const MODES: [&str; 3] = ["direct", "nfs", "afs"];
 
@@ -66,9 +69,14 @@ pub struct Costs {
     pub warm: f64,
 }
 
-/// The part of so many requests a second that come alone to a server that stays warm for so long.
+/// How many of these requests, so many in a second, come alone to a server that stays warm for so long.
 fn alone(per_second: f64, warm: f64) -> f64 {
-    (-per_second * warm).exp()
+    per_second / (1.0 + per_second * warm)
+}
+
+/// Those that come by themselves, of requests by kind.
+fn by_themselves<'a>(requests: impl Iterator<Item = (&'a str, f64)>) -> f64 {
+    requests.filter(|(kind, _)| !TOGETHER.contains(kind)).map(|(_, count)| count).sum()
 }
 
 impl Costs {
@@ -88,8 +96,8 @@ impl Costs {
         let of_processors = |warm: f64| -> Vec<Vec<f64>> {
             let row = |load: &Load| {
                 let mut row = of_kinds(load);
-                let all: f64 = row.iter().sum();
-                row.extend([load.seconds, all * alone(all / load.seconds, warm)]);
+                let requests = load.cost.requests.iter().map(|(kind, count)| (kind.as_str(), *count as f64));
+                row.extend([load.seconds, load.seconds * alone(by_themselves(requests) / load.seconds, warm)]);
                 row
             };
             loads.clone().map(row).collect()
@@ -116,8 +124,8 @@ impl Costs {
 
     /// Processors that a server is busy on.
     fn processors(&self, traffic: &Traffic) -> f64 {
-        let all: f64 = traffic.requests.values().sum();
-        self.idle + Costs::sum(&self.cpu, traffic) + self.alone * all * alone(all, self.warm)
+        let apart = by_themselves(traffic.requests.iter().map(|(kind, count)| (*kind, *count)));
+        self.idle + Costs::sum(&self.cpu, traffic) + self.alone * alone(apart, self.warm)
     }
 
     /// MiB in a second.
@@ -277,9 +285,9 @@ mod tests {
         let traffic = measured_alike(&load);
         let requests: BTreeMap<String, u64> =
             traffic.requests.iter().map(|(kind, count)| ((*kind).to_owned(), (count * 30.0) as u64)).collect();
-        let all = requests.values().sum::<u64>() as f64;
+        let apart = by_themselves(traffic.requests.iter().map(|(kind, count)| (*kind, *count)));
         let cpu: f64 = requests.iter().map(|(kind, count)| true_cost(kind) * *count as f64).sum();
-        let cpu = cpu + 50e-6 * all * alone(all / 30.0, 0.000_45);
+        let cpu = cpu + 80e-6 * 30.0 * alone(apart, 0.003);
         // As the clock has it.
         let server_cpu = ((cpu + 30.0 * 0.002) * 100.0).round() / 100.0;
         let wire = requests.values().sum::<u64>() * 500;
