@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 use larder_benches::bench::candidate::{
-    Candidate, KEPT, LOCAL, Larder, Local, PASS_THROUGH, PassThrough, Peer, Setting, round_trip,
+    Candidate, KEPT, LOCAL, Larder, Local, PASS_THROUGH, PassThrough, Peer, Setting, round_trip, version,
 };
 use larder_benches::bench::inputs::{Inputs, Scale};
 use larder_benches::bench::ping;
@@ -175,6 +175,9 @@ struct Run {
     /// What was asked for, as it is told in the report
     #[arg(long, hide = true)]
     command: Option<String>,
+    /// Which source Larder was built from, as it is told in the report
+    #[arg(long, hide = true)]
+    source: Option<String>,
 }
 
 fn main() -> ExitCode {
@@ -385,6 +388,11 @@ fn measure(what: &Run) -> Result<()> {
     let mut asking = Asking { dir: dir.path(), scale, modes: &modes, rounds, results: &mut results };
     question::ask(&what.questions(), &mut asking, &plan.results)?;
     predict(&mut results);
+    let versions = &mut results.runs[0].versions;
+    if let Some(version) = version().filter(|_| versions.is_empty()) {
+        versions.insert("larder".to_owned(), version);
+    }
+    versions.extend(what.source.iter().map(|source| ("source".to_owned(), source.clone())));
     results.runs[0].took = begin.elapsed().as_secs_f64();
     write(&results, &what.out)
 }

@@ -79,6 +79,12 @@ pub fn round_trip(takes: Duration) -> Link {
     Link { delay: takes / 2, ..Link::default() }
 }
 
+/// Which version of Larder is measured.
+pub fn version() -> Option<String> {
+    let told = run(std::process::Command::new(binary("larder").ok()?).arg("--version")).ok()?;
+    Some(String::from_utf8_lossy(&told.stdout).trim().to_owned())
+}
+
 /// Larder in one mode.
 pub struct Larder {
     setting: Setting,
@@ -155,8 +161,7 @@ impl Candidate for Larder {
     }
 
     fn version(&self) -> Option<String> {
-        let told = run(std::process::Command::new(binary("larder").ok()?).arg("--version")).ok()?;
-        Some(String::from_utf8_lossy(&told.stdout).trim().to_owned())
+        version()
     }
 
     fn settings(&self) -> Option<String> {

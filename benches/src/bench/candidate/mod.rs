@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-pub use self::larder::{Larder, Setting, round_trip};
+pub use self::larder::{Larder, Setting, round_trip, version};
 pub use self::local::{LOCAL, Local};
 pub use self::pass_through::{KEPT, PASS_THROUGH, PassThrough};
 pub use self::peer::Peer;

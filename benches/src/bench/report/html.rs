@@ -100,7 +100,9 @@ fn about(page: &mut String, results: &Results) {
         }
         for (title, facts) in [("Machine", &run.machine), ("Versions", &run.versions), ("Set up", &run.settings)] {
             let facts: Vec<String> = facts.iter().map(|(name, fact)| format!("{name}: {fact}")).collect();
-            let _ = write!(page, "<dt>{title}<dd>{}", escaped(&facts.join("; ")));
+            if !facts.is_empty() {
+                let _ = write!(page, "<dt>{title}<dd>{}", escaped(&facts.join("; ")));
+            }
         }
     }
     for left_out in &results.left_out {
