@@ -9,7 +9,7 @@
 //! A server that has just done something does the next request for less: it need not be woken, and what it works with is at
 //! hand. So each kind costs the same, and a request that comes alone costs something beside. What is at hand goes with time
 //! (`exp(-gap/t)`), and requests come by themselves, so that of `n` in a second the part `1/(1 + n·t)` come alone; `t` is
-//! fitted too. Those that come together by their nature ([`TOGETHER`]) do not.
+//! fitted too. Those that come together by their nature (`TOGETHER`) do not.
 //!
 //! **What it leaves out.** No processor, disk or network is ever full, so a prediction of ten processors means that ten are
 //! needed and says nothing of what happens with four. Batches grow with the load and make requests cheaper still, which it does
