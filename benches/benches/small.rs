@@ -11,6 +11,7 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use futures::{SinkExt, StreamExt};
 use larder_client::core::attr_cache::{AttrCache, Limits, Stamp};
 use larder_protocol::attr::{Attr, Credential};
+use larder_protocol::cell::Quota;
 use larder_protocol::ids::{ClientId, Epoch, Fid, OpId, VolumeId};
 use larder_protocol::name::Name;
 use larder_protocol::payload::Payload;
@@ -48,7 +49,7 @@ impl Stored {
         let dir = tempfile::tempdir().unwrap();
         let place = dir.path().join("volume");
         std::fs::create_dir(&place).unwrap();
-        volume::create(&place, VolumeId::ROOT, "root").unwrap();
+        volume::create(&place, VolumeId::ROOT, "root", Quota::default()).unwrap();
         let tokio = Runtime::new().unwrap();
         let runtime: SharedRuntime = Arc::new(SystemRuntime::new(tokio.handle().clone()));
         let config =

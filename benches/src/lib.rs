@@ -1,6 +1,6 @@
 //! Tests and measurements of Larder on real mounts.
 //!
-//! [`server`] and [`mount`] run the two binaries and take them down again, [`raw`] speaks the protocol without a
+//! [`server`] and [`mount`] run the two binaries and take them down again, [`cell`] runs both with several volumes, [`raw`] speaks the protocol without a
 //! mount, [`proxy`] is a network with faults, [`disk`] and [`medium`] are disks, the second one with power cuts, [`size`]
 //! says how much to do, [`wal`] tears a database's log, [`race`] lets two threads race, [`seeds`] runs worlds in virtual
 //! time. The tests under `tests/` state one promise each;
@@ -8,6 +8,7 @@
 //! measures Larder beside other file systems.
 
 pub mod bench;
+pub mod cell;
 pub mod crash;
 pub mod digest;
 pub mod disk;

@@ -11,6 +11,7 @@ use larder_protocol::ids::{ClientId, Fid, OpId};
 use larder_protocol::name::Name;
 use larder_protocol::payload::Payload;
 use larder_protocol::service::LarderClient;
+use larder_protocol::service::admin::{AdminReply, AdminRequest};
 use larder_protocol::service::file::{CreateHow, Mutated, Op, OpReply, Query, QueryReply};
 use larder_protocol::service::volume::{VolumeReply, VolumeRequest};
 use larder_protocol::transport::ClientTransport;
@@ -68,10 +69,10 @@ impl Raw {
         };
         let welcome = client.hello(context(), hello).await?.context("the server refused the hello")?;
         let attach = VolumeRequest::Attach { name: "root".to_owned() };
-        let VolumeReply::Attached { root, .. } = client
-            .volume(context(), Credential::root(), attach)
-            .await?
-            .map_err(|code| anyhow::anyhow!("attaching to the volume root: {code}"))?;
+        let root = match client.volume(context(), Credential::root(), attach).await? {
+            Ok(VolumeReply::Attached { root, .. }) => root,
+            other => anyhow::bail!("attaching to the volume root: {other:?}"),
+        };
         Ok(Raw { client, welcome, root: root.fid, id, generation, seq: 0 })
     }
 
@@ -81,6 +82,14 @@ impl Raw {
     /// The outer one if no answer came, the inner one is the server's.
     pub async fn query(&self, query: Query) -> Result<Result<QueryReply, ErrorCode>> {
         Ok(self.client.query(context(), Credential::root(), query).await?)
+    }
+
+    /// Administers the cell as the superuser.
+    ///
+    /// # Errors
+    /// If no answer came, or the server says no.
+    pub async fn admin(&self, request: AdminRequest) -> Result<AdminReply> {
+        Ok(self.client.admin(context(), Credential::root(), request).await??)
     }
 
     /// Changes something as the superuser.

@@ -30,6 +30,8 @@ pub enum FileType {
     CharDevice,
     /// A block device.
     BlockDevice,
+    /// A mount point: the root directory of another volume appears in its place. [`Attr::rdev`] has that volume's number.
+    MountPoint,
 }
 
 impl FileType {
@@ -43,6 +45,8 @@ impl FileType {
             FileType::Socket => 0o140000,
             FileType::CharDevice => 0o020000,
             FileType::BlockDevice => 0o060000,
+            // What programs see in its place.
+            FileType::MountPoint => FileType::Directory.mode_bits(),
         }
     }
 
@@ -89,7 +93,7 @@ pub struct Attr {
     pub size: u64,
     /// Units of 512 bytes that the object occupies.
     pub blocks: u64,
-    /// Device number, in the encoding of FUSE and of `mknod` (`new_encode_dev`, 32 bits); 0 but for devices.
+    /// Device number, in the encoding of FUSE and of `mknod` (`new_encode_dev`, 32 bits); 0 but for devices and mount points.
     pub rdev: u32,
     /// Last read, as `relatime` keeps it.
     pub atime: Timestamp,

@@ -101,6 +101,15 @@ pub enum ErrorCode {
     /// The object is not in the state that the request was made for.
     #[error("the file was changed by another client")]
     Conflict,
+    /// The volume is on another server.
+    #[error("the volume is on another server")]
+    Moved,
+    /// The volume was taken away for a while.
+    #[error("the volume is offline")]
+    Offline,
+    /// Nobody can tell where the volume is.
+    #[error("the location service does not answer")]
+    NoLocation,
 }
 
 impl ErrorCode {
@@ -138,6 +147,9 @@ impl ErrorCode {
         ErrorCode::Internal,
         ErrorCode::NotStaged,
         ErrorCode::Conflict,
+        ErrorCode::Moved,
+        ErrorCode::Offline,
+        ErrorCode::NoLocation,
     ];
 
     /// The errno value that programs see (Linux, `asm-generic/errno.h`). The only such table in Larder.
@@ -167,6 +179,7 @@ impl ErrorCode {
             ErrorCode::TooBig => Errno::TOOBIG,
             ErrorCode::Busy => Errno::BUSY,
             ErrorCode::NoSuchVolume => Errno::NODEV,
+            ErrorCode::Offline => Errno::NOMEDIUM,
             ErrorCode::VersionMismatch => Errno::PROTO,
             ErrorCode::Io
             | ErrorCode::BadSequence
@@ -175,6 +188,8 @@ impl ErrorCode {
             | ErrorCode::Unavailable
             | ErrorCode::NotStaged
             | ErrorCode::Conflict
+            | ErrorCode::Moved
+            | ErrorCode::NoLocation
             | ErrorCode::Internal => Errno::IO,
         };
         errno.raw_os_error()

@@ -12,9 +12,9 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{ClientId, Epoch};
 
 /// The oldest protocol version this build speaks.
-pub const MIN_VERSION: u32 = 3;
+pub const MIN_VERSION: u32 = 4;
 /// The newest protocol version this build speaks.
-pub const MAX_VERSION: u32 = 3;
+pub const MAX_VERSION: u32 = 4;
 
 /// What a client says of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

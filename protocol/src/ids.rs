@@ -10,8 +10,9 @@ pub const VNODE_BITS: u32 = 40;
 /// The largest vnode number a volume may give out.
 pub const MAX_VNODE: u64 = (1 << VNODE_BITS) - 1;
 
-/// The largest volume id: ids share the 24 upper bits of an inode number.
-pub const MAX_VOLUME: u32 = (1 << 24) - 1;
+/// The largest volume id. Of the 24 upper bits of an inode number the first two are 0: what begins with another is a number
+/// that a client gives for purposes of its own.
+pub const MAX_VOLUME: u32 = (1 << 22) - 1;
 
 /// A volume's number, unique in its cell for ever. The volume `root` is 1; 0 is never given out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -70,3 +70,7 @@ pub const ORPHANS_YIELD_AFTER: Duration = Duration::from_secs(15 * 60);
 pub const MAX_VOLUME_NAME: usize = 64;
 /// How long a connection may take from its opening to its `hello`.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// Volumes in one answer to who lists them.
+pub const MAX_LISTED: usize = 4096;
+/// How long a deleted volume can be brought back.
+pub const DELETED_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);

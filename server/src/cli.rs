@@ -83,6 +83,10 @@ pub struct ServeArgs {
     /// succession: answers them sooner, and takes up to one processor's idle time for it. 0: not at all [default: 300]
     #[arg(long, value_name = "MICROSECONDS", value_parser = crate::config::busy_poll)]
     pub busy_poll: Option<Duration>,
+    /// Where clients and other servers reach it [default: the first address that it listens on, or the machine's name if
+    /// that is all of its addresses]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub advertise: Option<String>,
     /// What to log to standard error, such as `debug` or `larder_server=trace`. Without it RUST_LOG counts
     /// [default: info].
     #[arg(long, value_name = "FILTER")]

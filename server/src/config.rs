@@ -53,6 +53,7 @@ struct File {
     root_squash: Option<RootSquash>,
     lease_term: Option<toml::Value>,
     busy_poll: Option<u64>,
+    advertise: Option<String>,
     log: Option<String>,
     port_file: Option<PathBuf>,
 }
@@ -74,6 +75,8 @@ pub struct ServeConfig {
     pub lease: LeaseTerms,
     /// How long a thread looks out for the next of many requests before it sleeps.
     pub busy_poll: Duration,
+    /// Where clients and other servers reach it, if that is not where it listens: `HOST:PORT`.
+    pub advertise: Option<String>,
     /// What to log, as a filter of `tracing`.
     pub log: Option<String>,
     /// Where to write the addresses that were opened.
@@ -121,10 +124,21 @@ impl ServeConfig {
                 }
                 (None, None) => DEFAULT_BUSY_POLL,
             },
+            advertise: args.advertise.or(file.advertise),
             log: args.log.or(file.log),
             port_file: args.port_file.or(file.port_file),
         })
     }
+}
+
+/// Where others reach a server that listens there, unless it is told: an address that stands for all of the machine's is
+/// none, and the machine's name takes its place.
+pub fn advertised(listening: SocketAddr) -> String {
+    if !listening.ip().is_unspecified() {
+        return listening.to_string();
+    }
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    format!("{name}:{}", listening.port())
 }
 
 /// How long to look out for requests, from a number of microseconds.

@@ -38,11 +38,19 @@ pub enum Failpoint {
     Recorded,
     /// All callbacks on what a mutation changes are broken, and it is not applied.
     Broken,
+    /// A volume's directory is made, and its record is not entered. There is no such volume, and there will be none of its
+    /// number.
+    VolumeMade,
+    /// A volume's record is entered or changed, and nobody has heard of it. It says that, and whoever asks again is told.
+    RecordChanged,
 }
 
 impl Failpoint {
-    /// All of them.
-    pub const ALL: [Failpoint; 15] = [
+    /// Those that an administrator's requests come to.
+    pub const OF_VOLUMES: [Failpoint; 2] = [Failpoint::VolumeMade, Failpoint::RecordChanged];
+
+    /// Those that programs' requests come to.
+    pub const OF_FILES: [Failpoint; 15] = [
         Failpoint::Committing,
         Failpoint::Committed,
         Failpoint::Entered,
@@ -78,6 +86,8 @@ impl Failpoint {
             Failpoint::Recovered => "store::recovery::recorded",
             Failpoint::Recorded => "promises::holder::recorded",
             Failpoint::Broken => "promises::break::settled",
+            Failpoint::VolumeMade => "volumes::create::made",
+            Failpoint::RecordChanged => "volumes::record::changed",
         }
     }
 

@@ -4,6 +4,7 @@ pub mod cli;
 pub mod config;
 pub mod core;
 pub mod failpoint;
+pub mod location;
 pub mod net;
 pub mod promises;
 pub mod service;

@@ -1,14 +1,14 @@
 //! The store's directory: what it holds, how it begins, and that one process at a time has it.
 //!
 //! ```text
-//! DIR/larder-store.toml     says that this is a store, and in which format
+//! DIR/larder-store.toml     says that this is a store, in which format, and whose
 //! DIR/lives.toml            the processes that have served it since the machine was started
 //! DIR/lock                  locked by the server (or checker) that uses it; holds its process id
 //! DIR/volumes/1-root/       one directory for each volume: its id, its name
 //! ```
 //!
-//! A new store is built beside its place and moved there; the marker comes last. So a crash at any point leaves
-//! either nothing that counts or a whole store, and the next start goes on from there.
+//! A new store has no volumes; the marker comes last. So a crash at any point leaves either nothing that counts or a
+//! whole store, and the next start goes on from there. A volume is built beside its place and moved there.
 
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -17,6 +17,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
+use larder_protocol::cell::{Quota, ServerId};
 use larder_protocol::ids::{Epoch, MAX_VOLUME, VolumeId};
 use larder_protocol::limits::MAX_VOLUME_NAME;
 use rustix::fs::FlockOperation;
@@ -30,8 +31,9 @@ const MARKER: &str = "larder-store.toml";
 const LOCK: &str = "lock";
 const VOLUMES: &str = "volumes";
 const NEW_MARKER: &str = ".larder-store.toml.new";
-const NEW_VOLUMES: &str = ".volumes.new";
-const ROOT: &str = "root";
+/// Volumes that are being made, and removed.
+const NEW_VOLUME: &str = ".new-";
+const GONE_VOLUME: &str = ".gone-";
 const LIVES: &str = "lives.toml";
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// As many are remembered: who is older has been retried by nobody for long.
@@ -41,6 +43,7 @@ const MAX_LIVES: usize = 1000;
 #[derive(Debug)]
 pub struct Store {
     dir: PathBuf,
+    server: ServerId,
     /// The lock lasts as long as this file is open.
     _lock: File,
 }
@@ -50,7 +53,7 @@ pub struct Store {
 pub struct StoredVolume {
     /// Its id.
     pub id: VolumeId,
-    /// Its name.
+    /// The name that it was made with.
     pub name: String,
     /// Its directory.
     pub dir: PathBuf,
@@ -67,6 +70,8 @@ struct Lives {
 #[derive(Serialize, Deserialize)]
 struct Marker {
     format: u32,
+    /// The server that it is the store of; older builds wrote none.
+    server: Option<ServerId>,
 }
 
 /// What a directory is.
@@ -91,12 +96,12 @@ impl Store {
                 sync_dir(parent)?;
             }
         }
-        let store = Store { _lock: lock(dir)?, dir: dir.to_owned() };
+        let lock = lock(dir)?;
         // Looked at again now that nobody else is at it.
         if examine(dir)? != State::Store {
-            store.create().with_context(|| format!("cannot make a store in {}", dir.display()))?;
+            create(dir).with_context(|| format!("cannot make a store in {}", dir.display()))?;
         }
-        Ok(store)
+        Ok(Store { server: identity(dir)?, dir: dir.to_owned(), _lock: lock })
     }
 
     /// Locks a store that must be there.
@@ -108,7 +113,8 @@ impl Store {
         if !is_store {
             bail!("{} is not a Larder store; a server makes one at its first start", dir.display());
         }
-        Ok(Store { _lock: lock(dir)?, dir: dir.to_owned() })
+        let lock = lock(dir)?;
+        Ok(Store { server: recorded_identity(dir)?.unwrap_or(ServerId(0)), dir: dir.to_owned(), _lock: lock })
     }
 
     /// The store's directory.
@@ -135,6 +141,57 @@ impl Store {
         Ok(lives.epochs.iter().filter_map(|epoch| u64::from_str_radix(epoch, 16).ok()).map(Epoch).collect())
     }
 
+    /// The server that it is the store of.
+    pub fn server(&self) -> ServerId {
+        self.server
+    }
+
+    /// Makes an empty volume, with its directory. Whether it counts is for the location service to say.
+    ///
+    /// # Errors
+    /// The system's, or the metadata engine's.
+    pub fn add_volume(&self, id: VolumeId, name: &str, quota: Quota) -> anyhow::Result<StoredVolume> {
+        let volumes = self.dir.join(VOLUMES);
+        let new = volumes.join(format!("{NEW_VOLUME}{id}"));
+        remove_all(&new)?;
+        private_dir(&new)?;
+        volume::create(&new, id, name, quota)?;
+        let dir = volumes.join(dir_name(id, name));
+        fs::rename(&new, &dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        sync_dir(&volumes)?;
+        Ok(StoredVolume { id, name: name.to_owned(), dir })
+    }
+
+    /// Begins to remove a volume, which must not be open: it is none any more. Returns what is left to be removed.
+    ///
+    /// # Errors
+    /// The system's; it is a volume still.
+    pub fn begin_removal(&self, volume: &StoredVolume) -> anyhow::Result<PathBuf> {
+        let volumes = self.dir.join(VOLUMES);
+        // At once, so that a crash leaves no half of it that looks like a volume.
+        let gone = volumes.join(format!("{GONE_VOLUME}{}", volume.id));
+        remove_all(&gone)?;
+        fs::rename(&volume.dir, &gone).with_context(|| format!("cannot remove {}", volume.dir.display()))?;
+        sync_dir(&volumes)?;
+        Ok(gone)
+    }
+
+    /// What crashes have left of volumes that were being made or removed.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn left_over(&self) -> anyhow::Result<Vec<PathBuf>> {
+        let mut left = Vec::new();
+        for entry in fs::read_dir(self.dir.join(VOLUMES))? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if [NEW_VOLUME, GONE_VOLUME].iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
+                left.push(entry.path());
+            }
+        }
+        Ok(left)
+    }
+
     /// Its volumes, in the order of their ids.
     ///
     /// # Errors
@@ -142,37 +199,60 @@ impl Store {
     pub fn volumes(&self) -> anyhow::Result<Vec<StoredVolume>> {
         volumes(&self.dir)
     }
+}
 
-    fn create(&self) -> anyhow::Result<()> {
-        let volumes = self.dir.join(VOLUMES);
-        if !volumes.try_exists()? {
-            let new = self.dir.join(NEW_VOLUMES);
-            match fs::remove_dir_all(&new) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-                _ => {}
-            }
-            private_dir(&new)?;
-            let root = new.join(dir_name(VolumeId::ROOT, ROOT));
-            private_dir(&root)?;
-            volume::create(&root, VolumeId::ROOT, ROOT)?;
-            // The whole tree at once, whatever files the volume consists of.
-            rustix::fs::syncfs(File::open(&new)?)?;
-            fs::rename(&new, &volumes)?;
-            sync_dir(&self.dir)?;
+fn create(dir: &Path) -> anyhow::Result<()> {
+    let volumes = dir.join(VOLUMES);
+    if !volumes.try_exists()? {
+        private_dir(&volumes)?;
+        sync_dir(dir)?;
+    }
+    mark(dir, ServerId(rand::random()))
+}
+
+fn mark(dir: &Path, server: ServerId) -> anyhow::Result<()> {
+    let new = dir.join(NEW_MARKER);
+    let mut file = File::create(&new)?;
+    file.write_all(toml::to_string(&Marker { format: FORMAT, server: Some(server) })?.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&new, dir.join(MARKER))?;
+    sync_dir(dir)
+}
+
+/// The server that a store is of. One that was made before servers had identities gets one.
+fn identity(dir: &Path) -> anyhow::Result<ServerId> {
+    if let Some(server) = recorded_identity(dir)? {
+        return Ok(server);
+    }
+    let server = ServerId(rand::random());
+    mark(dir, server).with_context(|| format!("cannot write {}", dir.join(MARKER).display()))?;
+    Ok(server)
+}
+
+fn recorded_identity(dir: &Path) -> anyhow::Result<Option<ServerId>> {
+    let path = dir.join(MARKER);
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let marker: Marker = toml::from_str(&text).with_context(|| format!("{} is damaged", path.display()))?;
+    Ok(marker.server)
+}
+
+/// Removes a directory with all that is in it, if it is there.
+///
+/// # Errors
+/// The system's.
+pub fn remove_all(dir: &Path) -> anyhow::Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", dir.display()))
         }
-        let new = self.dir.join(NEW_MARKER);
-        let mut file = File::create(&new)?;
-        file.write_all(toml::to_string(&Marker { format: FORMAT })?.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&new, self.dir.join(MARKER))?;
-        sync_dir(&self.dir)
+        _ => Ok(()),
     }
 }
 
 /// The volumes of the store in `dir`, in the order of their ids.
 ///
 /// # Errors
-/// The directory cannot be read; two volumes have one id or one name.
+/// The directory cannot be read; two volumes have one id.
 pub fn volumes(dir: &Path) -> anyhow::Result<Vec<StoredVolume>> {
     let dir = dir.join(VOLUMES);
     let entries = fs::read_dir(&dir).with_context(|| format!("cannot read {}", dir.display()))?;
@@ -182,6 +262,7 @@ pub fn volumes(dir: &Path) -> anyhow::Result<Vec<StoredVolume>> {
         let parsed = entry.file_name().to_str().and_then(parse_dir_name);
         match parsed {
             Some((id, name)) => volumes.push(StoredVolume { id, name, dir: entry.path() }),
+            None if entry.file_name().to_string_lossy().starts_with('.') => {}
             None => tracing::warn!("{} is not a volume's directory; ignoring it", entry.path().display()),
         }
     }
@@ -190,14 +271,6 @@ pub fn volumes(dir: &Path) -> anyhow::Result<Vec<StoredVolume>> {
         if pair[0].id == pair[1].id {
             let (a, b) = (pair[0].dir.display(), pair[1].dir.display());
             bail!("{a} and {b} are copies of one volume: a store can hold only one of them; move the other away");
-        }
-    }
-    let mut names: Vec<&StoredVolume> = volumes.iter().collect();
-    names.sort_by(|a, b| a.name.cmp(&b.name));
-    for pair in names.windows(2) {
-        if pair[0].name == pair[1].name {
-            let (a, b) = (pair[0].dir.display(), pair[1].dir.display());
-            bail!("{a} and {b} have the same volume name; rename or move one of them away");
         }
     }
     Ok(volumes)
@@ -238,9 +311,11 @@ fn examine(dir: &Path) -> anyhow::Result<State> {
     }
     for entry in entries {
         let name = entry?.file_name();
-        let ours = [LOCK, NEW_MARKER, NEW_VOLUMES, "lost+found"].iter().any(|ours| name == *ours);
-        let moved = name == VOLUMES && dir.join(VOLUMES).join(dir_name(VolumeId::ROOT, ROOT)).is_dir();
-        if !ours && !moved {
+        // A first start that was cut has made no volumes yet.
+        let empty = || dir.join(VOLUMES).read_dir().is_ok_and(|mut entries| entries.next().is_none());
+        let ours = [LOCK, NEW_MARKER, "lost+found"].iter().any(|ours| name == *ours);
+        let ours = ours || (name == VOLUMES && empty());
+        if !ours {
             bail!(
                 "{shown} is not a Larder store and not empty (it has {name:?}); \
                  choose an empty directory, or one that does not exist yet"
@@ -293,11 +368,40 @@ mod tests {
     #[test]
     fn a_first_start_makes_a_store_and_the_next_finds_it() {
         let (_parent, dir) = temporary();
-        let made = Store::open(&dir).unwrap().volumes().unwrap();
-        assert_eq!(made.len(), 1);
-        assert_eq!((made[0].id, made[0].name.as_str()), (VolumeId::ROOT, "root"));
-        assert_eq!(Store::open(&dir).unwrap().volumes().unwrap(), made);
-        assert_eq!(Store::open_existing(&dir).unwrap().volumes().unwrap(), made);
+        let store = Store::open(&dir).unwrap();
+        assert_eq!(store.volumes().unwrap(), []);
+        let made = store.add_volume(VolumeId::ROOT, "root", Quota::default()).unwrap();
+        let server = store.server();
+        drop(store);
+        let store = Store::open(&dir).unwrap();
+        assert_eq!((store.volumes().unwrap(), store.server()), (vec![made.clone()], server));
+        drop(store);
+        let store = Store::open_existing(&dir).unwrap();
+        assert_eq!((store.volumes().unwrap(), store.server()), (vec![made], server));
+    }
+
+    #[test]
+    fn a_store_without_an_identity_gets_one_for_good() {
+        let (_parent, dir) = temporary();
+        drop(Store::open(&dir).unwrap());
+        fs::write(dir.join(MARKER), "format = 1\n").unwrap();
+        let server = Store::open(&dir).unwrap().server();
+        assert_eq!(Store::open(&dir).unwrap().server(), server);
+    }
+
+    #[test]
+    fn what_a_crash_left_of_a_volume_is_removed() {
+        let (_parent, dir) = temporary();
+        let store = Store::open(&dir).unwrap();
+        let made = store.add_volume(VolumeId(7), "home", Quota::default()).unwrap();
+        let half = made.dir.with_file_name(format!("{NEW_VOLUME}8"));
+        fs::create_dir_all(half.join("content")).unwrap();
+        assert_eq!(store.volumes().unwrap(), std::slice::from_ref(&made));
+        store.left_over().unwrap().iter().for_each(|path| remove_all(path).unwrap());
+        assert!(!half.exists() && made.dir.exists());
+        remove_all(&store.begin_removal(&made).unwrap()).unwrap();
+        assert_eq!(store.volumes().unwrap(), []);
+        assert_eq!(fs::read_dir(dir.join(VOLUMES)).unwrap().count(), 0);
     }
 
     #[test]
@@ -352,12 +456,11 @@ mod tests {
         drop(Store::open(&dir).unwrap());
         // Cut before the marker.
         fs::rename(dir.join(MARKER), dir.join(NEW_MARKER)).unwrap();
-        assert_eq!(Store::open(&dir).unwrap().volumes().unwrap().len(), 1);
-        // Cut while the volume was made.
+        assert_eq!(Store::open(&dir).unwrap().volumes().unwrap(), []);
+        // A volume is worth more than a marker.
+        fs::create_dir(dir.join(VOLUMES).join("1-root")).unwrap();
         fs::remove_file(dir.join(MARKER)).unwrap();
-        fs::rename(dir.join(VOLUMES), dir.join(NEW_VOLUMES)).unwrap();
-        assert_eq!(Store::open(&dir).unwrap().volumes().unwrap().len(), 1);
-        assert!(!dir.join(NEW_VOLUMES).exists());
+        assert!(Store::open(&dir).unwrap_err().to_string().contains("not a Larder store"));
     }
 
     #[test]
@@ -368,10 +471,8 @@ mod tests {
         }
         let (_parent, dir) = temporary();
         let store = Store::open(&dir).unwrap();
+        store.add_volume(VolumeId(1), "root", Quota::default()).unwrap();
         fs::create_dir(dir.join(VOLUMES).join("1-copy")).unwrap();
         assert!(store.volumes().unwrap_err().to_string().contains("copies of one volume"));
-        fs::remove_dir(dir.join(VOLUMES).join("1-copy")).unwrap();
-        fs::create_dir(dir.join(VOLUMES).join("2-root")).unwrap();
-        assert!(store.volumes().unwrap_err().to_string().contains("same volume name"));
     }
 }

@@ -107,8 +107,10 @@ impl World {
         answered(client.hello(tarpc::context::current(), hello).await).unwrap_or_else(|refusal| panic!("{refusal}"));
         let attach = VolumeRequest::Attach { name: "root".to_owned() };
         let cred = Credential::root();
-        let VolumeReply::Attached { root, .. } = answered(client.volume(tarpc::context::current(), cred, attach).await)
-            .unwrap_or_else(|code| panic!("attaching: {code}"));
+        let root = match answered(client.volume(tarpc::context::current(), cred, attach).await) {
+            Ok(VolumeReply::Attached { root, .. }) => root,
+            other => panic!("attaching: {other:?}"),
+        };
         assert_eq!(root.fid.vnode, ROOT_VNODE);
         let mut world = World { client, id, seq: 1, known: vec![root.fid], dead: BTreeSet::new(), is_gone: false };
         // A client's first operation must come through, or the server does not know it; and a second directory helps.
@@ -202,6 +204,7 @@ impl World {
             LarderRequest::Commit { cred, fid } => drop(answered(client.commit(context, cred, fid).await)),
             LarderRequest::Sync { volume, since } => drop(answered(client.sync(context, volume, since).await)),
             LarderRequest::Volume { cred, request } => drop(answered(client.volume(context, cred, request).await)),
+            LarderRequest::Admin { cred, request } => drop(answered(client.admin(context, cred, request).await)),
             LarderRequest::Stats {} => drop(answered(client.stats(context).await)),
         }
     }

@@ -15,8 +15,10 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
 
+use super::admin::mountpoint;
+
 /// The longest command, in bytes.
-const MAX_COMMAND: u64 = 64;
+const MAX_COMMAND: u64 = 1024;
 /// The longest answer, in bytes.
 const MAX_ANSWER: u64 = 4 << 20;
 /// Callers at a time; more are turned away.
@@ -25,7 +27,7 @@ const MAX_CALLERS: usize = 32;
 const SILENCE: Duration = Duration::from_secs(10);
 
 /// What a process behind a mount can be asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Command {
     /// Who are you?
     Ping,
@@ -39,6 +41,8 @@ pub(super) enum Command {
     Watch,
     /// About the disk cache.
     Cache(CacheCommand),
+    /// About where volumes appear.
+    Mountpoint(mountpoint::Request),
 }
 
 /// What can be asked about the disk cache. Files go by their inode numbers.
@@ -64,7 +68,7 @@ pub(super) enum CacheCommand {
 
 impl Command {
     /// The command as one line.
-    fn line(self) -> String {
+    fn line(&self) -> String {
         match self {
             Command::Ping => "ping".to_owned(),
             Command::Stats => "stats".to_owned(),
@@ -79,6 +83,7 @@ impl Command {
             Command::Cache(CacheCommand::Unpin(inode)) => format!("cache unpin {inode}"),
             Command::Cache(CacheCommand::Evict(inode)) => format!("cache evict {inode}"),
             Command::Cache(CacheCommand::Forget(id)) => format!("cache forget {id}"),
+            Command::Mountpoint(request) => format!("mountpoint {}", request.words()),
         }
     }
 
@@ -91,6 +96,7 @@ impl Command {
             "unmount" => Command::Unmount,
             "abort" => Command::Abort,
             "watch" => Command::Watch,
+            "mountpoint" => return mountpoint::Request::parse(words).map(Command::Mountpoint),
             "cache" => {
                 let verb = words.next()?;
                 let number = words.next().map(str::parse).transpose().ok()?;
@@ -311,8 +317,9 @@ mod tests {
         ];
         let others = [Command::Ping, Command::Stats, Command::Unmount, Command::Abort];
         for command in others.into_iter().chain(cache.map(Command::Cache)) {
-            assert_eq!(Command::parse(&command.line()), Some(command));
-            assert_eq!(caller.ask(command, SOON).unwrap()["did"], command.line());
+            let line = command.line();
+            assert_eq!(Command::parse(&line), Some(command.clone()));
+            assert_eq!(caller.ask(command, SOON).unwrap()["did"], line);
         }
         for bad in ["", "cache", "cache pin", "cache pin x", "cache status 1", "ping 1"] {
             assert_eq!(Command::parse(bad), None, "{bad}");
@@ -347,7 +354,7 @@ mod tests {
         let mut line = String::new();
         BufReader::new(&stream).read_line(&mut line).unwrap();
         assert!(line.contains("unknown command"), "{line}");
-        stream.write_all(&[b'x'; 1000]).unwrap();
+        stream.write_all(&[b'x'; 10_000]).unwrap();
         line.clear();
         BufReader::new(&stream).read_line(&mut line).unwrap();
         assert!(line.contains("unknown command"), "{line}");

@@ -14,6 +14,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
+use super::admin::mountpoint;
 use super::control::{Command, Control, Handler};
 use super::mounts::{self, Mount};
 use super::options::Options;
@@ -277,6 +278,7 @@ async fn answer(mount: &Serving, command: Command) -> Value {
             json!({ "ok": true })
         }
         Command::Cache(command) => cache::answer(&mount.vfs, command).await,
+        Command::Mountpoint(request) => mountpoint::answer(&mount.vfs, request).await,
         Command::Watch => json!({ "watching": true }),
     }
 }

@@ -1,5 +1,6 @@
-//! The command `larder`: mounting, unmounting, statistics.
+//! The command `larder`: mounting, unmounting, statistics, volumes.
 
+mod admin;
 mod cache;
 mod control;
 mod daemon;
@@ -21,12 +22,15 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
+use self::admin::mountpoint::MountpointArgs;
+use self::admin::server::ServerArgs;
+use self::admin::volume::VolumeArgs;
 use self::spec::Spec;
 
 /// The name under which mount(8) calls for file systems of the type `larder`.
 const HELPER: &str = "mount.larder";
 
-/// Mounts Larder's volumes and looks after the mounts.
+/// Mounts Larder's volumes and looks after mounts, volumes and servers.
 #[derive(Debug, Parser)]
 #[command(
     name = "larder",
@@ -36,6 +40,8 @@ const HELPER: &str = "mount.larder";
   larder mount --mode afs --cache-size 20G host:7425 /mnt
   larder stats /mnt                        what the mount has done so far
   larder umount /mnt
+  larder volume create home --quota 50G    make a volume, and
+  larder mountpoint add /mnt/home home     let it appear in the tree
 
 RUST_LOG sets what is logged, as in RUST_LOG=larder_client=debug."
 )]
@@ -53,6 +59,9 @@ enum Command {
     Umount(UmountArgs),
     Stats(StatsArgs),
     Cache(CacheArgs),
+    Volume(VolumeArgs),
+    Mountpoint(MountpointArgs),
+    Server(ServerArgs),
     Completions(CompletionsArgs),
     Man(ManArgs),
 }
@@ -265,6 +274,9 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Umount(args) => umount::run(&args),
         Command::Stats(args) => stats::run(&args),
         Command::Cache(args) => cache::run(&args),
+        Command::Volume(args) => admin::volume::run(&args),
+        Command::Mountpoint(args) => admin::mountpoint::run(&args),
+        Command::Server(args) => admin::server::run(&args),
         Command::Completions(args) => generate::completions(args.shell),
         Command::Man(args) => generate::man(args.out.as_deref()),
     }

@@ -56,6 +56,16 @@ pub(super) fn at(path: &Path) -> io::Result<Option<Mount>> {
     Ok(table()?.into_iter().rev().find(|mount| mount.mountpoint == path))
 }
 
+/// The mount that this path is in, which must be absolute and without symbolic links.
+///
+/// # Errors
+/// Those of [`table`].
+pub(super) fn containing(path: &Path) -> io::Result<Option<Mount>> {
+    let above = |mount: &Mount| path.starts_with(&mount.mountpoint);
+    // Of those at the longest path, the one on top.
+    Ok(table()?.into_iter().filter(above).max_by_key(|mount| mount.mountpoint.components().count()))
+}
+
 /// Whether anything is mounted below this path, which must be absolute and without symbolic links.
 ///
 /// # Errors

@@ -59,6 +59,8 @@ pub(super) fn kind(kind: FileType) -> fuser::FileType {
         FileType::Socket => fuser::FileType::Socket,
         FileType::CharDevice => fuser::FileType::CharDevice,
         FileType::BlockDevice => fuser::FileType::BlockDevice,
+        // Shown where what is mounted there is not looked at.
+        FileType::MountPoint => fuser::FileType::Directory,
     }
 }
 
@@ -84,6 +86,9 @@ pub(super) fn file_attr(node: u64, attr: &Attr) -> FileAttr {
     }
 }
 
+/// Of a number that no node has (see [`MAX_VOLUME`](larder_protocol::ids::MAX_VOLUME)).
+const UNUSED: u64 = 1 << 63;
+
 /// What stands in for attributes where the kernel looks at the number and the type alone: for names that do not exist
 /// (number 0), and for `.` and `..` in listings.
 pub(super) fn placeholder(node: u64, of: FileType) -> FileAttr {
@@ -104,6 +109,15 @@ pub(super) fn placeholder(node: u64, of: FileType) -> FileAttr {
         blksize: BLOCK_SIZE,
         flags: 0,
     }
+}
+
+/// What stands in for attributes where a listing shows a name alone.
+///
+/// Number 0 would say so, but readdir(3) passes over it. So it is a number that no node has, with a size that no file can
+/// have: the kernel shows the name, does not take the attributes, and forgets the node (`fuse_invalid_attr` in
+/// `fs/fuse/dir.c`, `parse_dirplusfile` in `fs/fuse/readdir.c`).
+pub(super) fn name_alone(node: u64, of: FileType) -> FileAttr {
+    FileAttr { size: u64::MAX, ..placeholder(UNUSED | node, of) }
 }
 
 /// What renameat2(2) asked for.

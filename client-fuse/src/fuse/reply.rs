@@ -12,7 +12,7 @@ use fuser::{
 use larder_protocol::attr::{FileType, VolumeSpace};
 use larder_protocol::limits::MAX_NAME;
 
-use super::convert::{self, BLOCK_SIZE, file_attr, placeholder};
+use super::convert::{self, BLOCK_SIZE, file_attr, name_alone, placeholder};
 use crate::vfs::{Attributes, DirItem, DirName, Entry, LookupResult, Opened};
 
 pub(super) fn done(reply: ReplyEmpty, (): ()) {
@@ -98,10 +98,12 @@ pub(super) fn add_entry(reply: &mut ReplyDirectoryPlus, item: &DirItem) -> bool 
             !reply.add(INodeNo(entry.node), item.offset, name, &common_ttl(entry), &attr, generation)
         }
         None => {
-            // The kernel takes no reference for `.` and `..`, and for number 0 it takes the name alone.
-            let node = if matches!(item.name, DirName::Entry(_)) { 0 } else { item.node };
-            let attr = placeholder(node, item.kind);
-            !reply.add(INodeNo(node), item.offset, name, &Duration::ZERO, &attr, Generation(0))
+            let attr = match item.name {
+                // The kernel takes no reference for these.
+                DirName::Current | DirName::Parent => placeholder(item.node, item.kind),
+                DirName::Entry(_) => name_alone(item.node, item.kind),
+            };
+            !reply.add(attr.ino, item.offset, name, &Duration::ZERO, &attr, Generation(0))
         }
     }
 }

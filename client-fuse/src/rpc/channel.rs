@@ -23,7 +23,7 @@ use super::connector::Connector;
 use super::driver::Driver;
 use super::ration::{Ration, Rationed};
 use super::routing::{CHANNELS, MUCH};
-use super::slot_queue::SlotQueue;
+use super::volume_slots::VolumeSlots;
 use super::{Cause, ConnectError};
 
 /// The first wait before trying to connect again; each further one is twice as long.
@@ -42,7 +42,7 @@ pub struct Shared {
     /// How long to wait for an answer.
     pub timeo: Duration,
     /// Replay slots; they know the incarnation too.
-    pub slots: Arc<SlotQueue>,
+    pub slots: VolumeSlots,
     /// Ends everything.
     pub aborted: CancellationToken,
     /// Counts requests.
@@ -84,7 +84,7 @@ impl Shared {
             connector,
             client,
             timeo: timeo.clamp(Duration::from_millis(1), MAX_DEADLINE),
-            slots: SlotQueue::new(incarnation),
+            slots: VolumeSlots::new(incarnation),
             aborted: CancellationToken::new(),
             recorder: Recorder::default(),
             reconnects: AtomicU64::new(0),

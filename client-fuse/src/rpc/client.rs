@@ -10,6 +10,7 @@ use larder_protocol::handshake::Welcome;
 use larder_protocol::ids::{Epoch, Fid, OpId, VolumeId};
 use larder_protocol::limits::MAX_DEADLINE;
 use larder_protocol::runtime::BootTime;
+use larder_protocol::service::admin::{AdminError, AdminReply, AdminRequest};
 use larder_protocol::service::callback::{Breaks, LeaseId, Promised, Renew, Renewed};
 use larder_protocol::service::file::{
     Committed, Mutated, NewContents, Op, Query, QueryReply, StageRequest, WriteRequest, Written,
@@ -279,6 +280,22 @@ impl Client {
         }
     }
 
+    /// Administers the cell.
+    ///
+    /// # Errors
+    /// That there is no answer; within, what the server says.
+    pub async fn admin(
+        &self,
+        cred: &Credential,
+        request: AdminRequest,
+    ) -> Result<Result<AdminReply, AdminError>, Failure> {
+        let request = LarderRequest::Admin { cred: cred.clone(), request };
+        match self.repeat(0, Kind::Admin, request).await? {
+            LarderResponse::Admin(reply) => Ok(reply),
+            _ => Err(unexpected(Kind::Admin)),
+        }
+    }
+
     /// Changes something, exactly once.
     ///
     /// # Errors
@@ -304,8 +321,10 @@ impl Client {
         op: Op,
         limit: Option<BootTime>,
     ) -> Result<Mutated, Failure> {
+        let volume = op.fid().ok_or(Failure::Refused(ErrorCode::Invalid))?.volume;
+        let slots = self.shared.slots.of(volume);
         loop {
-            let slot = self.bounded(limit, self.shared.slots.acquire()).await.map_err(Failure::NotSent)?;
+            let slot = self.bounded(limit, slots.acquire()).await.map_err(Failure::NotSent)?;
             let incarnation = slot.place().incarnation;
             let mut pending = Pending::new(self.clone(), slot, cred, op.clone());
             match pending.run(limit).await? {
@@ -458,6 +477,11 @@ fn unexpected(kind: Kind) -> Failure {
     Failure::Refused(ErrorCode::Io)
 }
 
+/// Whether a server says this without asking a volume: what is refused so has used up no number there.
+fn is_of_no_volume(code: ErrorCode) -> bool {
+    matches!(code, ErrorCode::NoSuchVolume | ErrorCode::Moved | ErrorCode::Offline | ErrorCode::NoLocation)
+}
+
 fn error_of(reply: &LarderResponse) -> Option<ErrorCode> {
     match reply {
         LarderResponse::Query(reply) => reply.as_ref().err().copied(),
@@ -471,6 +495,7 @@ fn error_of(reply: &LarderResponse) -> Option<ErrorCode> {
         LarderResponse::Sync(reply) => reply.as_ref().err().copied(),
         LarderResponse::Volume(reply) => reply.as_ref().err().copied(),
         LarderResponse::Goodbye(reply) => reply.as_ref().err().copied(),
+        LarderResponse::Admin(reply) => reply.as_ref().err().map(|error| error.code),
         LarderResponse::Hello(_) | LarderResponse::Stats(_) => None,
     }
 }
@@ -486,6 +511,8 @@ struct Pending {
     life: u64,
     tries: Tries,
     answered: bool,
+    /// No volume has seen it, so that its number is not used up.
+    unseen: bool,
 }
 
 impl Pending {
@@ -502,6 +529,7 @@ impl Pending {
             life: place.incarnation,
             tries: Tries::default(),
             answered: false,
+            unseen: false,
         }
     }
 
@@ -510,7 +538,10 @@ impl Pending {
         let reply = client.exchange(self.route.channel, &self.request, limit, &mut self.tries, Some(self.life)).await?;
         self.answered = true;
         match reply {
-            LarderResponse::Mutate(result) => Ok(result),
+            LarderResponse::Mutate(result) => {
+                self.unseen = self.tries.sent == 1 && result.as_ref().is_err_and(|code| is_of_no_volume(*code));
+                Ok(result)
+            }
             _ => Err(unexpected(Kind::Create)),
         }
     }
@@ -519,6 +550,7 @@ impl Pending {
 impl Drop for Pending {
     fn drop(&mut self) {
         if self.tries.sent > 0
+            && !self.unseen
             && let Some(slot) = &mut self.slot
         {
             slot.sent();

@@ -191,6 +191,11 @@ impl Larder for Session {
         Err(ErrorCode::NotSupported)
     }
 
+    async fn admin(self, _: Context, _: Credential, _: AdminRequest) -> Result<AdminReply, AdminError> {
+        let text = String::new();
+        Err(AdminError { code: ErrorCode::NotSupported, text })
+    }
+
     async fn breaks(self, _: Context, _: LeaseId, _: u64) -> Result<Breaks, ErrorCode> {
         Err(ErrorCode::NotSupported)
     }

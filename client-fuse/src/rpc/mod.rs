@@ -1,7 +1,7 @@
 //! Requests to one server, over connections that come and go.
 //!
 //! [`connector`] opens connections; [`channel`] keeps one of them open, generation after generation; `driver` moves
-//! its bytes; [`slot_queue`] hands out replay slots; `routing` chooses the channel of a request; [`client`] sends
+//! its bytes; [`slot_queue`] hands out replay slots, of each volume its own ([`volume_slots`]); `routing` chooses the channel of a request; [`client`] sends
 //! requests and repeats them until they are answered.
 //!
 //! A request that was sent and not answered *may have been executed*. It is sent again only after the `hello` of a
@@ -15,6 +15,7 @@ mod driver;
 mod ration;
 mod routing;
 pub mod slot_queue;
+pub mod volume_slots;
 
 pub use client::{Client, Patience};
 pub use connector::{BoxTransport, Connector, Link, TcpConnector};

@@ -106,7 +106,11 @@ impl Vfs {
 
     async fn send_change(&self, mut asked: Asked, cred: &Credential, op: Op) -> Result<(OpReply, Asked), Error> {
         let names = names_of(&op);
-        let mutated = match Box::pin(self.client.mutate(cred, op)).await.map_err(Error::from) {
+        let mut answer = Box::pin(self.client.mutate(cred, op.clone())).await.map_err(Error::from);
+        if answer.as_ref().is_err_and(|error| error.is_full()) && self.free_removed().await {
+            answer = Box::pin(self.client.mutate(cred, op)).await.map_err(Error::from);
+        }
+        let mutated = match answer {
             Ok(mutated) => mutated,
             Err(error) => {
                 self.renamed_perhaps(&names, error);
@@ -191,6 +195,8 @@ fn names_of(op: &Op) -> Vec<(Fid, Name)> {
         | Op::Mkdir { dir, name, .. }
         | Op::Mknod { dir, name, .. }
         | Op::Symlink { dir, name, .. }
+        | Op::Graft { dir, name, .. }
+        | Op::Ungraft { dir, name }
         | Op::Link { dir, name, .. }
         | Op::Remove { dir, name, .. }
         | Op::Rmdir { dir, name } => vec![(*dir, name.clone())],

@@ -1,17 +1,20 @@
 //! What goes on without being asked: sending old data, letting go of orphans, looking after data when the server was
 //! restarted.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use larder_protocol::attr::Credential;
-use larder_protocol::ids::Fid;
+use larder_protocol::error::ErrorCode;
+use larder_protocol::ids::{Fid, VolumeId};
 use larder_protocol::limits::MAX_FORGET;
 use larder_protocol::runtime::BootTime;
 use larder_protocol::service::file::Op;
 
 use super::Vfs;
+use crate::rpc::Failure;
 
 /// How often there is a look at the age of data, while there is any. Orphans are let go in batches of this length too.
 const TICK: Duration = Duration::from_secs(1);
@@ -36,7 +39,6 @@ enum Next {
 pub(super) fn start(vfs: &Arc<Vfs>) {
     let (weak, runtime, wake) = (Arc::downgrade(vfs), vfs.runtime.clone(), vfs.wake.clone());
     let client = vfs.client.clone();
-    let letting_go = Arc::new(tokio::sync::Mutex::new(()));
     let task = async move {
         let shared = client.shared();
         let (mut again, mut pause, succeeded) = (None, AGAIN.0, Arc::new(AtomicBool::new(false)));
@@ -79,7 +81,7 @@ pub(super) fn start(vfs: &Arc<Vfs>) {
                 Next::Send => {
                     vfs.send_old();
                     // The server may be away for long, and age goes on meanwhile. One at a time suffices.
-                    if let Ok(turn) = letting_go.clone().try_lock_owned() {
+                    if let Ok(turn) = vfs.removals.letting_go.clone().try_lock_owned() {
                         let succeeded = succeeded.clone();
                         vfs.runtime.clone().spawn(Box::pin(async move {
                             if vfs.let_go().await && !vfs.removals.has_refused() {
@@ -98,37 +100,66 @@ pub(super) fn start(vfs: &Arc<Vfs>) {
 }
 
 impl Vfs {
-    /// Tells the server which orphans it need not keep, and says whether it was told some and took all. What fails is tried
-    /// again later, and freed at the latest when the client leaves.
+    /// Tells the server which orphans it need not keep, and says whether it forgot some and is to be told of none again. What
+    /// fails is tried again later, and freed at the latest when the client leaves.
     async fn let_go(&self) -> bool {
-        let mut took = false;
-        loop {
-            let mut fids = self.removals.take_forgets(MAX_FORGET);
+        let (mut took, mut failed) = (false, false);
+        while !failed {
+            let fids = self.removals.take_forgets(MAX_FORGET);
             if fids.is_empty() {
-                return took;
+                break;
             }
-            // One that is being opened after all is let go when it is closed.
-            fids.retain(|fid| !self.nodes.keep(*fid));
-            if fids.is_empty() {
-                continue;
-            }
-            if self.told_to_forget(fids.clone()).await {
-                took = true;
-                continue;
-            }
-            // One that is damaged must not keep the others.
-            for fid in fids {
-                // The one before may have taken long, and this one may have been opened meanwhile.
-                if !self.nodes.keep(fid) && !self.told_to_forget(vec![fid]).await {
-                    self.removals.refused(fid);
+            let mut by_volume: BTreeMap<VolumeId, Vec<Fid>> = BTreeMap::new();
+            fids.into_iter().for_each(|fid| by_volume.entry(fid.volume).or_default().push(fid));
+            for mut fids in by_volume.into_values() {
+                // One that is being opened after all is let go when it is closed.
+                fids.retain(|fid| !self.nodes.keep(*fid));
+                if fids.is_empty() {
+                    continue;
+                }
+                if self.told_to_forget(fids.clone()).await {
+                    took = true;
+                    continue;
+                }
+                // One that is damaged must not keep the others.
+                for fid in fids {
+                    // The one before may have taken long, and this one may have been opened meanwhile.
+                    if self.nodes.keep(fid) {
+                        continue;
+                    }
+                    if self.told_to_forget(vec![fid]).await {
+                        took = true;
+                    } else {
+                        self.removals.refused(fid);
+                        failed = true;
+                    }
                 }
             }
-            return false;
         }
+        took
+    }
+
+    /// Has the server forget at once what it need not keep any more: it may take the room that is missing. Whether there was
+    /// any such thing.
+    pub(super) async fn free_removed(&self) -> bool {
+        let letting_go = &self.removals.letting_go;
+        let (turn, by_another) = match letting_go.try_lock() {
+            Ok(turn) => (turn, false),
+            Err(_) => (letting_go.lock().await, true),
+        };
+        let took = self.let_go().await || by_another;
+        drop(turn);
+        took
     }
 
     async fn told_to_forget(&self, fids: Vec<Fid>) -> bool {
-        let told = self.client.mutate(&Credential::root(), Op::Forget { fids }).await;
-        told.inspect_err(|error| tracing::debug!("orphans could not be let go: {error:?}")).is_ok()
+        match self.client.mutate(&Credential::root(), Op::Forget { fids }).await {
+            // With the volume went all that was in it.
+            Ok(_) | Err(Failure::Refused(ErrorCode::NoSuchVolume)) => true,
+            Err(error) => {
+                tracing::debug!("orphans could not be let go: {error:?}");
+                false
+            }
+        }
     }
 }

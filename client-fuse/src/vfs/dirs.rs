@@ -103,6 +103,8 @@ impl Vfs {
 
     fn item(&self, handle: &DirHandle, listing: &Listing, entry: &DirEntry, plus: bool) -> DirItem {
         let shown = match &entry.attr {
+            // What appears there must be looked up.
+            _ if entry.kind == FileType::MountPoint => None,
             None if plus && self.afs.is_some() => self.known_object(entry.fid, &handle.node, listing.change),
             Some(attr) if plus => {
                 Some(self.entry(attr.clone(), &handle.node, listing.change, &Asked::plain(listing.sent)))

@@ -25,6 +25,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the server has no room for it, or is to give it no more.
+    pub(super) fn is_full(self) -> bool {
+        matches!(self, Error::Refused(ErrorCode::NoSpace | ErrorCode::QuotaExceeded))
+    }
+
     /// The errno value that programs see.
     pub fn errno(self) -> i32 {
         use rustix::io::Errno;

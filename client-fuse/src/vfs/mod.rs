@@ -13,6 +13,7 @@ mod dirs;
 mod error;
 mod file_state;
 mod files;
+mod grafts;
 mod handle;
 mod known;
 mod local;
@@ -148,7 +149,7 @@ impl Vfs {
             |cause: String| AttachError::Failed { server: server.to_owned(), volume: volume.to_owned(), cause };
         let root_cred = Credential::root();
         // The mount's own patience may be endless, but whoever types `mount` is waiting.
-        let VolumeReply::Attached { root, .. } = tokio::select! {
+        let attached = tokio::select! {
             biased;
             reply = client.volume(&root_cred, request) => reply.map_err(|failure| match Error::from(failure) {
                 Error::Refused(ErrorCode::NoSuchVolume | ErrorCode::NotFound) => {
@@ -158,6 +159,7 @@ impl Vfs {
             })?,
             () = runtime.sleep(options.timeo) => return Err(failed("no answer in time".to_owned())),
         };
+        let VolumeReply::Attached { root, .. } = attached else { return Err(failed(unexpected().to_string())) };
         let now = Stamp { at: runtime.boottime(), tick: 2 };
         let policy = crate::mode::policy(&options);
         let limits = policy.attr_limits(root.kind);

@@ -32,6 +32,8 @@ pub(super) struct Removals {
     forgets: Mutex<Vec<Fid>>,
     /// Those of them that the server failed to forget.
     refused: Mutex<Vec<Fid>>,
+    /// Held by whoever tells the server.
+    pub(super) letting_go: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Removals {
@@ -86,13 +88,23 @@ impl Vfs {
     /// The server's, or that there is no answer. A name that is not there is no error.
     pub async fn lookup(&self, cred: &Credential, parent: u64, name: &[u8]) -> Result<LookupResult, Error> {
         let (dir, name) = (self.node(parent)?, Name::new(name)?);
-        if let Some(found) = self.known_name(&dir, &name) {
+        match self.found_under(cred, &dir, name).await? {
+            LookupResult::Found(entry) if entry.attr.kind == FileType::MountPoint => {
+                Ok(LookupResult::Found(self.cross(cred, &dir, entry).await?))
+            }
+            found => Ok(found),
+        }
+    }
+
+    /// What a directory itself has under a name.
+    async fn found_under(&self, cred: &Credential, dir: &Arc<Node>, name: Name) -> Result<LookupResult, Error> {
+        if let Some(found) = self.known_name(dir, &name) {
             return Ok(found);
         }
-        if self.wants_listing(&dir) {
+        if self.wants_listing(dir) {
             // Many names of one directory are asked for: all of them at once cost no more than a few.
-            self.list_whole(cred, &dir).await?;
-            if let Some(found) = self.known_name(&dir, &name) {
+            self.list_whole(cred, dir).await?;
+            if let Some(found) = self.known_name(dir, &name) {
                 return Ok(found);
             }
         }
@@ -100,13 +112,13 @@ impl Vfs {
         match reply {
             QueryReply::Entry { attr, dir: dir_attr } => {
                 let change = dir_attr.change;
-                self.learn(&dir, dir_attr, &asked);
-                self.learn_name(&dir, change, &name, attr.as_ref());
+                self.learn(dir, dir_attr, &asked);
+                self.learn_name(dir, change, &name, attr.as_ref());
                 let pass = self.reply_pass();
                 Ok(match attr {
-                    Some(attr) => LookupResult::Found(self.entry(attr, &dir, change, &asked)),
+                    Some(attr) => LookupResult::Found(self.entry(attr, dir, change, &asked)),
                     None => {
-                        let ttl = self.name_ttl(self.policy.negative_ttl(self.dir_ttl(&dir, change)));
+                        let ttl = self.name_ttl(self.policy.negative_ttl(self.dir_ttl(dir, change)));
                         LookupResult::Missing { ttl, pass }
                     }
                 })
@@ -227,6 +239,9 @@ impl Vfs {
     pub async fn link(&self, cred: &Credential, node: u64, parent: u64, name: &[u8]) -> Result<Entry, Error> {
         self.may_change()?;
         let (node, dir) = (self.node(node)?, self.node(parent)?);
+        if node.fid.volume != dir.fid.volume {
+            return Err(ErrorCode::CrossVolume.into());
+        }
         let op = Op::Link { fid: node.fid, dir: dir.fid, name: Name::new(name)? };
         Ok(self.make(cred, &dir, op).await?.0)
     }
@@ -286,6 +301,9 @@ impl Vfs {
     ) -> Result<(), Error> {
         self.may_change()?;
         let (from, to) = (self.node(parent)?, self.node(new_parent)?);
+        if from.fid.volume != to.fid.volume {
+            return Err(ErrorCode::CrossVolume.into());
+        }
         let (from_name, to_name) = (Name::new(name)?, Name::new(new_name)?);
         let (_gate, keep) = match how {
             RenameHow::Replace => self.removing().await?,
@@ -361,6 +379,7 @@ fn made_name(op: &Op) -> Option<Name> {
         | Op::Mkdir { name, .. }
         | Op::Mknod { name, .. }
         | Op::Symlink { name, .. }
+        | Op::Graft { name, .. }
         | Op::Link { name, .. } => Some(name.clone()),
         _ => None,
     }
@@ -369,7 +388,7 @@ fn made_name(op: &Op) -> Option<Name> {
 /// The name that an operation takes away.
 fn removed_name(op: &Op) -> Option<Name> {
     match op {
-        Op::Remove { name, .. } | Op::Rmdir { name, .. } => Some(name.clone()),
+        Op::Remove { name, .. } | Op::Rmdir { name, .. } | Op::Ungraft { name, .. } => Some(name.clone()),
         _ => None,
     }
 }

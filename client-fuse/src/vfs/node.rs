@@ -143,7 +143,7 @@ struct Versions {
     numbers: BTreeMap<u64, Vec<u64>>,
 }
 
-/// Numbers of versions have this bit; those of objects have it not before there are two million volumes.
+/// Numbers of versions have this bit, and those of objects have not (see [`MAX_VOLUME`](larder_protocol::ids::MAX_VOLUME)).
 const VERSION_BIT: u64 = 1 << 62;
 
 /// What [`NodeTable::forget`] did.

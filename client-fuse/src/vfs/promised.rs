@@ -277,12 +277,19 @@ impl Vfs {
                 add(status.attr.fid, status.attr.change);
             }
         }
+        let mut rechecked = Ok(());
         for items in items.into_values() {
             for batch in items.chunks(MAX_RECHECK) {
-                self.recheck_batch(batch).await?;
+                let done = self.recheck_batch(batch).await;
+                let gone = done.is_err();
+                rechecked = rechecked.and(done);
+                if gone {
+                    // One volume that cannot be used must not keep the others.
+                    break;
+                }
             }
         }
-        Ok(())
+        rechecked
     }
 
     async fn recheck_batch(&self, items: &[(Fid, u64)]) -> Result<(), Error> {

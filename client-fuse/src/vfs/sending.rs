@@ -185,17 +185,21 @@ impl Vfs {
                 let part = |(offset, data)| WritePart { offset, data: Payload(data) };
                 let parts = parts.into_iter().map(part).collect();
                 let request = WriteRequest { fid: node.fid, parts, stable };
-                match self.client.write(&cred, request).await {
+                let mut answer = self.client.write(&cred, request.clone()).await.map_err(Error::from);
+                if answer.as_ref().is_err_and(|error| error.is_full()) && self.free_removed().await {
+                    answer = self.client.write(&cred, request).await.map_err(Error::from);
+                }
+                match answer {
                     Ok(written) => {
                         // First the attributes, then the data: in between nobody may see the file shrink.
                         self.learn_own(node, &written.attr, &asked);
                         file.flow.lock().data.wrote(id, Some((written.stable, written.verifier)));
                         Ok(())
                     }
-                    Err(failure) => {
+                    Err(error) => {
                         let mut flow = file.flow.lock();
                         flow.data.wrote(id, None);
-                        failing.note(&mut flow, failure.into())
+                        failing.note(&mut flow, error)
                     }
                 }
             }

@@ -1,9 +1,11 @@
 //! Space: reserving and freeing it, finding it, copying within it, and how much there is.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use larder_protocol::attr::{Credential, VolumeSpace};
 use larder_protocol::error::ErrorCode;
+use larder_protocol::ids::VolumeId;
 use larder_protocol::runtime::BootTime;
 use larder_protocol::service::file::{AllocateHow, Op, OpReply, Query, QueryReply, SeekWhat};
 
@@ -25,21 +27,21 @@ fn allocate_how(mode: i32) -> Option<AllocateHow> {
     })
 }
 
-/// How full the volume was a short while ago. Programs that walk a tree ask for it over and over.
+/// How full volumes were a short while ago. Programs that walk a tree ask for it over and over.
 #[derive(Default)]
-pub(super) struct SpaceCache(Mutex<Option<(VolumeSpace, BootTime)>>);
+pub(super) struct SpaceCache(Mutex<HashMap<VolumeId, (VolumeSpace, BootTime)>>);
 
 /// How old it may be in AFS mode.
 const SPACE_KEPT: Duration = Duration::from_secs(30);
 
 impl SpaceCache {
-    fn get(&self, now: BootTime) -> Option<VolumeSpace> {
-        let (space, at) = self.0.lock().clone()?;
+    fn get(&self, volume: VolumeId, now: BootTime) -> Option<VolumeSpace> {
+        let (space, at) = self.0.lock().get(&volume).cloned()?;
         (now.saturating_sub(at) < SPACE_KEPT).then_some(space)
     }
 
-    fn put(&self, space: VolumeSpace, now: BootTime) {
-        *self.0.lock() = Some((space, now));
+    fn put(&self, volume: VolumeId, space: VolumeSpace, now: BootTime) {
+        self.0.lock().insert(volume, (space, now));
     }
 }
 
@@ -142,19 +144,19 @@ impl Vfs {
         }
     }
 
-    /// How full the volume is.
+    /// How full the volume is that the node is in.
     ///
     /// # Errors
     /// The server's, or that there is no answer.
     pub async fn statfs(&self, cred: &Credential, node: u64) -> Result<VolumeSpace, Error> {
         let node = self.node(node)?;
         let now = self.runtime.boottime();
-        if let Some(space) = self.space.get(now).filter(|_| self.afs.is_some()) {
+        if let Some(space) = self.space.get(node.fid.volume, now).filter(|_| self.afs.is_some()) {
             return Ok(space);
         }
         match self.client.query(cred, Query::Statfs { fid: node.fid }).await? {
             QueryReply::Space(space) => {
-                self.space.put(space.clone(), now);
+                self.space.put(node.fid.volume, space.clone(), now);
                 Ok(space)
             }
             _ => Err(unexpected()),

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::callback::ObjectId;
 use crate::attr::{Attr, AttrChange, FileType, SetAttr, VolumeSpace};
-use crate::ids::{Fid, Verifier};
+use crate::ids::{Fid, Verifier, VolumeId};
 use crate::name::Name;
 use crate::payload::Payload;
 use crate::service::callback::Grants;
@@ -249,6 +249,22 @@ pub enum Op {
         /// Where it points: 1 to [`MAX_SYMLINK`](crate::limits::MAX_SYMLINK) bytes without NUL.
         target: Bytes,
     },
+    /// Makes a mount point. Only the superuser may.
+    Graft {
+        /// The directory.
+        dir: Fid,
+        /// The name.
+        name: Name,
+        /// The volume whose root directory is to appear there.
+        volume: VolumeId,
+    },
+    /// Removes a mount point, whatever becomes of the volume. Only the superuser may.
+    Ungraft {
+        /// The directory.
+        dir: Fid,
+        /// The name.
+        name: Name,
+    },
     /// Gives an object another name.
     Link {
         /// The object; not a directory.
@@ -378,9 +394,14 @@ impl Op {
     ) -> Result<Vec<ObjectId>, E> {
         let mut objects: Vec<ObjectId> = Vec::new();
         match self {
-            Op::Mkdir { dir, .. } | Op::Mknod { dir, .. } | Op::Symlink { dir, .. } => objects.push((*dir).into()),
+            Op::Mkdir { dir, .. } | Op::Mknod { dir, .. } | Op::Symlink { dir, .. } | Op::Graft { dir, .. } => {
+                objects.push((*dir).into());
+            }
             Op::Link { fid, dir, .. } => objects.extend([ObjectId::from(*fid), (*dir).into()]),
-            Op::Create { dir, name, .. } | Op::Remove { dir, name, .. } | Op::Rmdir { dir, name } => {
+            Op::Create { dir, name, .. }
+            | Op::Remove { dir, name, .. }
+            | Op::Rmdir { dir, name }
+            | Op::Ungraft { dir, name } => {
                 objects.push((*dir).into());
                 objects.extend(named(dir, name)?);
             }
@@ -502,7 +523,7 @@ pub struct Mutated {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(clippy::large_enum_variant, reason = "made once for each mutation, and moved a few times")]
 pub enum OpReply {
-    /// To [`Op::Create`], [`Op::Mkdir`], [`Op::Mknod`], [`Op::Symlink`], [`Op::Link`].
+    /// To [`Op::Create`], [`Op::Mkdir`], [`Op::Mknod`], [`Op::Symlink`], [`Op::Graft`], [`Op::Link`].
     Entry {
         /// The object under the name.
         attr: Attr,
@@ -511,7 +532,7 @@ pub enum OpReply {
         /// Whether this operation made the object (always, but for an unexclusive create and a link).
         created: bool,
     },
-    /// To [`Op::Remove`] and [`Op::Rmdir`].
+    /// To [`Op::Remove`], [`Op::Rmdir`] and [`Op::Ungraft`].
     Removed {
         /// The directory.
         dir: AttrChange,
@@ -630,6 +651,8 @@ impl Op {
             | Op::Mkdir { dir, .. }
             | Op::Mknod { dir, .. }
             | Op::Symlink { dir, .. }
+            | Op::Graft { dir, .. }
+            | Op::Ungraft { dir, .. }
             | Op::Link { dir, .. }
             | Op::Remove { dir, .. }
             | Op::Rmdir { dir, .. }

@@ -32,7 +32,8 @@ kinds! {
     Rename "rename", Readdir "readdir", Statfs "statfs", Getxattr "getxattr", Setxattr "setxattr",
     Listxattr "listxattr", Removexattr "removexattr", Allocate "allocate", Seek "seek", CopyRange "copy_range",
     Forget "forget", Volume "volume", Goodbye "goodbye", Fetch "fetch", Recheck "recheck", Stage "stage",
-    Store "store", Renew "renew", Breaks "breaks", Sync "sync",
+    Store "store", Renew "renew", Breaks "breaks", Sync "sync", Admin "admin",
+    Graft "graft", Ungraft "ungraft",
 }
 
 impl fmt::Display for Kind {
@@ -70,6 +71,8 @@ impl Op {
             Op::Mkdir { .. } => Kind::Mkdir,
             Op::Mknod { .. } => Kind::Mknod,
             Op::Symlink { .. } => Kind::Symlink,
+            Op::Graft { .. } => Kind::Graft,
+            Op::Ungraft { .. } => Kind::Ungraft,
             Op::Link { .. } => Kind::Link,
             Op::Remove { .. } => Kind::Remove,
             Op::Rmdir { .. } => Kind::Rmdir,

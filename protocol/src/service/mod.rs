@@ -4,6 +4,7 @@
 //! agree on: a *query* changes nothing, a *write* or *commit* has the same effect twice as once, and a *mutation* is
 //! recognised by its [`OpId`] and runs once.
 
+pub mod admin;
 pub mod callback;
 pub mod file;
 pub mod kind;
@@ -14,6 +15,7 @@ use crate::error::ErrorCode;
 use crate::handshake::{Hello, Refusal, Welcome};
 use crate::ids::{Epoch, Fid, OpId, VolumeId};
 use crate::stats::ServerStats;
+use admin::{AdminError, AdminReply, AdminRequest};
 use callback::{Breaks, LeaseId, Promised, Renew, Renewed};
 use file::{Committed, Mutated, Op, Query, QueryReply, StageRequest, WriteRequest, Written};
 use volume::{VolumeReply, VolumeRequest};
@@ -54,8 +56,11 @@ pub trait Larder {
     /// process that acknowledged what is to be durable, or one before it: `Io` if there was a power cut in between.
     async fn sync(volume: VolumeId, since: Epoch) -> Result<(), ErrorCode>;
 
-    /// Volumes by name.
+    /// Where volumes are, and where to begin in one.
     async fn volume(cred: Credential, request: VolumeRequest) -> Result<VolumeReply, ErrorCode>;
+
+    /// Administers the cell. Only the superuser may.
+    async fn admin(cred: Credential, request: AdminRequest) -> Result<AdminReply, AdminError>;
 
     /// The client leaves for good: its slots and orphans are freed.
     async fn goodbye() -> Result<(), ErrorCode>;

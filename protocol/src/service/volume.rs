@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::admin::VolumeKey;
 use crate::attr::Attr;
 use crate::ids::VolumeId;
 
@@ -10,8 +11,16 @@ use crate::ids::VolumeId;
 pub enum VolumeRequest {
     /// Where to begin in the volume of this name.
     Attach {
-        /// The volume's name; `root` is the one every server starts with.
+        /// The volume's name; `root` is the one every cell starts with.
         name: String,
+    },
+    /// Where a volume is. Any server answers.
+    Locate {
+        /// The volume.
+        volume: VolumeKey,
+        /// A server that says that it has it not, though another answer said so: what is known may be old (L4 of the
+        /// server's `location`).
+        not_at: Option<String>,
     },
 }
 
@@ -24,5 +33,12 @@ pub enum VolumeReply {
         volume: VolumeId,
         /// Its root directory.
         root: Attr,
+    },
+    /// To [`VolumeRequest::Locate`].
+    Located {
+        /// The volume.
+        volume: VolumeId,
+        /// Where its server is: `HOST:PORT`.
+        address: String,
     },
 }

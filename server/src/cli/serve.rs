@@ -10,14 +10,15 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use larder_protocol::runtime::{BusyPoll, SharedRuntime, SystemRuntime};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 use tracing_subscriber::EnvFilter;
 
 use super::ServeArgs;
-use crate::config::ServeConfig;
+use crate::config::{ServeConfig, advertised};
 use crate::net::listener;
 use crate::service::{Server, ServerConfig, Settings};
 
@@ -41,14 +42,31 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     result
 }
 
+/// Volumes and connections take open files, and shells allow few where the system allows many.
+fn allow_open_files() {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current != maximum
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
+    {
+        warn!("the limit of open files ({current:?}) cannot be raised: {error}; many clients or volumes may exceed it");
+    }
+}
+
 async fn serve(config: ServeConfig, runtime: SharedRuntime) -> anyhow::Result<()> {
     let mut term = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     // Before the store is opened: a wrong address should not cost a recovery.
     let listeners = listener::bind(&config.listen, config.insecure).await?;
+    let address = match (&config.advertise, listeners.first()) {
+        (Some(address), _) => address.clone(),
+        (None, Some(listener)) => advertised(listener.local_addr().context("a listening socket has no address")?),
+        (None, None) => bail!("there is no address to listen on"),
+    };
+    allow_open_files();
     let server = ServerConfig {
         store: config.store.clone(),
         durability: config.durability.into(),
+        address,
         settings: Settings { root_squash: config.root_squash, lease: config.lease },
     };
     let server = Server::new(server, runtime).await?;

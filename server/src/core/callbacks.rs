@@ -4,6 +4,7 @@
 //! are void at once, and are swept up later.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::ops::Range;
 
 /// One life of a client's lease, by the place of the client in a table and a count of its lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -85,6 +86,13 @@ impl Callbacks {
         self.pairs -= taken.len();
         self.put(object, kept);
         taken
+    }
+
+    /// The objects of this range on which there are callbacks, in order.
+    pub fn within(&self, range: &Range<u64>) -> Vec<u64> {
+        let mut objects: Vec<u64> = self.objects.keys().filter(|object| range.contains(object)).copied().collect();
+        objects.sort_unstable();
+        objects
     }
 
     /// Takes the oldest callback.

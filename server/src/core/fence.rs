@@ -153,6 +153,11 @@ impl Fence {
         self.clients.keys().copied()
     }
 
+    /// The lives of those clients.
+    pub fn incarnations(&self) -> impl Iterator<Item = (ClientId, u64)> + '_ {
+        self.clients.iter().map(|(id, client)| (*id, client.incarnation))
+    }
+
     /// Whether a client has a connection, or had one since `moment`.
     pub fn is_heard_since(&self, client: ClientId, moment: BootTime) -> bool {
         let known = self.clients.get(&client);

@@ -24,7 +24,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use larder_protocol::event_log::{EventLog, Since};
 use larder_protocol::failpoint::Planted;
 use larder_protocol::handshake::LeaseTerms;
-use larder_protocol::ids::ClientId;
+use larder_protocol::ids::{ClientId, Fid, MAX_VNODE, VolumeId};
 use larder_protocol::limits::{MAX_BREAKS, MAX_CALLBACKS, MAX_OUTSTANDING};
 use larder_protocol::runtime::BootTime;
 use larder_protocol::service::callback::{Break, Breaks, Grants, LeaseId, ObjectId, Renewed};
@@ -379,6 +379,13 @@ impl Promises {
         let since = std::mem::replace(&mut breaking.since, self.log.begin());
         self.log.end(since);
         breaking
+    }
+
+    /// The objects of a volume on which there are callbacks.
+    pub fn objects_of(&self, volume: VolumeId) -> Vec<ObjectId> {
+        let at = |vnode| ObjectId::from(Fid { volume, vnode, generation: 0 }).0;
+        let objects = self.callbacks.within(&(at(0)..at(MAX_VNODE) + 1));
+        objects.into_iter().map(ObjectId).collect()
     }
 
     /// It is going to change these as well.

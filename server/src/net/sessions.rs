@@ -268,6 +268,11 @@ impl Sessions {
         inner.fence.known().collect()
     }
 
+    /// The lives of the clients that this process has heard of.
+    pub fn incarnations(&self) -> Vec<(ClientId, u64)> {
+        self.inner.lock().fence.incarnations().collect()
+    }
+
     /// Whether this process has heard of a client in the last `time`, by a clock that cannot be set.
     pub fn is_heard_within(&self, client: ClientId, time: Duration) -> bool {
         let since = self.runtime.boottime().saturating_sub(time);

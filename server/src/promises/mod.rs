@@ -10,7 +10,7 @@ use larder_protocol::error::ErrorCode;
 use larder_protocol::event_log::Since;
 use larder_protocol::failpoint::Planted;
 use larder_protocol::handshake::LeaseTerms;
-use larder_protocol::ids::{ClientId, Epoch};
+use larder_protocol::ids::{ClientId, Epoch, VolumeId};
 use larder_protocol::limits::BREAKS_WAIT;
 use larder_protocol::runtime::{BootTime, RuntimeExt, SharedRuntime};
 use larder_protocol::service::callback::{Breaks, Grants, LeaseId, ObjectId, Renew, Renewed};
@@ -238,6 +238,13 @@ impl PromiseKeeper {
         let breaking = self.with(|core, now| core.begin_break(objects, client, now));
         let prompt = client.is_some_and(|client| self.prompt.lock().contains(&client));
         Held { keeper: self.clone(), breaking: Some(breaking), prompt, none: BTreeSet::new() }
+    }
+
+    /// Breaks all callbacks on what is in a volume, and waits until they are acknowledged or their leases have ended.
+    pub async fn break_volume(self: &Arc<Self>, volume: VolumeId) {
+        let objects = self.core.lock().objects_of(volume);
+        let mut held = self.begin_break(objects, None);
+        held.settled().await;
     }
 
     /// Sweeps up what ended leases have left, in the durable record too.

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use larder_protocol::attr::Credential;
+use larder_protocol::cell::{VolumeRecord, VolumeState};
 use larder_protocol::error::ErrorCode;
 use larder_protocol::handshake::{Hello, Refusal, Welcome, agree};
 use larder_protocol::ids::{Epoch, Fid, OpId, VolumeId};
 use larder_protocol::limits::{MAX_PAYLOAD, MAX_SLOTS, MAX_VOLUME_NAME};
 use larder_protocol::runtime::{BoxFuture, RuntimeExt};
+use larder_protocol::service::admin::VolumeKey;
 use larder_protocol::service::callback::{Breaks, Grants, LeaseId, ObjectId, Promised, Renew, Renewed};
 use larder_protocol::service::file::{
     Checked, Committed, Mutated, NewContents, Op, Query, QueryReply, StageRequest, WriteRequest, Written,
@@ -19,8 +21,10 @@ use tracing::{debug, error, warn};
 
 use super::{SOFTWARE, Server, check};
 use crate::core::fence::Identity;
+use crate::location::LocationError;
 use crate::net::connection::{Call, Handler};
 use crate::net::sessions::{Permit, Session};
+use crate::volume::Volume;
 
 /// Bytes of a client's name for itself.
 const MAX_SOFTWARE: usize = 256;
@@ -63,6 +67,9 @@ impl Handler for Server {
             LarderRequest::Volume { cred, request } => {
                 LarderResponse::Volume(self.timed(Kind::Volume, self.volume(session, cred, request)).await)
             }
+            LarderRequest::Admin { cred, request } => {
+                LarderResponse::Admin(self.timed(Kind::Admin, self.administer(session, cred, request)).await)
+            }
             LarderRequest::Goodbye {} => {
                 LarderResponse::Goodbye(self.timed(Kind::Goodbye, self.goodbye(session, permit)).await)
             }
@@ -80,7 +87,7 @@ impl Server {
     }
 
     /// For whom the connection speaks.
-    fn admit(&self, session: &Session) -> Result<Identity, ErrorCode> {
+    pub(super) fn admit(&self, session: &Session) -> Result<Identity, ErrorCode> {
         let refused = if session.is_fenced() { ErrorCode::Fenced } else { ErrorCode::UnknownClient };
         match session.identity() {
             Some(identity) if !session.is_fenced() => Ok(identity),
@@ -154,18 +161,24 @@ impl Server {
 
     async fn query(&self, session: &Session, cred: Credential, query: Query) -> Result<QueryReply, ErrorCode> {
         self.admit(session)?;
-        self.answer(session, cred, query).await
+        Ok(self.answer(session, cred, query).await?.0)
     }
 
-    /// Answers a query of a client that was admitted.
-    async fn answer(&self, session: &Session, cred: Credential, query: Query) -> Result<QueryReply, ErrorCode> {
+    /// Answers a query of a client that was admitted. As long as the volume is kept that comes with the answer, it is not
+    /// withdrawn.
+    async fn answer(
+        &self,
+        session: &Session,
+        cred: Credential,
+        query: Query,
+    ) -> Result<(QueryReply, Arc<Volume>), ErrorCode> {
         let volume = self.volumes.get(check::query(&query)?).await?;
         let cred = self.settings.root_squash.apply(session.peer(), cred);
         let reply = volume.query(&cred, query).await?;
         if let QueryReply::Data { data, .. } = &reply {
             self.counters.sent(data.len());
         }
-        Ok(reply)
+        Ok((reply, volume))
     }
 
     async fn promised(&self, session: &Session, cred: Credential, query: Query) -> Result<Promised, ErrorCode> {
@@ -175,8 +188,10 @@ impl Server {
         let from_copy = matches!(query, Query::Fetch { copy: true, .. });
         // Before anything is read (P4).
         let reading = self.promises.begin_read();
-        let reply = self.answer(session, cred, query).await?;
+        let (reply, volume) = self.answer(session, cred, query).await?;
         let grants = if from_copy { Grants::default() } else { reading.grant(client, shown(asked, &reply)) };
+        // What breaks the callbacks on a volume that is withdrawn must find this one.
+        drop(volume);
         Ok(Promised { reply, grants })
     }
 
@@ -278,7 +293,10 @@ impl Server {
         request: VolumeRequest,
     ) -> Result<VolumeReply, ErrorCode> {
         self.admit(session)?;
-        let VolumeRequest::Attach { name } = request;
+        let name = match request {
+            VolumeRequest::Attach { name } => name,
+            VolumeRequest::Locate { volume, not_at } => return self.locate(volume, not_at).await,
+        };
         if name.len() > MAX_VOLUME_NAME {
             return Err(ErrorCode::NameTooLong);
         }
@@ -289,6 +307,42 @@ impl Server {
             other => {
                 error!("defect: a volume answered a getattr with {other:?}");
                 Err(ErrorCode::Internal)
+            }
+        }
+    }
+
+    /// Where a volume is. What is known is told, unless it says what the client has found to be wrong (L4).
+    async fn locate(&self, key: VolumeKey, not_at: Option<String>) -> Result<VolumeReply, ErrorCode> {
+        let cell = self.cell.as_ref().ok_or(ErrorCode::NotSupported)?;
+        let told = |record: VolumeRecord| {
+            let server = cell.server(record.server).ok_or(ErrorCode::Unavailable)?;
+            Ok::<_, ErrorCode>((record, server.address))
+        };
+        let known = match &key {
+            VolumeKey::Id(id) => cell.known(*id),
+            VolumeKey::Name(name) => cell.known_as(name),
+        };
+        let found = match known.map(told) {
+            Some(Ok((record, address))) if not_at.as_ref() != Some(&address) => (record, address),
+            _ => {
+                let now = match key {
+                    VolumeKey::Id(id) => cell.volume(id).await,
+                    VolumeKey::Name(name) => cell.volume_named(&name).await,
+                };
+                let record = now.map_err(|reason| match reason {
+                    LocationError::NoSuchVolume(_) => ErrorCode::NoSuchVolume,
+                    reason => {
+                        warn!("cannot tell where a volume is: {reason}");
+                        ErrorCode::NoLocation
+                    }
+                })?;
+                told(record)?
+            }
+        };
+        match found.0.state {
+            VolumeState::Deleted { .. } => Err(ErrorCode::NoSuchVolume),
+            VolumeState::Online | VolumeState::Offline => {
+                Ok(VolumeReply::Located { volume: found.0.id, address: found.1 })
             }
         }
     }

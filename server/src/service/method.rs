@@ -4,6 +4,7 @@ use std::io;
 
 use larder_protocol::error::ErrorCode;
 use larder_protocol::handshake::Refusal;
+use larder_protocol::service::admin::AdminError;
 use larder_protocol::service::{LarderRequest, LarderResponse};
 use tarpc::ServerError;
 
@@ -32,6 +33,8 @@ pub enum Method {
     Sync,
     /// `volume`
     Volume,
+    /// `admin`
+    Admin,
     /// `goodbye`
     Goodbye,
     /// `stats`
@@ -53,6 +56,7 @@ impl Method {
             LarderRequest::Commit { .. } => Method::Commit,
             LarderRequest::Sync { .. } => Method::Sync,
             LarderRequest::Volume { .. } => Method::Volume,
+            LarderRequest::Admin { .. } => Method::Admin,
             LarderRequest::Goodbye { .. } => Method::Goodbye,
             LarderRequest::Stats { .. } => Method::Stats,
         }
@@ -75,6 +79,10 @@ impl Method {
             Method::Commit => LarderResponse::Commit(Err(code)),
             Method::Sync => LarderResponse::Sync(Err(code)),
             Method::Volume => LarderResponse::Volume(Err(code)),
+            Method::Admin => {
+                let text = format!("the server did not carry it out: {code}");
+                LarderResponse::Admin(Err(AdminError { code, text }))
+            }
             Method::Goodbye => LarderResponse::Goodbye(Err(code)),
             Method::Stats => return Err(ServerError::new(io::ErrorKind::Other, code.to_string())),
         })

@@ -1,5 +1,6 @@
 //! The server: its volumes, its connections, and what it answers.
 
+pub mod admin;
 pub mod check;
 pub mod credential;
 pub mod handler;
@@ -9,25 +10,28 @@ pub mod volumes;
 use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use futures::{Sink, Stream};
+use larder_protocol::cell::{Quota, ServerId, ServerRecord, VolumeRecord, VolumeState};
 use larder_protocol::error::ErrorCode;
 use larder_protocol::handshake::LeaseTerms;
 use larder_protocol::ids::{Epoch, VolumeId};
-use larder_protocol::limits::ORPHANS_YIELD_AFTER;
-use larder_protocol::runtime::{BootTime, SharedRuntime};
+use larder_protocol::limits::{DELETED_KEPT, ORPHANS_YIELD_AFTER};
+use larder_protocol::runtime::{BootTime, BoxFuture, SharedRuntime};
 use larder_protocol::service::{LarderRequest, LarderResponse};
 use larder_protocol::stats::ServerStats;
 use tarpc::{ClientMessage, Response};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::warn;
+use tracing::{info, warn};
 
 use self::credential::RootSquash;
-use self::volumes::Volumes;
+use self::volumes::{Done, Volumes};
+use crate::location::embedded::EmbeddedRegistry;
+use crate::location::{Cell, LocationError};
 use crate::net::connection::{self, Shared};
 use crate::net::sessions::{Peer, Sessions};
 use crate::promises::PromiseKeeper;
@@ -48,6 +52,9 @@ const SCARCITY_INTERVAL: Duration = Duration::from_secs(5);
 /// How soon that is looked at again where something that was to go could not: the log must not fill the disk.
 const FAILED_INTERVAL: Duration = Duration::from_secs(300);
 
+/// How often volumes are looked for that nobody uses, or that were deleted long ago.
+const IDLE_INTERVAL: Duration = Duration::from_secs(60);
+
 /// How often callbacks of leases that have ended are swept up.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -60,6 +67,17 @@ pub struct Settings {
     pub lease: LeaseTerms,
 }
 
+/// The name of the volume that every cell starts with.
+const ROOT: &str = "root";
+
+/// Where a server belongs.
+struct Place {
+    id: ServerId,
+    lives: Option<BTreeSet<Epoch>>,
+    cell: Option<Arc<Cell>>,
+    store: Option<PathBuf>,
+}
+
 /// What a server serves, and how.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
@@ -67,15 +85,24 @@ pub struct ServerConfig {
     pub store: PathBuf,
     /// What an acknowledgement promises.
     pub durability: Durability,
+    /// Where clients and other servers reach it: `HOST:PORT`.
+    pub address: String,
     /// The rest.
     pub settings: Settings,
 }
 
 /// A server without its sockets.
 pub struct Server {
+    /// Itself, for what goes on when a request is over.
+    this: Weak<Server>,
+    id: ServerId,
     epoch: Epoch,
     /// The processes that have served the store since the machine was started; all there ever were if it is not known.
     lives: Option<BTreeSet<Epoch>>,
+    /// The cell's directory; a server of given volumes belongs to no cell.
+    cell: Option<Arc<Cell>>,
+    store_dir: Option<PathBuf>,
+    administering: tokio::sync::Mutex<()>,
     volumes: Arc<Volumes>,
     promises: Arc<PromiseKeeper>,
     settings: Settings,
@@ -97,11 +124,27 @@ impl Server {
             warn!("cannot note that this process serves the store: {error:#}; the next one will not vouch for it");
             BTreeSet::from([epoch])
         });
+        let id = store.server();
+        let registry = EmbeddedRegistry::open(store.dir(), runtime.clone())
+            .with_context(|| format!("cannot open the directory of volumes in {}", store.dir().display()))?;
+        let cell = Cell::new(registry, runtime.clone());
+        let record = ServerRecord { id, address: config.address, software: SOFTWARE.to_owned(), epoch };
+        cell.register(&record).await?;
+        cell.refresh().await?;
         let holders = Arc::new(HolderFile::in_store(store.dir()));
         let promises = PromiseKeeper::new(epoch, config.settings.lease, holders, runtime.clone())
             .context("cannot learn which clients may hold leases")?;
-        let volumes = Volumes::stored(store, config.durability, epoch, promises.clone(), runtime.clone())?;
-        let server = Server::build(epoch, Some(lives), volumes, promises, config.settings, runtime);
+        let volumes =
+            Volumes::stored(store, cell.clone(), config.durability, epoch, promises.clone(), runtime.clone())?;
+        let place = Place { id, lives: Some(lives), cell: Some(cell.clone()), store: Some(config.store.clone()) };
+        let server = Server::build(epoch, place, volumes, promises, config.settings, runtime);
+        server.adopt(&cell).await?;
+        for task in [
+            Box::pin(cell.clone().follow(server.shared.ending.clone())) as BoxFuture<()>,
+            Box::pin(cell.announce(record, server.shared.ending.clone())),
+        ] {
+            server.shared.runtime.spawn(Box::pin(server.tasks.track_future(task)));
+        }
         if let Err(code) = server.volumes.get(VolumeId::ROOT).await {
             bail!("the volume `root` of the store {} cannot be opened: {code}; see the log", config.store.display());
         }
@@ -122,12 +165,13 @@ impl Server {
     ) -> io::Result<Arc<Server>> {
         let promises = PromiseKeeper::new(epoch, settings.lease, holders, runtime.clone())?;
         let volumes = Volumes::given(volumes, promises.clone(), runtime.clone());
-        Ok(Server::build(epoch, None, volumes, promises, settings, runtime))
+        let place = Place { id: ServerId(epoch.0), lives: None, cell: None, store: None };
+        Ok(Server::build(epoch, place, volumes, promises, settings, runtime))
     }
 
     fn build(
         epoch: Epoch,
-        lives: Option<BTreeSet<Epoch>>,
+        place: Place,
         volumes: Volumes,
         promises: Arc<PromiseKeeper>,
         settings: Settings,
@@ -138,9 +182,14 @@ impl Server {
             ending: CancellationToken::new(),
             runtime: runtime.clone(),
         };
-        let server = Arc::new(Server {
+        let server = Arc::new_cyclic(|this| Server {
+            this: this.clone(),
+            id: place.id,
             epoch,
-            lives,
+            lives: place.lives,
+            cell: place.cell,
+            store_dir: place.store,
+            administering: tokio::sync::Mutex::default(),
             volumes: Arc::new(volumes),
             promises,
             settings,
@@ -149,13 +198,73 @@ impl Server {
             tasks: TaskTracker::new(),
             started: runtime.boottime(),
         });
+        server.volumes.kept_by(Arc::downgrade(&server));
         let expiring = server.tasks.track_future(server.clone().expire_clients());
         runtime.spawn(Box::pin(expiring));
         let yielding = server.tasks.track_future(server.clone().orphans_yield());
         runtime.spawn(Box::pin(yielding));
+        let closing = server.tasks.track_future(server.clone().close_idle());
+        runtime.spawn(Box::pin(closing));
         let sweeping = server.tasks.track_future(server.clone().sweep_promises());
         runtime.spawn(Box::pin(sweeping));
         server
+    }
+
+    /// Enters the volumes of its store in a cell's directory that is new: those that were there before there was one, or else
+    /// the root volume, which is made here. The root volume comes last: while it is missing, this is not done.
+    async fn adopt(&self, cell: &Cell) -> anyhow::Result<()> {
+        if cell.known(VolumeId::ROOT).is_some() {
+            for (id, _) in self.volumes.directories() {
+                if cell.known(id).is_none() {
+                    let dir = self.volumes.directory(id).unwrap_or_default();
+                    warn!(
+                        "{} is of no volume of the cell: its making was cut short, or the cell's directory is an older copy; \
+                         it is left alone, and can be moved away",
+                        dir.display()
+                    );
+                }
+            }
+            return Ok(());
+        }
+        if self.volumes.count() == 0 {
+            let made = self.volumes.add(VolumeId::ROOT, ROOT, Quota::default()).await;
+            made.map_err(|cause| anyhow!("cannot make the volume {ROOT}: {cause}"))?;
+        }
+        for (id, name) in self.volumes.directories().into_iter().rev() {
+            if cell.known(id).is_some() {
+                continue;
+            }
+            cell.reserve(id).await?;
+            let record =
+                |name: String| VolumeRecord { id, name, server: self.id, state: VolumeState::Online, mounted: None };
+            let entered = match cell.enter(record(name.clone())).await {
+                // Another has that name, or none may have it: names change, and directories keep those that they got.
+                Err(LocationError::Exists(_) | LocationError::BadName(_)) => {
+                    cell.enter(record(format!("volume-{id}"))).await
+                }
+                entered => entered,
+            };
+            entered.with_context(|| format!("cannot enter volume {id} of this store in the cell's directory"))?;
+            info!("volume {id} ({name}) is entered in the cell's directory");
+        }
+        Ok(())
+    }
+
+    /// A volume was opened, and is not used yet: clients may have begun new lives while it was closed.
+    pub(super) async fn after_opening(&self, volume: &Arc<Volume>) {
+        for (client, incarnation) in self.shared.sessions.incarnations() {
+            if let Err(code) = volume.client_gone(client, Some(incarnation)).await {
+                warn!(volume = volume.name(), "cannot free what an earlier life of client {client} has left: {code}");
+            }
+        }
+    }
+
+    /// A volume is about to be closed: it may not be open when clients that are long gone are looked for.
+    pub(super) async fn before_closing(&self, volume: &Arc<Volume>) {
+        let up = self.shared.runtime.boottime().saturating_sub(self.started);
+        if up >= EXPIRY_INTERVAL {
+            self.expire_clients_of(volume).await;
+        }
     }
 
     /// This process's life.
@@ -198,7 +307,7 @@ impl Server {
     /// Counters since the start.
     pub fn stats(&self) -> ServerStats {
         let (bytes_read, bytes_written, refused) = self.counters.totals();
-        let mut stats = ServerStats {
+        let stats = ServerStats {
             version: SOFTWARE.to_owned(),
             epoch: format!("{:016x}", self.epoch.0),
             uptime_secs: self.shared.runtime.boottime().saturating_sub(self.started).as_secs(),
@@ -211,12 +320,8 @@ impl Server {
             promises: self.promises.stats(),
             ..ServerStats::default()
         };
-        for volume in self.volumes.opened() {
-            stats.replayed += volume.replayed();
-            stats.batches += volume.batches();
-            stats.mutations += volume.mutations();
-        }
-        stats
+        let Done { replayed, batches, mutations } = self.volumes.done();
+        ServerStats { replayed, batches, mutations, ..stats }
     }
 
     /// Ends: nothing more is read, what was read is answered, the volumes are settled and closed. Connections that
@@ -237,6 +342,47 @@ impl Server {
             }
         }
         self.volumes.close().await
+    }
+
+    async fn close_idle(self: Arc<Self>) {
+        loop {
+            tokio::select! {
+                biased;
+                () = self.shared.ending.cancelled() => return,
+                () = self.shared.runtime.sleep(IDLE_INTERVAL) => {}
+            }
+            self.volumes.close_idle().await;
+            self.purge().await;
+        }
+    }
+
+    /// Removes volumes of this server for good that were deleted long enough ago.
+    async fn purge(&self) {
+        let Some(cell) = &self.cell else { return };
+        let now = self.shared.runtime.wall();
+        let is_due = |record: &VolumeRecord| match record.state {
+            VolumeState::Deleted { since } => {
+                record.server == self.id && now.secs.saturating_sub(since.secs) >= DELETED_KEPT.as_secs() as i64
+            }
+            _ => false,
+        };
+        for VolumeRecord { id, name, .. } in cell.all_known().into_iter().filter(is_due) {
+            // Nobody restores it in between; and what is known may be old (L4).
+            let _turn = self.administering.lock().await;
+            match cell.volume(id).await {
+                Ok(record) if is_due(&record) => {}
+                _ => continue,
+            }
+            // The directory first: a record without one says what is missing.
+            let removed = match self.volumes.remove(id).await {
+                Ok(()) => cell.forget(id).await.map_err(|error| error.to_string()),
+                Err(cause) => Err(cause),
+            };
+            match removed {
+                Ok(()) => info!("volume {id} ({name}), deleted a week ago, is removed"),
+                Err(cause) => warn!("cannot remove volume {id} ({name}), deleted a week ago: {cause}"),
+            }
+        }
     }
 
     async fn sweep_promises(self: Arc<Self>) {
@@ -278,15 +424,16 @@ impl Server {
                 () = self.shared.ending.cancelled() => return,
                 () = self.shared.runtime.sleep(EXPIRY_INTERVAL) => {}
             }
-            let (heard_of, connected) = (self.shared.sessions.heard_of(), self.shared.sessions.connected());
             for volume in self.volumes.opened() {
-                if let Err(code) = volume.expire_clients(&connected, &heard_of).await {
-                    warn!(
-                        volume = volume.name(),
-                        "cannot forget clients that are long gone: {code}; trying in an hour"
-                    );
-                }
+                self.expire_clients_of(&volume).await;
             }
+        }
+    }
+
+    async fn expire_clients_of(&self, volume: &Arc<Volume>) {
+        let (heard_of, connected) = (self.shared.sessions.heard_of(), self.shared.sessions.connected());
+        if let Err(code) = volume.expire_clients(&connected, &heard_of).await {
+            warn!(volume = volume.name(), "cannot forget clients that are long gone: {code}; trying again later");
         }
     }
 }

@@ -26,7 +26,8 @@ fn far() -> Peer {
 async fn server(dir: &tempfile::TempDir) -> Arc<Server> {
     let runtime: SharedRuntime = Arc::new(SystemRuntime::new(tokio::runtime::Handle::current()));
     let store = dir.path().join("store");
-    let config = ServerConfig { store, durability: Durability::Process, settings: Settings::default() };
+    let address = "127.0.0.1:1".to_owned();
+    let config = ServerConfig { store, durability: Durability::Process, address, settings: Settings::default() };
     Server::new(config, runtime).await.unwrap()
 }
 
@@ -66,9 +67,10 @@ fn create(dir: Fid, name: &str) -> Op {
 
 async fn attach(client: &LarderClient) -> Attr {
     let request = VolumeRequest::Attach { name: "root".to_owned() };
-    let VolumeReply::Attached { root, .. } =
-        client.volume(context(), Credential::root(), request).await.unwrap().unwrap();
-    root
+    match client.volume(context(), Credential::root(), request).await.unwrap().unwrap() {
+        VolumeReply::Attached { root, .. } => root,
+        other => panic!("{other:?}"),
+    }
 }
 
 async fn mutate(client: &LarderClient, id: OpId, op: Op) -> Result<OpReply, ErrorCode> {

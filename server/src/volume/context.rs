@@ -65,6 +65,8 @@ pub struct Context<'c, 'b> {
     pub now: Timestamp,
     /// The volume's header; the writer stores it with the batch if it changed.
     pub header: &'c mut HeaderRecord,
+    /// Units of 512 bytes that it takes up more than before, or fewer; what unstable writes have taken up counts as there.
+    pub taken: i64,
     /// Whether the store has room for more than removals.
     pub has_room: bool,
     /// What is to be done after the commit.
@@ -133,6 +135,7 @@ impl Context<'_, '_> {
     pub fn insert(&mut self, vnode: u64, record: &VnodeRecord) -> StoreResult<()> {
         self.header.vnodes += 1;
         self.header.blocks += record.blocks;
+        self.taken += record.blocks.cast_signed();
         self.draft.put_vnode(vnode, record)
     }
 
@@ -144,6 +147,9 @@ impl Context<'_, '_> {
         // The header counts what is in the records, so compare with the record, not with what lies over it.
         let before = self.draft.vnode(vnode)?.map_or(0, |stored| stored.blocks);
         self.header.blocks = (self.header.blocks + record.blocks).saturating_sub(before);
+        // What unstable writes have taken was let in before, and is not taken by what notes it.
+        let there = self.vnode(vnode)?.map_or(0, |record| record.blocks);
+        self.taken += record.blocks.cast_signed() - there.cast_signed();
         self.draft.put_vnode(vnode, record)
     }
 
@@ -155,6 +161,7 @@ impl Context<'_, '_> {
         let Some(stored) = self.draft.vnode(vnode)? else { return Ok(()) };
         self.header.vnodes = self.header.vnodes.saturating_sub(1);
         self.header.blocks = self.header.blocks.saturating_sub(stored.blocks);
+        self.taken -= self.vnode(vnode)?.map_or(0, |record| record.blocks).cast_signed();
         let key = keys::vnode(vnode);
         if stored.xattrs > 0 {
             self.draft.delete_prefix(Table::Xattrs, &key)?;

@@ -9,7 +9,7 @@ use larder_protocol::name::Name;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Table {
-    /// One row, [`HEADER`]: identity and counters of the volume.
+    /// Two rows: [`HEADER`], identity and counters of the volume, and [`QUOTA`], if it was set.
     Header = 0,
     /// vnode → [`VnodeRecord`](super::record::VnodeRecord).
     Vnodes = 1,
@@ -81,8 +81,10 @@ impl Table {
     }
 }
 
-/// The key of the only row of [`Table::Header`].
+/// The key of the volume's identity and counters in [`Table::Header`].
 pub const HEADER: &[u8] = b"volume";
+/// The key of what the volume may hold, in the same table.
+pub const QUOTA: &[u8] = b"quota";
 
 /// Key of a vnode's row in [`Table::Vnodes`], [`Table::Inline`], [`Table::Dirty`]; and the prefix of the keys that
 /// begin with a vnode.

@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 
 use larder_protocol::attr::Timestamp;
+use larder_protocol::cell::Quota;
 use larder_protocol::ids::{Epoch, Fid, ROOT_VNODE, VolumeId};
 use larder_protocol::runtime::SharedRuntime;
 use parking_lot::Mutex;
@@ -31,8 +32,8 @@ use super::record::{Body, FORMAT, HeaderRecord, VnodeRecord};
 use super::recovery;
 use super::syncing::Beats;
 use super::view::{Draft, Records, Verified};
-use super::writer::Writer;
-use super::{Slots, Volume, clients, upkeep};
+use super::writer::{Recorded, Writer};
+use super::{Slots, Volume, clients, quota, upkeep};
 
 /// What an acknowledged change survives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,7 +110,7 @@ fn io_error(path: &Path) -> impl FnOnce(io::Error) -> OpenError {
 ///
 /// # Errors
 /// The operating system's or the metadata engine's, with the path.
-pub fn create(dir: &Path, id: VolumeId, name: &str) -> Result<(), OpenError> {
+pub fn create(dir: &Path, id: VolumeId, name: &str, quota: Quota) -> Result<(), OpenError> {
     let content = dir.join(CONTENT);
     std::fs::create_dir(&content).map_err(io_error(&content))?;
     let meta = SqliteMetadata::create(&dir.join(META), Durability::Power).map_err(store_error(dir))?;
@@ -117,7 +118,7 @@ pub fn create(dir: &Path, id: VolumeId, name: &str) -> Result<(), OpenError> {
     let now = Timestamp { secs: now.tv_sec, nanos: now.tv_nsec as u32 };
     // What a server that is not root's makes must be of use to whoever runs it.
     let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    prepare_for(owner, &meta, id, name, now).map_err(store_error(dir))?;
+    prepare_for(owner, &meta, id, name, now, quota).map_err(store_error(dir))?;
     meta.sync().map_err(store_error(dir))?;
     drop(meta);
     let handle = std::fs::File::open(dir).map_err(io_error(dir))?;
@@ -129,7 +130,7 @@ pub fn create(dir: &Path, id: VolumeId, name: &str) -> Result<(), OpenError> {
 /// # Errors
 /// The metadata engine's.
 pub fn prepare(meta: &dyn Metadata, id: VolumeId, name: &str, now: Timestamp) -> StoreResult<()> {
-    prepare_for((0, 0), meta, id, name, now)
+    prepare_for((0, 0), meta, id, name, now, Quota::default())
 }
 
 fn prepare_for(
@@ -138,6 +139,7 @@ fn prepare_for(
     id: VolumeId,
     name: &str,
     now: Timestamp,
+    quota: Quota,
 ) -> StoreResult<()> {
     let snapshot = meta.snapshot()?;
     let view = Verified(&*snapshot);
@@ -172,6 +174,7 @@ fn prepare_for(
     };
     draft.put_vnode(ROOT_VNODE, &root)?;
     draft.put(Table::Header, keys::HEADER, &header)?;
+    draft.put(Table::Header, keys::QUOTA, &quota)?;
     let batch = draft.into_batch();
     drop(snapshot);
     meta.commit(header.sequence, &batch, true)
@@ -213,10 +216,12 @@ pub fn open_on(
 ) -> StoreResult<Arc<Volume>> {
     let recovered = recovery::recover(&*meta, &content, &runtime)?;
     let header = recovered.header;
-    let root = {
+    let (root, quota) = {
         let snapshot = meta.snapshot()?;
-        let root = Verified(&*snapshot).vnode(ROOT_VNODE)?;
-        root.ok_or_else(|| StoreError::Corrupt("the volume has no root directory".to_owned()))?
+        let view = Verified(&*snapshot);
+        let root = view.vnode(ROOT_VNODE)?;
+        let root = root.ok_or_else(|| StoreError::Corrupt("the volume has no root directory".to_owned()))?;
+        (root, quota::load(&view)?)
     };
     let mut slots = Slots::default();
     clients::load(&*meta, &mut slots.replay)?;
@@ -231,7 +236,7 @@ pub fn open_on(
         Arc::clone(&changes),
         Arc::clone(&unsettled),
         Arc::clone(&room),
-        header.clone(),
+        Recorded { header: header.clone(), quota },
     ));
     let dirty = DirtyFiles::default();
     for file in recovered.dirty {
@@ -288,7 +293,7 @@ mod tests {
     #[test]
     fn the_root_directory_is_of_who_makes_the_volume() {
         let meta = MemoryMetadata::new();
-        prepare_for((1000, 100), &meta, VolumeId::ROOT, "root", Timestamp::default()).unwrap();
+        prepare_for((1000, 100), &meta, VolumeId::ROOT, "root", Timestamp::default(), Quota::default()).unwrap();
         let snapshot = meta.snapshot().unwrap();
         let root = Verified(&*snapshot).vnode(ROOT_VNODE).unwrap().unwrap();
         assert_eq!((root.uid, root.gid), (1000, 100));

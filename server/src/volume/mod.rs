@@ -17,6 +17,7 @@ pub mod keys;
 mod lifecycle;
 pub mod meta;
 mod query;
+mod quota;
 pub mod record;
 mod recovery;
 mod syncing;
@@ -25,12 +26,14 @@ pub mod view;
 mod writer;
 
 pub use lifecycle::{Durability, OpenError, VolumeConfig, create, open, open_on, prepare};
+pub use quota::Usage;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use larder_protocol::attr::{Attr, Credential, FileType, VolumeSpace};
+use larder_protocol::cell::Quota;
 use larder_protocol::error::ErrorCode;
 use larder_protocol::ids::{Fid, MAX_VNODE, OpId, VolumeId};
 use larder_protocol::limits::MAX_COPY;
@@ -159,13 +162,50 @@ impl Volume {
         let available = space.available.saturating_sub(reserve);
         // Small files take up rows, not inodes of the disk; half a KiB is about the least that one costs.
         let files_free = (MAX_VNODE - header.next_vnode.min(MAX_VNODE)).min(available / 512);
-        Ok(VolumeSpace {
+        let whole = VolumeSpace {
             total: space.total,
             free: space.free.saturating_sub(reserve),
             available,
             files: header.vnodes + files_free,
             files_free,
-        })
+        };
+        Ok(quota::space(whole, self.data.writer.quota().get(), &self.usage()?))
+    }
+
+    /// What the volume holds.
+    ///
+    /// # Errors
+    /// As the store fails.
+    pub fn usage(&self) -> Result<Usage, ErrorCode> {
+        // Before the records: see `QuotaGauge::let_grow`.
+        let ahead = self.data.unsettled.all();
+        let snapshot = self.data.meta.glance()?;
+        let view = Verified(&*snapshot);
+        let (header, growth) = (view.header()?, quota::growth(&view, ahead)?);
+        Ok(Usage { bytes: (header.blocks + growth) * 512, files: header.vnodes, created: header.created })
+    }
+
+    /// Whether an object is a mount point of a volume.
+    ///
+    /// # Errors
+    /// As the store fails.
+    pub fn has_graft(&self, vnode: u64, of: VolumeId) -> Result<bool, ErrorCode> {
+        let snapshot = self.data.meta.glance()?;
+        let record = Verified(&*snapshot).vnode(vnode)?;
+        Ok(record.is_some_and(|record| record.body == record::Body::MountPoint { volume: of }))
+    }
+
+    /// What the volume may hold.
+    pub fn quota(&self) -> Quota {
+        self.data.writer.quota().get()
+    }
+
+    /// Sets what the volume may hold. It may hold more already: then it only shrinks.
+    ///
+    /// # Errors
+    /// As the store fails.
+    pub async fn set_quota(&self, quota: Quota) -> Result<(), ErrorCode> {
+        self.data.writer.set_quota(quota).await
     }
 
     /// Runs an operation exactly once under its id; a retry gets the first run's result.

@@ -114,6 +114,11 @@ pub enum Body {
         /// Its number.
         rdev: u32,
     },
+    /// A mount point.
+    MountPoint {
+        /// The volume whose root directory appears there.
+        volume: VolumeId,
+    },
 }
 
 impl VnodeRecord {
@@ -127,6 +132,7 @@ impl VnodeRecord {
             Body::Socket => FileType::Socket,
             Body::CharDevice { .. } => FileType::CharDevice,
             Body::BlockDevice { .. } => FileType::BlockDevice,
+            Body::MountPoint { .. } => FileType::MountPoint,
         }
     }
 
@@ -134,6 +140,7 @@ impl VnodeRecord {
     pub fn attr(&self, volume: VolumeId, vnode: u64) -> Attr {
         let rdev = match self.body {
             Body::CharDevice { rdev } | Body::BlockDevice { rdev } => rdev,
+            Body::MountPoint { volume } => volume.0,
             _ => 0,
         };
         Attr {

@@ -166,6 +166,7 @@ impl Volume {
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
+    use larder_protocol::cell::Quota;
     use larder_protocol::ids::{Epoch, VolumeId};
     use larder_protocol::runtime::{BusyPoll, SharedRuntime, SystemRuntime};
 
@@ -179,7 +180,7 @@ mod tests {
         for durability in [Durability::Power, Durability::Process] {
             let dir = tempfile::tempdir().unwrap();
             let id = VolumeId(7);
-            create(dir.path(), id, "test").unwrap();
+            create(dir.path(), id, "test", Quota::default()).unwrap();
             let dir = dir.path().to_owned();
             let volume = open(VolumeConfig { id, dir, durability, epoch: Epoch(1), runtime: runtime.clone() }).unwrap();
             assert!(volume.data.tasks.len() >= 2);

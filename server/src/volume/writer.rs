@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
+use larder_protocol::cell::Quota;
 use larder_protocol::error::ErrorCode;
 use larder_protocol::failpoint::Planted;
 use larder_protocol::ids::{ClientId, OpId};
@@ -31,6 +32,7 @@ use super::data::unsettled::UnsettledMap;
 use super::error::{StoreError, StoreResult};
 use super::keys::{self, Table};
 use super::meta::Metadata;
+use super::quota::{Growth, QuotaGauge};
 use super::record::{ClientRecord, HeaderRecord, SlotRecord};
 use super::view::{Draft, Records, Verified};
 use crate::failpoint::Failpoint;
@@ -50,6 +52,8 @@ type EffectsHandler = Box<dyn Fn(Effects) + Send + Sync>;
 
 struct Job {
     slot: Option<OpId>,
+    /// Whether what it takes up must be within the quota: not what only records what is there already.
+    is_limited: bool,
     run: Run,
     done: Option<Done>,
 }
@@ -118,6 +122,7 @@ pub(super) struct Writer {
     changes: Arc<ChangeCounter>,
     unsettled: Arc<UnsettledMap>,
     room: Arc<RoomGauge>,
+    quota: QuotaGauge,
     queue: Mutex<VecDeque<Job>>,
     lazy: Mutex<Vec<Job>>,
     /// Held by whoever runs batches, and tried by nobody else: so "it is taken" means that someone will look at the
@@ -131,6 +136,12 @@ pub(super) struct Writer {
     mutations: AtomicU64,
 }
 
+/// What a volume's metadata says of it when it is opened.
+pub(super) struct Recorded {
+    pub(super) header: HeaderRecord,
+    pub(super) quota: Quota,
+}
+
 impl Writer {
     pub(super) fn new(
         meta: Arc<dyn Metadata>,
@@ -139,7 +150,7 @@ impl Writer {
         changes: Arc<ChangeCounter>,
         unsettled: Arc<UnsettledMap>,
         room: Arc<RoomGauge>,
-        header: HeaderRecord,
+        Recorded { header, quota }: Recorded,
     ) -> Writer {
         Writer {
             meta,
@@ -148,6 +159,7 @@ impl Writer {
             changes,
             unsettled,
             room,
+            quota: QuotaGauge::new(quota),
             queue: Mutex::default(),
             lazy: Mutex::default(),
             turn: Mutex::new(()),
@@ -180,6 +192,23 @@ impl Writer {
         self.state.lock().header.clone()
     }
 
+    /// What the volume may hold.
+    pub(super) fn quota(&self) -> &QuotaGauge {
+        &self.quota
+    }
+
+    /// Sets what the volume may hold.
+    pub(super) async fn set_quota(self: &Arc<Self>, quota: Quota) -> Result<(), ErrorCode> {
+        self.internal(move |cx| Ok(cx.draft.put(Table::Header, keys::QUOTA, &quota)?)).await?;
+        self.quota.set(quota);
+        Ok(())
+    }
+
+    /// Lets a write in place take up so many bytes more (Q2 of `quota`).
+    pub(super) fn let_grow(&self, bytes: u64) -> Result<Growth<'_>, ErrorCode> {
+        self.quota.let_grow(bytes, &self.unsettled, || self.meta.glance())
+    }
+
     /// Runs a client's operation; its reply goes into its slot with the same batch.
     pub(super) async fn operation(
         self: &Arc<Self>,
@@ -192,6 +221,7 @@ impl Writer {
         let place = self
             .submit(
                 Some(operation.id),
+                true,
                 Box::new(move |cx| {
                     let reply = run(cx)?;
                     if let Some(scope) = scope {
@@ -211,10 +241,27 @@ impl Writer {
         self: &Arc<Self>,
         run: impl FnOnce(&mut Context<'_, '_>) -> Result<T, ErrorCode> + Send + 'static,
     ) -> Result<T, ErrorCode> {
+        self.step(false, run).await
+    }
+
+    /// As [`internal`](Writer::internal), for what takes up more only within the quota.
+    pub(super) async fn limited<T: Send + 'static>(
+        self: &Arc<Self>,
+        run: impl FnOnce(&mut Context<'_, '_>) -> Result<T, ErrorCode> + Send + 'static,
+    ) -> Result<T, ErrorCode> {
+        self.step(true, run).await
+    }
+
+    async fn step<T: Send + 'static>(
+        self: &Arc<Self>,
+        is_limited: bool,
+        run: impl FnOnce(&mut Context<'_, '_>) -> Result<T, ErrorCode> + Send + 'static,
+    ) -> Result<T, ErrorCode> {
         let cell = Arc::new(Mutex::new(None));
         let out = Arc::clone(&cell);
         self.submit(
             None,
+            is_limited,
             Box::new(move |cx| {
                 *out.lock() = Some(run(cx)?);
                 Ok(None)
@@ -227,7 +274,7 @@ impl Writer {
     /// Adds a change to the next batch, whenever there is one, and waits for nothing.
     pub(super) fn lazily(&self, run: impl FnOnce(&mut Context<'_, '_>) -> Result<(), ErrorCode> + Send + 'static) {
         let run: Run = Box::new(move |cx| run(cx).map(|()| None));
-        self.lazy.lock().push(Job { slot: None, run, done: None });
+        self.lazy.lock().push(Job { slot: None, is_limited: false, run, done: None });
     }
 
     /// Commits what [`lazily`](Writer::lazily) left, if there is any.
@@ -238,9 +285,9 @@ impl Writer {
         self.internal(|_| Ok(())).await
     }
 
-    async fn submit(self: &Arc<Self>, slot: Option<OpId>, run: Run) -> Result<Place, ErrorCode> {
+    async fn submit(self: &Arc<Self>, slot: Option<OpId>, is_limited: bool, run: Run) -> Result<Place, ErrorCode> {
         let (done, result) = oneshot::channel();
-        self.queue.lock().push_back(Job { slot, run, done: Some(done) });
+        self.queue.lock().push_back(Job { slot, is_limited, run, done: Some(done) });
         if !self.durable {
             // Without a sync a batch takes less than waking another thread.
             self.drain(INLINE_BATCHES);
@@ -348,6 +395,7 @@ impl Writer {
                 draft: &mut draft,
                 now: self.runtime.wall(),
                 header: &mut header,
+                taken: 0,
                 has_room,
                 effects: Effects::default(),
                 changed: Vec::new(),
@@ -360,6 +408,13 @@ impl Writer {
                 Err(ErrorCode::Internal)
             });
             let done = std::mem::take(&mut cx.effects);
+            let taken = cx.taken;
+            let result = match result {
+                Ok(_) if job.is_limited && header != before => {
+                    self.quota.check(&before, &header, taken, &draft, &self.unsettled).and(result)
+                }
+                result => result,
+            };
             let recorded = match &result {
                 Ok(reply) => {
                     header.sequence += 1;
@@ -435,7 +490,7 @@ impl Writer {
         if known {
             return Ok(());
         }
-        self.submit(Some(id), Box::new(|_| Ok(None))).await.map(|_| ())
+        self.submit(Some(id), false, Box::new(|_| Ok(None))).await.map(|_| ())
     }
 
     /// Forgets that a client's row was written, because it is deleted.

@@ -28,7 +28,7 @@ pub(super) fn strike(world: &World, seat: usize, random: &mut SmallRng) -> Resul
         let name = OfClient::ALL.choose(random).unwrap_or(&OfClient::Storing).name();
         (format!("the client of seat {seat}"), name, world.doom_client(seat, &failpoints(name), LIVES)?)
     } else {
-        let name = OfServer::ALL.choose(random).unwrap_or(&OfServer::Committing).name();
+        let name = OfServer::OF_FILES.choose(random).unwrap_or(&OfServer::Committing).name();
         ("the server".to_owned(), name, world.doom_server(&failpoints(name), LIVES)?)
     };
     let how = if died { "died" } else { "was killed, for it did not come" };

@@ -62,6 +62,13 @@ impl Vfs {
                 }
                 // It stays where it is, for the next time.
                 Err(Error::Aborted | Error::TimedOut { .. }) => return,
+                Err(Error::Refused(code @ (ErrorCode::Offline | ErrorCode::Moved | ErrorCode::NoLocation))) => {
+                    tracing::warn!(
+                        "{shown} was being written when the mount ended, and cannot be stored now: {code}; the next mount \
+                         tries again"
+                    );
+                    continue;
+                }
                 Err(Error::Refused(ErrorCode::Conflict)) => "it was changed by another client meanwhile".to_owned(),
                 Err(Error::Refused(ErrorCode::Stale)) => "it was removed meanwhile".to_owned(),
                 Err(error) => error.to_string(),

@@ -37,7 +37,7 @@ pub(super) fn create(
 fn open(cx: &Context<'_, '_>, cred: &Credential, dir: &Dir, found: &Child, access: u32) -> Result<OpReply, ErrorCode> {
     match found.record.kind() {
         FileType::Regular => {}
-        FileType::Directory => return Err(ErrorCode::IsDirectory),
+        FileType::Directory | FileType::MountPoint => return Err(ErrorCode::IsDirectory),
         // The client looked before it asked and saw no such name: it lost a race, and must not get what cannot be
         // opened as a file of the volume.
         _ => return Err(ErrorCode::Exists),
@@ -78,7 +78,7 @@ pub(super) fn mknod(
         FileType::Socket => Body::Socket,
         FileType::CharDevice => Body::CharDevice { rdev },
         FileType::BlockDevice => Body::BlockDevice { rdev },
-        FileType::Directory | FileType::Symlink => return Err(ErrorCode::Invalid),
+        FileType::Directory | FileType::Symlink | FileType::MountPoint => return Err(ErrorCode::Invalid),
     };
     let dir = open_for_new(cx, cred, dir, name)?;
     if matches!(kind, FileType::CharDevice | FileType::BlockDevice) && !access::is_root(cred) {
@@ -121,7 +121,7 @@ pub(super) fn link(
     }
     let mut record = cx.resolve(fid)?;
     let mut dir = open_for_new(cx, cred, dir, name)?;
-    if record.kind() == FileType::Directory {
+    if matches!(record.kind(), FileType::Directory | FileType::MountPoint) {
         return Err(ErrorCode::NotPermitted);
     }
     if record.nlink == 0 {
@@ -139,7 +139,7 @@ pub(super) fn link(
 }
 
 /// The directory for a name that must not be there.
-fn open_for_new(cx: &Context<'_, '_>, cred: &Credential, dir: Fid, name: &Name) -> Result<Dir, ErrorCode> {
+pub(super) fn open_for_new(cx: &Context<'_, '_>, cred: &Credential, dir: Fid, name: &Name) -> Result<Dir, ErrorCode> {
     let dir = Dir::open(cx, cred, dir)?;
     // Before the permission to write: `mkdir -p` in a read-only tree relies on it.
     if dir.find(cx, name)?.is_some() {
@@ -150,7 +150,7 @@ fn open_for_new(cx: &Context<'_, '_>, cred: &Credential, dir: Fid, name: &Name) 
 }
 
 /// Makes an object and its name; all checks are done.
-fn make(
+pub(super) fn make(
     cx: &mut Context<'_, '_>,
     cred: &Credential,
     mut dir: Dir,

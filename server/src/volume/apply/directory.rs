@@ -31,6 +31,11 @@ impl Child {
         self.record.kind() == FileType::Directory
     }
 
+    /// Whether another volume appears in its place.
+    pub(super) fn is_mount_point(&self) -> bool {
+        self.record.kind() == FileType::MountPoint
+    }
+
     /// Whether it is a directory with names in it.
     pub(super) fn has_entries(&self) -> bool {
         matches!(self.record.body, Body::Directory { entries, .. } if entries > 0)

@@ -5,6 +5,7 @@
 
 mod create;
 mod directory;
+mod graft;
 pub mod orphans;
 mod remove;
 mod rename;
@@ -42,6 +43,8 @@ pub fn apply(cx: &mut Context<'_, '_>, cred: &Credential, client: ClientId, op: 
             create::mknod(cx, cred, *dir, name, *kind, mode & !umask, *rdev)
         }
         Op::Symlink { dir, name, target } => create::symlink(cx, cred, *dir, name, target),
+        Op::Graft { dir, name, volume } => graft::graft(cx, cred, *dir, name, *volume),
+        Op::Ungraft { dir, name } => graft::ungraft(cx, cred, *dir, name),
         Op::Link { fid, dir, name } => create::link(cx, cred, *fid, *dir, name),
         Op::Remove { dir, name, keep } => remove::remove(cx, cred, client, *dir, name, *keep),
         Op::Rmdir { dir, name } => remove::rmdir(cx, cred, *dir, name),

@@ -23,7 +23,7 @@ pub(super) fn remove(
     let mut dir = Dir::open(cx, cred, dir)?;
     let child = dir.find(cx, name)?.ok_or(ErrorCode::NotFound)?;
     access::may_delete(cred, &dir.record, &child.record)?;
-    if child.is_dir() {
+    if child.is_dir() || child.is_mount_point() {
         return Err(ErrorCode::IsDirectory);
     }
     dir.take(cx, name, &child)?;
@@ -35,6 +35,9 @@ pub(super) fn rmdir(cx: &mut Context<'_, '_>, cred: &Credential, dir: Fid, name:
     let mut dir = Dir::open(cx, cred, dir)?;
     let child = dir.find(cx, name)?.ok_or(ErrorCode::NotFound)?;
     access::may_delete(cred, &dir.record, &child.record)?;
+    if child.is_mount_point() {
+        return Err(ErrorCode::Busy);
+    }
     if !child.is_dir() {
         return Err(ErrorCode::NotDirectory);
     }
@@ -66,7 +69,7 @@ pub(super) fn drop_dir(cx: &mut Context<'_, '_>, mut child: Child) -> StoreResul
 }
 
 /// Frees the object, and says what its attributes were at the very end.
-fn free(cx: &mut Context<'_, '_>, mut child: Child) -> StoreResult<Attr> {
+pub(super) fn free(cx: &mut Context<'_, '_>, mut child: Child) -> StoreResult<Attr> {
     cx.free(child.vnode)?;
     child.record.change = cx.next_change();
     child.record.ctime = cx.now;

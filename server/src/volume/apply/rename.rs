@@ -95,6 +95,9 @@ pub(super) fn rename(
         (RenameHow::Exchange, None) => return Err(ErrorCode::NotFound),
         _ => {}
     }
+    if child.is_mount_point() || target.as_ref().is_some_and(Child::is_mount_point) {
+        return Err(ErrorCode::Busy);
+    }
     keep_a_tree(cx, &dirs, &child, target.as_ref(), how)?;
     if target.as_ref().is_some_and(|target| target.vnode == child.vnode) {
         // Two names of one object: rename(2) does nothing then.

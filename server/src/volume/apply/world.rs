@@ -131,6 +131,7 @@ impl World {
             draft: &mut draft,
             now,
             header: &mut header,
+            taken: 0,
             has_room: self.has_room,
             effects: Effects::default(),
             changed: Vec::new(),

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::ops::Bound;
 
+use larder_protocol::cell::Quota;
 use larder_protocol::ids::ClientId;
 use larder_protocol::limits::MAX_XATTR_NAME;
 use larder_protocol::name::Name;
@@ -132,6 +133,7 @@ fn judge(table: Table, key: &[u8], value: &[u8], nodes: &mut Nodes, removals: &m
     let rest = key.get(8..).unwrap_or_default();
     match table {
         Table::Vnodes => Verdict::Sound,
+        Table::Header if key == keys::QUOTA => verdict(codec::decode::<Quota>(value), |_| Verdict::Sound),
         Table::Header if key != keys::HEADER => malformed(),
         Table::Header => verdict(codec::decode::<HeaderRecord>(value), |_| Verdict::Sound),
         // Whether these belong to something is the tree's business.

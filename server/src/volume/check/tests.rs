@@ -4,6 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use larder_protocol::attr::{FileType, Timestamp};
+use larder_protocol::cell::Quota;
 use larder_protocol::ids::{ClientId, OpId, ROOT_VNODE, VolumeId};
 use larder_protocol::name::Name;
 
@@ -79,7 +80,7 @@ impl Fixture {
     /// ```
     fn new() -> Fixture {
         let dir = tempfile::tempdir().unwrap();
-        crate::volume::create(dir.path(), VolumeId::ROOT, "root").unwrap();
+        crate::volume::create(dir.path(), VolumeId::ROOT, "root", Quota::default()).unwrap();
         let fixture = Fixture(dir);
         let content = fixture.content();
         content.create(LARGE).unwrap();

@@ -11,6 +11,7 @@ use super::dirty::DirtyFile;
 use super::write::end_of;
 use super::{Data, drop_privileges, inline_contents, put_inline};
 use crate::volume::access;
+use crate::volume::quota::growth_of_write;
 use crate::volume::record::{Body, DirtyRecord, INLINE_MAX, Intent};
 use crate::volume::writer::Operation;
 
@@ -87,6 +88,8 @@ impl Data {
         if what.reserves() && !self.room.has_room_for(what.len) {
             return Err(ErrorCode::NoSpace);
         }
+        let growth = if what.reserves() { growth_of_write(&record, [(what.offset, what.len)]) } else { 0 };
+        let _growth = self.writer.let_grow(growth)?;
         let file = self.prepare(fid, &record, DirtyRecord::InPlace).await?;
         if what.reserves() {
             // First: only this can tell that there is no room. Reserving twice does no harm.

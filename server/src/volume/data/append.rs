@@ -48,6 +48,7 @@ impl Data {
         if !self.room.has_room() {
             return Err(ErrorCode::NoSpace);
         }
+        let _growth = self.writer.let_grow(data.len() as u64)?;
         let file = self.prepare(fid, &record, DirtyRecord::Appending).await?;
         let content = file.id;
         let bytes = data.0.clone();

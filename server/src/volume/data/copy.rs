@@ -15,6 +15,7 @@ use super::{Data, drop_privileges, inline_contents, put_inline, slice, splice};
 use crate::volume::access;
 use crate::volume::content::ContentId;
 use crate::volume::error::io_code;
+use crate::volume::quota::growth_of_write;
 use crate::volume::record::{Body, DirtyRecord, INLINE_MAX, VnodeRecord};
 use crate::volume::view::{Records, Verified};
 use crate::volume::writer::Operation;
@@ -121,7 +122,8 @@ impl Data {
         target: &VnodeRecord,
         source: Source,
     ) -> Result<Mutated, ErrorCode> {
-        let Copy { from_offset, to, .. } = what;
+        let Copy { from_offset, to, to_offset, .. } = what;
+        let _growth = self.writer.let_grow(growth_of_write(target, [(to_offset, len)]))?;
         if !self.room.has_room_for(len) {
             return Err(ErrorCode::NoSpace);
         }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use larder_protocol::attr::{Attr, Credential, SetAttr};
+use larder_protocol::cell::Quota;
 use larder_protocol::error::ErrorCode;
 use larder_protocol::ids::{ClientId, Epoch, Fid, OpId, VolumeId};
 use larder_protocol::limits::{COPY_KEPT, MAX_COPIES, MAX_COPIES_OF_FILE};
@@ -333,7 +334,7 @@ fn fetches_mix_no_versions_on_a_disk() {
     let executor = executor();
     let runtime: SharedRuntime = Arc::new(SystemRuntime::new(executor.handle().clone()));
     let dir = tempfile::tempdir().unwrap();
-    crate::volume::create(dir.path(), VolumeId(7), "test").unwrap();
+    crate::volume::create(dir.path(), VolumeId(7), "test", Quota::default()).unwrap();
     executor.block_on(async { race(open_dir(dir.path(), &runtime), 40, true).await });
     let findings = crate::volume::check::check_for_tests(dir.path());
     assert!(findings.is_empty(), "{findings:?}");
@@ -345,7 +346,7 @@ fn a_check_finds_nothing_wrong_with_what_stores_leave() {
     let executor = executor();
     let runtime: SharedRuntime = Arc::new(SystemRuntime::new(executor.handle().clone()));
     let dir = tempfile::tempdir().unwrap();
-    crate::volume::create(dir.path(), VolumeId(7), "test").unwrap();
+    crate::volume::create(dir.path(), VolumeId(7), "test", Quota::default()).unwrap();
     executor.block_on(async {
         let volume = open_dir(dir.path(), &runtime);
         let client = ClientId(1);

@@ -14,6 +14,7 @@ use crate::failpoint::Failpoint;
 use crate::volume::access;
 use crate::volume::content::ContentId;
 use crate::volume::keys::{self, Table};
+use crate::volume::quota::growth_of_write;
 use crate::volume::record::{Body, DirtyRecord, INLINE_MAX, Unsettled, VnodeRecord};
 use crate::volume::view::{Records, Verified, View};
 
@@ -67,7 +68,7 @@ impl Data {
     async fn write_inline(self: &Arc<Self>, cred: &Credential, request: WriteRequest) -> Result<AttrChange, ErrorCode> {
         let cred = cred.clone();
         self.writer
-            .internal(move |cx| {
+            .limited(move |cx| {
                 cx.need_room()?;
                 let vnode = request.fid.vnode;
                 let (mut record, mut contents) = inline_contents(cx, request.fid)?;
@@ -117,6 +118,8 @@ impl Data {
         if !self.room.has_room() {
             return Err(ErrorCode::NoSpace);
         }
+        let ranges = request.parts.iter().map(|part| (part.offset, part.data.len() as u64));
+        let _growth = self.writer.let_grow(growth_of_write(record, ranges))?;
         let file = self.prepare(request.fid, record, DirtyRecord::InPlace).await?;
         let id = file.id;
         let steps_of = |part: &WritePart| complete_steps(part.offset, part.offset + part.data.len() as u64);
