@@ -8,11 +8,9 @@ use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::Command;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use larder_benches::cell::Cell;
-use larder_benches::mount::{Mode, Mount};
+use larder_benches::mount::{Mode, Mount, wait_until};
 use larder_benches::process::{binary, run};
 use rustix::io::Errno;
 use serde_json::Value;
@@ -93,28 +91,16 @@ fn a_mount_point_appears_where_nothing_was_seen_before() {
         let home = cell.mount.at("home");
         assert!(!home.exists());
         cell.larder(&["mountpoint", "add", home.to_str().unwrap(), "home"]).unwrap();
-        assert!(soon(|| home.exists()));
+        wait_until("the volume appears", || home.exists());
         // Volumes that others are mounted in stay.
         cell.larder(&["volume", "create", "inner"]).unwrap();
         cell.larder(&["mountpoint", "add", home.join("inner").to_str().unwrap(), "inner"]).unwrap();
         cell.larder(&["mountpoint", "remove", home.to_str().unwrap()]).unwrap();
-        assert!(soon(|| !home.exists()));
+        wait_until("the mount point is gone", || !home.exists());
         assert!(cell.refused(&["volume", "delete", "home"]).unwrap().contains("inner"));
         assert!(cell.refused(&["volume", "rename", "root", "other"]).unwrap().contains("root"));
         cell.end().unwrap();
     });
-}
-
-/// Whether something is true in a moment: the kernel is told of names by the way.
-fn soon(is_true: impl Fn() -> bool) -> bool {
-    let began = Instant::now();
-    while !is_true() {
-        if began.elapsed() > Duration::from_secs(10) {
-            return false;
-        }
-        thread::sleep(Duration::from_millis(5));
-    }
-    true
 }
 
 #[test]
@@ -150,7 +136,7 @@ fn a_mount_point_that_is_removed_leaves_the_volume() {
         assert!(told.contains("one place"), "{told}");
         assert!(!cell.mount.at("twice").exists(), "what was refused leaves nothing");
         cell.larder(&["mountpoint", "remove", home.to_str().unwrap()]).unwrap();
-        assert!(soon(|| !home.exists()));
+        wait_until("the mount point is gone", || !home.exists());
         let there = cell.mount.at("there");
         cell.larder(&["mountpoint", "add", there.to_str().unwrap(), "home"]).unwrap();
         assert_eq!(fs::read_to_string(there.join("file")).unwrap(), "kept");
@@ -229,7 +215,7 @@ fn a_quota_is_kept_and_df_tells_it() {
         fill(&home.join("large"), 12 << 20).unwrap();
         fs::remove_file(home.join("large")).unwrap();
         // What a client removes that has files open is kept for a second or so.
-        assert!(soon(|| cell.show("home").unwrap()["files"] == 1));
+        wait_until("what was removed is let go", || cell.show("home").unwrap()["files"] == 1);
         assert_eq!(cell.show("home").unwrap()["bytes"], 4096, "of the root directory");
         cell.end().unwrap();
     });

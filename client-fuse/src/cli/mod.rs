@@ -4,6 +4,7 @@ mod admin;
 mod cache;
 mod control;
 mod daemon;
+mod dial;
 mod generate;
 mod helper;
 mod mount;

@@ -3,16 +3,14 @@
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use larder_protocol::service::{LarderClient, LarderRequest, LarderResponse};
-use larder_protocol::transport::ClientTransport;
 use serde_json::{Map, Value};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::control::{Caller, Command};
+use super::dial::{dial, runtime, within};
 use super::spec::Server;
 use super::{StatsArgs, mounts, rundir};
 
@@ -61,25 +59,19 @@ fn of_mount(path: &Path) -> anyhow::Result<Value> {
 }
 
 fn of_server(server: &Server) -> anyhow::Result<Value> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
-    let stats = runtime.block_on(async {
+    runtime()?.block_on(async {
         let advice =
             || format!("no statistics from the server at {server}; check the address, and that larderd runs there");
         match timeout(ANSWER_WITHIN, ask_server(server)).await {
             Ok(result) => result.with_context(advice),
             Err(_) => Err(anyhow!("no answer within {} s", ANSWER_WITHIN.as_secs()).context(advice())),
         }
-    })?;
-    Ok(stats)
+    })
 }
 
 async fn ask_server(server: &Server) -> anyhow::Result<Value> {
-    let stream = TcpStream::connect((server.host.as_str(), server.port)).await?;
-    let transport: ClientTransport<_, LarderRequest, LarderResponse> = ClientTransport::new(stream);
-    let client = LarderClient::new(tarpc::client::Config::default(), transport).spawn();
-    let mut context = tarpc::context::current();
-    context.deadline = Instant::now() + ANSWER_WITHIN;
-    Ok(serde_json::to_value(client.stats(context).await?)?)
+    let client = dial(server).await?;
+    Ok(serde_json::to_value(client.stats(within(ANSWER_WITHIN)).await?)?)
 }
 
 /// The counters for people: requests as a table, then everything else by name.

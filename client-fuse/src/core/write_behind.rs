@@ -338,9 +338,9 @@ impl WriteBehind {
         let (goal, max) = (self.send_goal, self.config.max_write);
         self.streaming &= self.dirty.weight() > self.config.low;
         let free = |(start, chunk): &(u64, &Dirty)| self.may_go(*start, chunk);
-        let mut due = self.dirty.iter().find(|(start, chunk)| chunk.epoch <= goal && self.may_go(*start, chunk));
+        let mut due = self.dirty.iter().find(|at| at.1.epoch <= goal && free(at));
         if due.is_none() && self.streaming {
-            let full = |(start, chunk): &(u64, &Dirty)| chunk.data.len() >= max && free(&(*start, *chunk));
+            let full = |at: &(u64, &Dirty)| at.1.data.len() >= max && free(at);
             due = self.dirty.iter().find(full).or_else(|| self.dirty.iter().find(free));
         }
         let (offset, _) = due?;

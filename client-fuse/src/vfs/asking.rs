@@ -106,11 +106,7 @@ impl Vfs {
 
     async fn send_change(&self, mut asked: Asked, cred: &Credential, op: Op) -> Result<(OpReply, Asked), Error> {
         let names = names_of(&op);
-        let mut answer = Box::pin(self.client.mutate(cred, op.clone())).await.map_err(Error::from);
-        if answer.as_ref().is_err_and(|error| error.is_full()) && self.free_removed().await {
-            answer = Box::pin(self.client.mutate(cred, op)).await.map_err(Error::from);
-        }
-        let mutated = match answer {
+        let mutated = match self.with_room(|| Box::pin(self.client.mutate(cred, op.clone()))).await {
             Ok(mutated) => mutated,
             Err(error) => {
                 self.renamed_perhaps(&names, error);

@@ -13,7 +13,7 @@ use larder_protocol::limits::MAX_FORGET;
 use larder_protocol::runtime::BootTime;
 use larder_protocol::service::file::Op;
 
-use super::Vfs;
+use super::{Error, Vfs};
 use crate::rpc::Failure;
 
 /// How often there is a look at the age of data, while there is any. Orphans are let go in batches of this length too.
@@ -139,9 +139,23 @@ impl Vfs {
         took
     }
 
+    /// Asks for something that takes room, and once more if there was none before this client let go of what it has removed.
+    ///
+    /// # Errors
+    /// The last answer's.
+    pub(super) async fn with_room<T, Answer: Future<Output = Result<T, Failure>>>(
+        &self,
+        ask: impl Fn() -> Answer,
+    ) -> Result<T, Error> {
+        match ask().await.map_err(Error::from) {
+            Err(error) if error.is_full() && self.free_removed().await => Ok(ask().await?),
+            answer => answer,
+        }
+    }
+
     /// Has the server forget at once what it need not keep any more: it may take the room that is missing. Whether there was
     /// any such thing.
-    pub(super) async fn free_removed(&self) -> bool {
+    async fn free_removed(&self) -> bool {
         let letting_go = &self.removals.letting_go;
         let (turn, by_another) = match letting_go.try_lock() {
             Ok(turn) => (turn, false),

@@ -185,11 +185,7 @@ impl Vfs {
                 let part = |(offset, data)| WritePart { offset, data: Payload(data) };
                 let parts = parts.into_iter().map(part).collect();
                 let request = WriteRequest { fid: node.fid, parts, stable };
-                let mut answer = self.client.write(&cred, request.clone()).await.map_err(Error::from);
-                if answer.as_ref().is_err_and(|error| error.is_full()) && self.free_removed().await {
-                    answer = self.client.write(&cred, request).await.map_err(Error::from);
-                }
-                match answer {
+                match self.with_room(|| self.client.write(&cred, request.clone())).await {
                     Ok(written) => {
                         // First the attributes, then the data: in between nobody may see the file shrink.
                         self.learn_own(node, &written.attr, &asked);

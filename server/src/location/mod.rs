@@ -365,18 +365,9 @@ impl Cell {
     /// # Errors
     /// There is none left, or the service does not answer.
     pub async fn next_id(&self) -> Result<VolumeId, LocationError> {
-        for _ in 0..TRIES {
-            let next = self.get::<u32>(NEXT_VOLUME.to_owned()).await?;
-            let (number, version) = next.map_or((VolumeId::ROOT.0 + 1, 0), |next| (next.record, next.version));
-            if number > MAX_VOLUME {
-                return Err(LocationError::Exhausted);
-            }
-            let change = Change::put(NEXT_VOLUME, text(&(number + 1)));
-            if self.transact(vec![(NEXT_VOLUME.to_owned(), version)], vec![change]).await?.is_some() {
-                return Ok(VolumeId(number));
-            }
-        }
-        Err(LocationError::Contended)
+        self.raise_next(|next| if next > MAX_VOLUME { Err(LocationError::Exhausted) } else { Ok(next + 1) })
+            .await
+            .map(VolumeId)
     }
 
     /// Sees to it that this number is not given out any more.
@@ -384,15 +375,21 @@ impl Cell {
     /// # Errors
     /// The service does not answer.
     pub async fn reserve(&self, id: VolumeId) -> Result<(), LocationError> {
+        self.raise_next(|next| Ok(next.max(id.0 + 1))).await.map(drop)
+    }
+
+    /// Raises the number that a volume would get next (L2), and returns the one from before.
+    async fn raise_next(&self, raised: impl Fn(u32) -> Result<u32, LocationError>) -> Result<u32, LocationError> {
         for _ in 0..TRIES {
             let next = self.get::<u32>(NEXT_VOLUME.to_owned()).await?;
-            let (number, version) = next.map_or((VolumeId::ROOT.0 + 1, 0), |next| (next.record, next.version));
-            if number > id.0 {
-                return Ok(());
+            let (before, version) = next.map_or((VolumeId::ROOT.0 + 1, 0), |next| (next.record, next.version));
+            let after = raised(before)?;
+            if after == before {
+                return Ok(before);
             }
-            let change = Change::put(NEXT_VOLUME, text(&(id.0 + 1)));
+            let change = Change::put(NEXT_VOLUME, text(&after));
             if self.transact(vec![(NEXT_VOLUME.to_owned(), version)], vec![change]).await?.is_some() {
-                return Ok(());
+                return Ok(before);
             }
         }
         Err(LocationError::Contended)

@@ -188,30 +188,12 @@ fn may_use_user_xattr(
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use larder_protocol::attr::Timestamp;
 
     use super::*;
     use crate::volume::record::Body;
 
     fn record(body: Body, mode: u32, uid: u32, gid: u32) -> VnodeRecord {
-        let time = Timestamp::default();
-        VnodeRecord {
-            generation: 1,
-            mode,
-            nlink: 1,
-            uid,
-            gid,
-            size: 0,
-            blocks: 0,
-            atime: time,
-            mtime: time,
-            ctime: time,
-            btime: time,
-            change: 1,
-            data_change: 1,
-            xattrs: 0,
-            body,
-        }
+        VnodeRecord { mode, uid, gid, ..VnodeRecord::empty(body) }
     }
 
     fn file(mode: u32) -> VnodeRecord {

@@ -187,24 +187,7 @@ mod tests {
     use crate::volume::record::Body;
 
     fn file(size: u64, blocks: u64) -> VnodeRecord {
-        let time = Timestamp::default();
-        VnodeRecord {
-            generation: 1,
-            mode: 0,
-            nlink: 1,
-            uid: 0,
-            gid: 0,
-            size,
-            blocks,
-            atime: time,
-            mtime: time,
-            ctime: time,
-            btime: time,
-            change: 1,
-            data_change: 1,
-            xattrs: 0,
-            body: Body::Inline,
-        }
+        VnodeRecord { size, blocks, ..VnodeRecord::empty(Body::Inline) }
     }
 
     #[test]

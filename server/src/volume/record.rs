@@ -122,6 +122,29 @@ pub enum Body {
 }
 
 impl VnodeRecord {
+    /// For tests, which say what of it matters to them.
+    #[cfg(test)]
+    pub(crate) fn empty(body: Body) -> VnodeRecord {
+        let time = Timestamp::default();
+        VnodeRecord {
+            generation: 1,
+            mode: 0,
+            nlink: 1,
+            uid: 0,
+            gid: 0,
+            size: 0,
+            blocks: 0,
+            atime: time,
+            mtime: time,
+            ctime: time,
+            btime: time,
+            change: 1,
+            data_change: 1,
+            xattrs: 0,
+            body,
+        }
+    }
+
     /// What the vnode is.
     pub fn kind(&self) -> FileType {
         match self.body {

@@ -5,7 +5,7 @@ pub(super) mod server;
 mod show;
 pub(super) mod volume;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
@@ -13,13 +13,11 @@ use larder_protocol::attr::Credential;
 use larder_protocol::error::ErrorCode;
 use larder_protocol::handshake::{Hello, MAX_VERSION, MIN_VERSION};
 use larder_protocol::ids::{ClientId, VolumeId};
+use larder_protocol::service::LarderClient;
 use larder_protocol::service::admin::{AdminError, AdminReply, AdminRequest, Place, VolumeKey};
-use larder_protocol::service::{LarderClient, LarderRequest, LarderResponse};
-use larder_protocol::transport::ClientTransport;
-use tokio::net::TcpStream;
-use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
+use super::dial::{dial, runtime, within};
 use super::spec::{DEFAULT_PORT, Server};
 
 /// How long a server may take to be reached, and to say hello.
@@ -48,12 +46,6 @@ struct Session {
     server: Server,
 }
 
-fn context(within: Duration) -> tarpc::context::Context {
-    let mut context = tarpc::context::current();
-    context.deadline = Instant::now() + within;
-    context
-}
-
 /// The caller's own rights, as far as the server believes them.
 fn credential() -> Credential {
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
@@ -63,10 +55,7 @@ fn credential() -> Credential {
 impl Session {
     async fn open(server: &Server) -> anyhow::Result<Session> {
         let opening = async {
-            let stream = TcpStream::connect((server.host.as_str(), server.port)).await?;
-            stream.set_nodelay(true)?;
-            let transport: ClientTransport<_, LarderRequest, LarderResponse> = ClientTransport::new(stream);
-            let client = LarderClient::new(tarpc::client::Config::default(), transport).spawn();
+            let client = dial(server).await?;
             let hello = Hello {
                 min_version: MIN_VERSION,
                 max_version: MAX_VERSION,
@@ -77,7 +66,7 @@ impl Session {
                 prompt: false,
                 software: concat!("larder ", env!("CARGO_PKG_VERSION")).to_owned(),
             };
-            client.hello(context(HELLO_WITHIN), hello).await??;
+            client.hello(within(HELLO_WITHIN), hello).await??;
             anyhow::Ok(Session { client, server: server.clone() })
         };
         let advice = || format!("cannot reach the server at {server}; check the address, and that larderd runs there");
@@ -88,7 +77,7 @@ impl Session {
     }
 
     async fn ask(&self, request: AdminRequest) -> anyhow::Result<AdminReply> {
-        let answer = self.client.admin(context(ANSWER_WITHIN), credential(), request).await;
+        let answer = self.client.admin(within(ANSWER_WITHIN), credential(), request).await;
         Ok(answer.with_context(|| format!("the server at {} does not answer", self.server))??)
     }
 
@@ -102,7 +91,7 @@ impl Session {
     /// Leaves, so that the server need not keep who asked.
     async fn close(self) {
         // What was asked for is done; the server forgets who asked by itself, too, only later.
-        let _ = self.client.goodbye(context(HELLO_WITHIN)).await;
+        let _ = self.client.goodbye(within(HELLO_WITHIN)).await;
     }
 }
 
@@ -116,10 +105,6 @@ fn key(text: &str) -> VolumeKey {
         Ok(number) => VolumeKey::Id(VolumeId(number)),
         Err(_) => VolumeKey::Name(text.to_owned()),
     }
-}
-
-fn runtime() -> anyhow::Result<Runtime> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")
 }
 
 /// Asks something of any server.

@@ -4,22 +4,17 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use clap::{Args, Subcommand};
-use larder_protocol::attr::Credential;
 use larder_protocol::ids::VolumeId;
 use serde_json::{Value, json};
 
 use super::super::control::{Caller, Command};
 use super::super::{mounts, rundir};
-use super::key;
 use super::show::print;
+use super::{ANSWER_WITHIN, credential, key};
 use crate::vfs::Vfs;
-
-/// How long it may take.
-const ANSWER_WITHIN: Duration = Duration::from_secs(120);
 
 /// Let a volume appear in a directory, as bind mounts do, for all clients.
 #[derive(Debug, Args)]
@@ -160,8 +155,7 @@ fn ask(path: &Path, what: What) -> anyhow::Result<Value> {
 /// What the process of a mount does and answers.
 pub(in crate::cli) async fn answer(vfs: &Vfs, request: Request) -> Value {
     let Request { what, parent, name } = request;
-    let uid = rustix::process::geteuid().as_raw();
-    let cred = Credential { uid, gid: rustix::process::getegid().as_raw(), groups: Vec::new() };
+    let cred = credential();
     let of = |volume: VolumeId| json!({ "volume": volume.0 });
     let done = match what {
         What::Add(volume) => vfs.add_mount_point(&cred, parent, &name, key(&volume)).await.map(of),

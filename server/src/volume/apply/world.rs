@@ -86,23 +86,13 @@ impl World {
             changes: ChangeCounter::new(3),
             seconds: Cell::new(1000),
         };
-        let time = Timestamp::default();
         let root = VnodeRecord {
             generation: 3,
             mode: 0o777,
             nlink: 2,
-            uid: 0,
-            gid: 0,
             size: 4096,
             blocks: 8,
-            atime: time,
-            mtime: time,
-            ctime: time,
-            btime: time,
-            change: 1,
-            data_change: 1,
-            xattrs: 0,
-            body: Body::Directory { parent: ROOT_VNODE, entries: 0, next_cookie: 1 },
+            ..VnodeRecord::empty(Body::Directory { parent: ROOT_VNODE, entries: 0, next_cookie: 1 })
         };
         world.with(|cx| Ok(cx.insert(ROOT_VNODE, &root)?)).unwrap();
         world
