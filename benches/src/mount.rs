@@ -100,6 +100,8 @@ pub struct Setup<'a> {
     pub clock: Option<&'a Path>,
     /// Which boot of its machine the client takes this for.
     pub boot: Option<u64>,
+    /// The volume, if it is not to be `root`.
+    pub volume: Option<&'a str>,
 }
 
 /// A mounted client.
@@ -152,10 +154,11 @@ impl Mount {
             command.args(["-o", setup.options]);
         }
         command.args(setup.arguments);
-        command.arg(address).arg(&path);
+        let volume = setup.volume.unwrap_or("root");
+        command.arg(format!("{address}/{volume}")).arg(&path);
         // The table has a mount before its client has done with mounting, and takes the unmounting for a failure.
         let log = dir.join(format!("{name}.log"));
-        let told = || fs::read_to_string(&log).unwrap_or_default().matches("/root mounted on ").count();
+        let told = || fs::read_to_string(&log).unwrap_or_default().matches(&format!("/{volume} mounted on ")).count();
         let before = told();
         let mut client = Process::spawn(&mut command, dir, name)?;
         if let Err(error) = client.wait_ready(PATIENCE, || (is_mounted(&path) && told() > before).then_some(())) {

@@ -126,7 +126,7 @@ impl Holder {
 
     /// Renews the lease as often as mounts do, for ever.
     async fn keep_lease(self: Arc<Self>, terms: LeaseTerms) -> Result<()> {
-        let period = Promises::new(terms).renew_every();
+        let period = Promises::new(0, terms).renew_every();
         tokio::time::sleep(period.mul_f64(rand::random())).await;
         let mut ticks = tokio::time::interval(period);
         loop {

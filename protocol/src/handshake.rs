@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cell::ServerId;
 use crate::ids::{ClientId, Epoch};
 
 /// The oldest protocol version this build speaks.
@@ -43,6 +44,8 @@ pub struct Hello {
 pub struct Welcome {
     /// The protocol version both will speak.
     pub version: u32,
+    /// Who the server is.
+    pub server: ServerId,
     /// The server process's life.
     pub epoch: Epoch,
     /// Name and version of the server's software.

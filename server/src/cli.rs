@@ -11,7 +11,8 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::config::DurabilityLevel;
-use crate::service::credential::RootSquash;
+use crate::location::Location;
+use crate::service::credential::{Network, RootSquash};
 use crate::store::Store;
 use crate::volume::check;
 use larder_protocol::handshake::LeaseTerms;
@@ -75,6 +76,14 @@ pub struct ServeArgs {
     /// Whether the superusers of clients become nobody [default: auto].
     #[arg(long, value_name = "WHEN")]
     pub root_squash: Option<RootSquash>,
+    /// Hosts that are trusted as this one is, as an address or ADDRESS/BITS; may be given several times. Their superusers
+    /// stay that, and their servers may belong to this cell.
+    #[arg(long, value_name = "HOSTS")]
+    pub trust: Vec<Network>,
+    /// Where the cell's directory is: larder://HOST:PORT for the store of another server, whose cell this one joins, or own
+    /// [default: as it was when the store was made, which is own if nothing was said]
+    #[arg(long, value_name = "WHERE")]
+    pub location: Option<Location>,
     /// How long a client may rely on what it caches without asking, in seconds: also the longest that a change waits
     /// for a client that is cut off [default: 10]
     #[arg(long, value_name = "SECONDS", value_parser = crate::config::lease_term)]

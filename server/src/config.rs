@@ -9,7 +9,8 @@ use larder_protocol::handshake::LeaseTerms;
 use serde::Deserialize;
 
 use crate::cli::ServeArgs;
-use crate::service::credential::RootSquash;
+use crate::location::Location;
+use crate::service::credential::{Network, RootSquash, Squash};
 use crate::volume::Durability;
 
 /// Where a server listens unless told otherwise.
@@ -51,6 +52,8 @@ struct File {
     durability: Option<DurabilityLevel>,
     insecure: Option<bool>,
     root_squash: Option<RootSquash>,
+    trust: Option<Vec<String>>,
+    location: Option<String>,
     lease_term: Option<toml::Value>,
     busy_poll: Option<u64>,
     advertise: Option<String>,
@@ -70,7 +73,9 @@ pub struct ServeConfig {
     /// Whether to listen on addresses that other hosts can reach.
     pub insecure: bool,
     /// What becomes of the clients' superusers.
-    pub root_squash: RootSquash,
+    pub root_squash: Squash,
+    /// Where the cell's directory is, if it was said.
+    pub location: Option<Location>,
     /// How long promises last.
     pub lease: LeaseTerms,
     /// How long a thread looks out for the next of many requests before it sleeps.
@@ -110,12 +115,22 @@ impl ServeConfig {
             (None, Some(secs)) => lease_term(&secs.to_string()).map_err(|error| anyhow!("`lease-term`: {error}"))?,
             (None, None) => LeaseTerms::default(),
         };
+        let trusted: Result<Vec<Network>, String> = file.trust.iter().flatten().map(|text| text.parse()).collect();
+        let trusted = trusted.map_err(|error| anyhow!("`trust`: {error}"))?;
         Ok(ServeConfig {
             store,
             listen,
             durability: args.durability.or(file.durability).unwrap_or_default(),
             insecure: args.insecure || file.insecure.unwrap_or(false),
-            root_squash: args.root_squash.or(file.root_squash).unwrap_or_default(),
+            root_squash: Squash {
+                when: args.root_squash.or(file.root_squash).unwrap_or_default(),
+                trusted: if args.trust.is_empty() { trusted } else { args.trust },
+            },
+            location: match (args.location, file.location) {
+                (Some(location), _) => Some(location),
+                (None, Some(text)) => Some(text.parse().map_err(|error| anyhow!("`location`: {error}"))?),
+                (None, None) => None,
+            },
             lease,
             busy_poll: match (args.busy_poll, file.busy_poll) {
                 (Some(window), _) => window,
@@ -204,7 +219,7 @@ mod tests {
         let config = resolve(&["--store", "/s"]).unwrap();
         assert_eq!(config.listen, [DEFAULT_LISTEN.parse().unwrap()]);
         assert_eq!(config.durability, DurabilityLevel::Power);
-        assert_eq!(config.root_squash, RootSquash::Auto);
+        assert_eq!(config.root_squash, Squash::default());
         assert!(!config.insecure);
         assert_eq!(config.lease.term, Duration::from_secs(10));
         assert_eq!(resolve(&["--store", "/s", "--lease-term", "2.5"]).unwrap().lease.term, Duration::from_millis(2500));
@@ -225,7 +240,7 @@ mod tests {
         assert_eq!(from_file.store, Path::new("/file"));
         assert_eq!(from_file.listen.len(), 2);
         assert_eq!(from_file.durability, DurabilityLevel::Process);
-        assert_eq!(from_file.root_squash, RootSquash::On);
+        assert_eq!(from_file.root_squash.when, RootSquash::On);
         assert!(from_file.insecure);
         assert_eq!(from_file.busy_poll, Duration::from_micros(50));
         let args = ["--config", path, "--store", "/line", "--listen", "127.0.0.1:9", "--durability", "power"];
@@ -233,7 +248,7 @@ mod tests {
         assert_eq!(both.store, Path::new("/line"));
         assert_eq!(both.listen, ["127.0.0.1:9".parse().unwrap()]);
         assert_eq!(both.durability, DurabilityLevel::Power);
-        assert_eq!(both.root_squash, RootSquash::On, "what the line does not say stays");
+        assert_eq!(both.root_squash.when, RootSquash::On, "what the line does not say stays");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! DIR/larder-store.toml     says that this is a store, in which format, and whose
+//! DIR/location              where the cell's directory is
 //! DIR/lives.toml            the processes that have served it since the machine was started
 //! DIR/lock                  locked by the server (or checker) that uses it; holds its process id
 //! DIR/volumes/1-root/       one directory for each volume: its id, its name
@@ -16,13 +17,14 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use larder_protocol::cell::{Quota, ServerId};
 use larder_protocol::ids::{Epoch, MAX_VOLUME, VolumeId};
 use larder_protocol::limits::MAX_VOLUME_NAME;
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
+use crate::location::{Location, embedded};
 use crate::volume;
 
 /// The format this build reads and writes.
@@ -35,6 +37,7 @@ const NEW_MARKER: &str = ".larder-store.toml.new";
 const NEW_VOLUME: &str = ".new-";
 const GONE_VOLUME: &str = ".gone-";
 const LIVES: &str = "lives.toml";
+const LOCATION: &str = "location";
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// As many are remembered: who is older has been retried by nobody for long.
 const MAX_LIVES: usize = 1000;
@@ -144,6 +147,48 @@ impl Store {
     /// The server that it is the store of.
     pub fn server(&self) -> ServerId {
         self.server
+    }
+
+    /// Where the cell's directory is: what was said, or what was said before. It is kept: a server that began with a
+    /// directory of its own must not forget those of its volumes that others were told of, nor the other way round.
+    ///
+    /// # Errors
+    /// The store has been in a cell of another kind; the system's.
+    pub fn settle_location(&self, said: Option<Location>) -> anyhow::Result<Location> {
+        let path = self.dir.join(LOCATION);
+        let before: Option<Location> = match fs::read_to_string(&path) {
+            Ok(text) => Some(text.trim().parse().map_err(|error| anyhow!("{} is damaged: {error}", path.display()))?),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+        };
+        let was_own = match &before {
+            Some(before) => *before == Location::Own,
+            None => self.dir.join(embedded::FILE).try_exists()? || !self.volumes()?.is_empty(),
+        };
+        let now = said.or_else(|| before.clone()).unwrap_or(Location::Own);
+        if was_own && now != Location::Own {
+            bail!(
+                "the store {} has a directory of volumes of its own and cannot join the cell of {now}: begin with an empty \
+                 store there, and move or copy what is in this one",
+                self.dir.display()
+            );
+        }
+        if before.as_ref().is_some_and(|before| *before != Location::Own) && now == Location::Own {
+            bail!(
+                "the store {} belongs to a cell whose directory is elsewhere ({}) and cannot begin one of its own",
+                self.dir.display(),
+                before.map_or_else(String::new, |before| before.to_string())
+            );
+        }
+        if before.as_ref() != Some(&now) {
+            let new = self.dir.join(format!(".{LOCATION}.new"));
+            let mut file = File::create(&new)?;
+            writeln!(file, "{now}")?;
+            file.sync_all()?;
+            fs::rename(&new, &path).with_context(|| format!("cannot write {}", path.display()))?;
+            sync_dir(&self.dir)?;
+        }
+        Ok(now)
     }
 
     /// Makes an empty volume, with its directory. Whether it counts is for the location service to say.
@@ -402,6 +447,27 @@ mod tests {
         remove_all(&store.begin_removal(&made).unwrap()).unwrap();
         assert_eq!(store.volumes().unwrap(), []);
         assert_eq!(fs::read_dir(dir.join(VOLUMES)).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_store_stays_in_its_cell() {
+        let (_parent, dir) = temporary();
+        let store = Store::open(&dir).unwrap();
+        let elsewhere = |host: &str| Location::Server(format!("{host}:7425"));
+        assert_eq!(store.settle_location(Some(elsewhere("a"))).unwrap(), elsewhere("a"));
+        assert_eq!(store.settle_location(None).unwrap(), elsewhere("a"), "it need not be said again");
+        assert_eq!(store.settle_location(Some(elsewhere("b"))).unwrap(), elsewhere("b"), "servers move");
+        assert!(store.settle_location(Some(Location::Own)).is_err());
+        let (_parent, dir) = temporary();
+        let store = Store::open(&dir).unwrap();
+        assert_eq!(store.settle_location(None).unwrap(), Location::Own);
+        assert!(store.settle_location(Some(elsewhere("a"))).unwrap_err().to_string().contains("larder://a:7425"));
+        // One from before there was a choice.
+        let (_parent, dir) = temporary();
+        let store = Store::open(&dir).unwrap();
+        store.add_volume(VolumeId::ROOT, "root", Quota::default()).unwrap();
+        assert!(store.settle_location(Some(elsewhere("a"))).is_err());
+        assert_eq!(store.settle_location(None).unwrap(), Location::Own);
     }
 
     #[test]

@@ -102,6 +102,10 @@ impl Connector for Dialer {
     fn server(&self) -> String {
         self.road.server()
     }
+
+    fn to(&self, _address: &str) -> Arc<dyn Connector> {
+        unreachable!("the only server has all volumes")
+    }
 }
 
 /// A connection over a line.

@@ -243,6 +243,10 @@ impl Connector for Road {
     fn server(&self) -> String {
         "the simulated server".to_owned()
     }
+
+    fn to(&self, _address: &str) -> Arc<dyn Connector> {
+        unreachable!("the only server has all volumes")
+    }
 }
 
 /// A client without a file system, connected.

@@ -16,7 +16,17 @@ use super::attr_cache::Miss;
 
 /// A callback on an object, as good as the lease that it was granted under.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Promise(u32);
+pub struct Promise {
+    server: u32,
+    life: u32,
+}
+
+impl Promise {
+    /// Which of the client's servers has given it.
+    pub fn server(self) -> u32 {
+        self.server
+    }
+}
 
 /// What is to be done about the answer to a renewal.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +42,8 @@ pub enum Renewal {
 /// A client's side of its promises with one server.
 #[derive(Debug)]
 pub struct Promises {
+    /// Which of the client's servers it is.
+    server: u32,
     terms: LeaseTerms,
     epoch: Option<Epoch>,
     lease: Option<LeaseId>,
@@ -52,9 +64,10 @@ pub struct Promises {
 }
 
 impl Promises {
-    /// Without a lease.
-    pub fn new(terms: LeaseTerms) -> Promises {
+    /// With the server of this number, without a lease.
+    pub fn new(server: u32, terms: LeaseTerms) -> Promises {
         Promises {
+            server,
             terms,
             epoch: None,
             lease: None,
@@ -105,7 +118,8 @@ impl Promises {
     pub fn usable(&self, promise: Option<Promise>, object: ObjectId, now: BootTime) -> Result<Duration, Miss> {
         match promise {
             None => Err(Miss::NoCallback),
-            Some(Promise(life)) if life != self.life => Err(Miss::Lapsed),
+            Some(promise) if promise.server != self.server => Err(Miss::NoCallback),
+            Some(promise) if promise.life != self.life => Err(Miss::Lapsed),
             Some(_) if self.changing.contains_key(&object.0) => Err(Miss::Changing),
             Some(_) => self.remaining(now),
         }
@@ -125,7 +139,7 @@ impl Promises {
     pub fn promise(&self, grants: &Grants, since: &Since, object: ObjectId) -> Option<Promise> {
         let lease = self.lease?;
         let good = grants.include(lease, object) && !self.log.overtaken(since, object.0);
-        good.then_some(Promise(self.life))
+        good.then_some(Promise { server: self.server, life: self.life })
     }
 
     /// This client is going to change objects: until it has the answer it does not know which state they are in.
@@ -234,7 +248,7 @@ mod tests {
     }
 
     fn running() -> Promises {
-        let mut promises = Promises::new(LeaseTerms::new(secs(10)));
+        let mut promises = Promises::new(3, LeaseTerms::new(secs(10)));
         let request = promises.renewal(EPOCH);
         assert_eq!((request.lease, request.acked), (None, 1));
         let renewal = promises.renewed(secs(100), &request, Renewed::Granted { lease: LEASE });

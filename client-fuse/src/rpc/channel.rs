@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use larder_protocol::cell::ServerId;
 use larder_protocol::handshake::{Hello, MAX_VERSION, MIN_VERSION, Refusal, Welcome};
 use larder_protocol::ids::{ClientId, Epoch};
 use larder_protocol::limits::MAX_DEADLINE;
@@ -31,28 +32,32 @@ const BACKOFF_MIN: Duration = Duration::from_millis(10);
 /// The longest: all clients are back within a second of the server's return.
 const BACKOFF_MAX: Duration = Duration::from_millis(500);
 
-/// What all channels of a client share.
+/// What all channels to a server share.
 pub struct Shared {
     /// Clock, randomness, tasks.
     pub runtime: SharedRuntime,
+    /// Which of the client's servers this is; the first has 0.
+    number: u32,
     /// Opens connections.
-    pub connector: Arc<dyn Connector>,
+    connector: Mutex<Arc<dyn Connector>>,
+    /// Who must be there; of the first server whoever is.
+    expected: Option<ServerId>,
     /// This client's identity.
     pub client: ClientId,
     /// How long to wait for an answer.
     pub timeo: Duration,
-    /// Replay slots; they know the incarnation too.
-    pub slots: VolumeSlots,
+    /// Replay slots; they know the incarnation too. The same for all servers, as all below up to the counters of one.
+    pub slots: Arc<VolumeSlots>,
     /// Ends everything.
     pub aborted: CancellationToken,
     /// Counts requests.
-    pub recorder: Recorder,
+    pub recorder: Arc<Recorder>,
+    /// Told when a new process of any server was seen.
+    pub new_epoch: Arc<Notify>,
     /// Connections opened after the first of each channel.
     pub reconnects: AtomicU64,
     /// Server processes seen after the first.
     pub server_restarts: AtomicU64,
-    /// Told when a new server process was seen.
-    pub new_epoch: Notify,
     prompt: bool,
     link: Mutex<LinkState>,
 }
@@ -81,18 +86,64 @@ impl Shared {
     ) -> Shared {
         Shared {
             runtime,
-            connector,
+            number: 0,
+            connector: Mutex::new(connector),
+            expected: None,
             client,
             timeo: timeo.clamp(Duration::from_millis(1), MAX_DEADLINE),
-            slots: VolumeSlots::new(incarnation),
+            slots: Arc::new(VolumeSlots::new(incarnation)),
             aborted: CancellationToken::new(),
-            recorder: Recorder::default(),
+            recorder: Arc::default(),
+            new_epoch: Arc::default(),
             reconnects: AtomicU64::new(0),
             server_restarts: AtomicU64::new(0),
-            new_epoch: Notify::new(),
             prompt: false,
             link: Mutex::new(LinkState::default()),
         }
+    }
+
+    /// For the same client's connections to another server.
+    pub(super) fn of_another(&self, number: u32, server: ServerId, address: &str) -> Shared {
+        Shared {
+            runtime: self.runtime.clone(),
+            number,
+            connector: Mutex::new(self.connector().to(address)),
+            expected: Some(server),
+            client: self.client,
+            timeo: self.timeo,
+            slots: self.slots.clone(),
+            aborted: self.aborted.clone(),
+            recorder: self.recorder.clone(),
+            new_epoch: self.new_epoch.clone(),
+            reconnects: AtomicU64::new(0),
+            server_restarts: AtomicU64::new(0),
+            prompt: self.prompt,
+            link: Mutex::new(LinkState::default()),
+        }
+    }
+
+    /// Which of the client's servers this is.
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// Opens connections.
+    pub fn connector(&self) -> Arc<dyn Connector> {
+        self.connector.lock().clone()
+    }
+
+    /// The server is there, from the next connection on.
+    pub(super) fn is_at(&self, address: &str) {
+        let mut connector = self.connector.lock();
+        if connector.server() != address {
+            tracing::info!("the server {} is at {address} now", connector.server());
+            *connector = connector.to(address);
+        }
+    }
+
+    /// Who the server is, as far as is known.
+    pub fn server(&self) -> Option<ServerId> {
+        self.expected.or_else(|| self.link.lock().welcome.as_ref().map(|welcome| welcome.server))
     }
 
     /// The client does not wait for others to give up what they have cached.
@@ -115,7 +166,7 @@ impl Shared {
     fn lost(&self, why: &str) {
         let news = !std::mem::replace(&mut self.link.lock().lost, true);
         if news && !self.aborted.is_cancelled() {
-            tracing::warn!("the server {} does not answer ({why}); trying again", self.connector.server());
+            tracing::warn!("the server {} does not answer ({why}); trying again", self.connector().server());
         }
     }
 
@@ -128,10 +179,10 @@ impl Shared {
         };
         self.slots.set_limit(welcome.slots);
         if back {
-            tracing::info!("the server {} answers again", self.connector.server());
+            tracing::info!("the server {} answers again", self.connector().server());
         }
         if restarted {
-            tracing::info!("the server {} has been restarted", self.connector.server());
+            tracing::info!("the server {} has been restarted", self.connector().server());
             self.server_restarts.fetch_add(1, Ordering::Relaxed);
             self.new_epoch.notify_one();
         }
@@ -360,7 +411,7 @@ impl Channel {
         let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
         let transport = tokio::select! {
             biased;
-            transport = shared.connector.connect(self.number) => {
+            transport = shared.connector().connect(self.number) => {
                 transport.map_err(|error| ConnectError::Network(error.to_string()))?
             }
             () = shared.runtime.sleep(shared.timeo) => {
@@ -395,6 +446,12 @@ impl Channel {
         let ok = matches!(&reply, Ok(LarderResponse::Hello(Ok(_))));
         shared.recorder.record(larder_protocol::service::kind::Kind::Hello, took, ok);
         let refused = match reply {
+            // An address may have passed to another server, which knows nothing of what this one has.
+            Ok(LarderResponse::Hello(Ok(welcome)))
+                if shared.expected.is_some_and(|server| server != welcome.server) =>
+            {
+                ConnectError::Network(format!("another server is there, {}", welcome.server))
+            }
             Ok(LarderResponse::Hello(Ok(welcome))) => {
                 if generation > 1 {
                     shared.reconnects.fetch_add(1, Ordering::Relaxed);

@@ -5,12 +5,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use larder_protocol::attr::Credential;
+use larder_protocol::cell::ServerId;
 use larder_protocol::error::ErrorCode;
 use larder_protocol::handshake::Welcome;
 use larder_protocol::ids::{Epoch, Fid, OpId, VolumeId};
 use larder_protocol::limits::MAX_DEADLINE;
 use larder_protocol::runtime::BootTime;
-use larder_protocol::service::admin::{AdminError, AdminReply, AdminRequest};
+use larder_protocol::service::admin::{AdminError, AdminReply, AdminRequest, VolumeKey};
 use larder_protocol::service::callback::{Breaks, LeaseId, Promised, Renew, Renewed};
 use larder_protocol::service::file::{
     Committed, Mutated, NewContents, Op, Query, QueryReply, StageRequest, WriteRequest, Written,
@@ -86,6 +87,16 @@ impl Client {
     /// What the channels share: counters, clock, the end of the mount.
     pub fn shared(&self) -> &Shared {
         &self.shared
+    }
+
+    /// Which of the client's servers this is.
+    pub fn number(&self) -> u32 {
+        self.shared.number()
+    }
+
+    /// How long requests may take.
+    pub fn patience(&self) -> Patience {
+        self.patience
     }
 
     /// Whether the control channel has a connection now.
@@ -277,6 +288,27 @@ impl Client {
         match self.repeat(0, Kind::Volume, request).await? {
             LarderResponse::Volume(reply) => reply.map_err(Failure::Refused),
             _ => Err(unexpected(Kind::Volume)),
+        }
+    }
+
+    /// Asks where a volume is, and does not wait for long.
+    ///
+    /// # Errors
+    /// The server's, or that there is no answer in time.
+    pub async fn locate(
+        &self,
+        within: Duration,
+        volume: VolumeKey,
+        not_at: Option<ServerId>,
+    ) -> Result<VolumeReply, Failure> {
+        let started = self.shared.runtime.boottime();
+        let request = VolumeRequest::Locate { volume, not_at };
+        let request = LarderRequest::Volume { cred: Credential::root(), request };
+        let reply = self.exchange(0, &request, Some(started + within), &mut Tries::default(), None).await;
+        self.record(Kind::Locate, started, reply.as_ref().is_ok_and(|reply| error_of(reply).is_none()));
+        match reply? {
+            LarderResponse::Volume(reply) => reply.map_err(Failure::Refused),
+            _ => Err(unexpected(Kind::Locate)),
         }
     }
 
@@ -496,7 +528,7 @@ fn error_of(reply: &LarderResponse) -> Option<ErrorCode> {
         LarderResponse::Volume(reply) => reply.as_ref().err().copied(),
         LarderResponse::Goodbye(reply) => reply.as_ref().err().copied(),
         LarderResponse::Admin(reply) => reply.as_ref().err().map(|error| error.code),
-        LarderResponse::Hello(_) | LarderResponse::Stats(_) => None,
+        LarderResponse::Hello(_) | LarderResponse::Stats(_) | LarderResponse::Registry(_) => None,
     }
 }
 

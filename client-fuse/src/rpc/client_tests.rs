@@ -10,6 +10,7 @@ use larder_protocol::runtime::{BoxFuture, SharedRuntime, SimRuntime};
 use larder_protocol::service::Larder;
 use larder_protocol::service::callback::{Breaks, Grants, LeaseId, Promised, Renew, Renewed};
 use larder_protocol::service::file::{OpReply, StageRequest};
+use larder_protocol::service::registry::{RegistryError, RegistryReply, RegistryRequest};
 use larder_protocol::stats::ServerStats;
 use larder_protocol::transport::{ClientTransport, ServerTransport};
 use parking_lot::Mutex;
@@ -128,6 +129,7 @@ impl Larder for Session {
         Ok(Welcome {
             durable: true,
             version: 1,
+            server: ServerId(1),
             epoch: Epoch(world.epoch),
             software: "test".to_owned(),
             slots: SLOTS,
@@ -189,6 +191,10 @@ impl Larder for Session {
 
     async fn renew(self, _: Context, _: Renew) -> Result<Renewed, ErrorCode> {
         Err(ErrorCode::NotSupported)
+    }
+
+    async fn registry(self, _: Context, _: RegistryRequest) -> Result<RegistryReply, RegistryError> {
+        Err(RegistryError { service: String::new(), cause: String::new() })
     }
 
     async fn admin(self, _: Context, _: Credential, _: AdminRequest) -> Result<AdminReply, AdminError> {
@@ -258,6 +264,10 @@ impl Connector for Wire {
 
     fn server(&self) -> String {
         "test:1".to_owned()
+    }
+
+    fn to(&self, _: &str) -> Arc<dyn Connector> {
+        Arc::new(Wire(self.0.clone()))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{Sink, Stream};
@@ -34,6 +35,9 @@ pub trait Connector: Send + Sync + 'static {
 
     /// The server's name in messages to the user.
     fn server(&self) -> String;
+
+    /// Opens connections to the server at another address, in the same way.
+    fn to(&self, address: &str) -> Arc<dyn Connector>;
 }
 
 /// After this long without a word from an idle server the system asks whether it is still there.
@@ -67,5 +71,9 @@ impl Connector for TcpConnector {
 
     fn server(&self) -> String {
         self.addr.clone()
+    }
+
+    fn to(&self, address: &str) -> Arc<dyn Connector> {
+        Arc::new(TcpConnector::new(address))
     }
 }

@@ -1,5 +1,6 @@
-//! Requests to one server, over connections that come and go.
+//! Requests to servers, over connections that come and go.
 //!
+//! [`servers`] knows which server has which volume; the rest is there once for each of them.
 //! [`connector`] opens connections; [`channel`] keeps one of them open, generation after generation; `driver` moves
 //! its bytes; [`slot_queue`] hands out replay slots, of each volume its own ([`volume_slots`]); `routing` chooses the channel of a request; [`client`] sends
 //! requests and repeats them until they are answered.
@@ -14,6 +15,7 @@ pub mod connector;
 mod driver;
 mod ration;
 mod routing;
+pub mod servers;
 pub mod slot_queue;
 pub mod volume_slots;
 
@@ -21,6 +23,7 @@ pub use client::{Client, Patience};
 pub use connector::{BoxTransport, Connector, Link, TcpConnector};
 pub use routing::CHANNELS;
 pub(crate) use routing::MUCH;
+pub use servers::Servers;
 
 use larder_protocol::error::ErrorCode;
 

@@ -15,7 +15,8 @@ use super::{Error, Vfs};
 use crate::core::attr_cache::Stamp;
 use crate::core::dir_cache::Known;
 use crate::core::promises::Promise;
-use crate::mode::afs::Afs;
+use crate::mode::afs::{Afs, Lease};
+use crate::rpc::{Client, Failure};
 
 /// A request that was answered: when it was sent, and what its answer promises.
 pub(super) struct Asked {
@@ -27,6 +28,8 @@ pub(super) struct Asked {
 /// With AFS mode alone.
 struct Promised {
     afs: Arc<Afs>,
+    /// Of the server that is asked.
+    lease: Arc<Lease>,
     /// There until it is given back.
     since: Option<Since>,
     grants: Grants,
@@ -42,13 +45,13 @@ impl Asked {
     /// What is promised about an object that the answer shows (rule 6 of AFS mode).
     pub(super) fn promise(&self, object: ObjectId) -> Option<Promise> {
         let promised = self.promised.as_ref()?;
-        promised.afs.promises.lock().promise(&promised.grants, promised.since.as_ref()?, object)
+        promised.lease.promises.lock().promise(&promised.grants, promised.since.as_ref()?, object)
     }
 }
 
 impl Drop for Promised {
     fn drop(&mut self) {
-        let mut promises = self.afs.promises.lock();
+        let mut promises = self.lease.promises.lock();
         promises.change_ends(&self.changing);
         if let Some(since) = self.since.take() {
             promises.end(since);
@@ -58,55 +61,94 @@ impl Drop for Promised {
 
 /// Calls are boxed here: most requests of the kernel need none, and what one keeps would be copied with each of them.
 impl Vfs {
-    fn asking(&self, changing: Vec<ObjectId>) -> Asked {
-        let promised = self.afs.as_ref().map(|afs| {
-            let since = {
-                let mut promises = afs.promises.lock();
-                promises.change_begins(&changing);
-                promises.begin()
-            };
-            Promised { afs: afs.clone(), since: Some(since), grants: Grants::default(), changing }
-        });
-        Asked { stamp: self.stamp(), promised }
+    /// A request goes to this server.
+    async fn asking(&self, server: &Arc<Client>, changing: Vec<ObjectId>) -> Asked {
+        let Some(afs) = &self.afs else { return Asked::plain(self.stamp()) };
+        let lease = self.lease_with(afs, server).await;
+        let since = {
+            let mut promises = lease.promises.lock();
+            promises.change_begins(&changing);
+            promises.begin()
+        };
+        let promised = Promised { afs: afs.clone(), lease, since: Some(since), grants: Grants::default(), changing };
+        Asked { stamp: self.stamp(), promised: Some(promised) }
     }
 
     /// Asks for something that changes nothing, with callbacks if the mode has them.
     pub(super) async fn ask(&self, cred: &Credential, query: Query) -> Result<(QueryReply, Asked), Error> {
-        let mut asked = self.asking(Vec::new());
-        let reply = match &mut asked.promised {
-            None => Box::pin(self.client.query(cred, query)).await?,
-            Some(promised) => {
-                let answer = Box::pin(self.client.promised(cred, query)).await?;
-                promised.grants = answer.grants;
-                answer.reply
+        if self.afs.is_none() {
+            let asked = Asked::plain(self.stamp());
+            return Ok((Box::pin(self.servers.query(cred, query)).await?, asked));
+        }
+        let volume = query.fid().ok_or(ErrorCode::Invalid)?.volume;
+        Box::pin(async {
+            let mut server = self.servers.of(volume).await?;
+            let mut has_moved = false;
+            loop {
+                let mut asked = self.asking(&server, Vec::new()).await;
+                match server.promised(cred, query.clone()).await {
+                    Ok(answer) => {
+                        if let Some(promised) = &mut asked.promised {
+                            promised.grants = answer.grants;
+                        }
+                        return Ok((answer.reply, asked));
+                    }
+                    Err(Failure::Refused(ErrorCode::Moved)) if !has_moved => {
+                        has_moved = true;
+                        server = self.servers.moved(volume, &server).await?;
+                    }
+                    Err(failure) => return Err(failure.into()),
+                }
             }
-        };
-        Ok((reply, asked))
+        })
+        .await
     }
 
     /// Changes something. What it changes is not used here until the answer has been taken in, and the [`Asked`] is
     /// gone: the server may be in either state (rule 12 of AFS mode).
     pub(super) async fn change(&self, cred: &Credential, op: Op) -> Result<(OpReply, Asked), Error> {
-        let changing = if self.afs.is_some() { self.changed_by(&op) } else { Vec::new() };
-        let asked = self.asking(changing);
-        self.send_change(asked, cred, op).await
+        self.change_at_server(cred, op, false).await
     }
 
     /// Changes something on behalf of no program that runs. Those that do go by what they know, and no break comes for
     /// a client's own change (rule 12): what is known is given up before the server gets it.
-    pub(super) async fn change_unasked(&self, afs: &Afs, cred: &Credential, op: Op) -> Result<(OpReply, Asked), Error> {
-        let changing = self.changed_by(&op);
-        let asked = self.asking(changing.clone());
-        {
-            let _turn = afs.applying.lock().await;
-            self.give_up(afs, &changing).await;
-        }
-        self.send_change(asked, cred, op).await
+    pub(super) async fn change_unasked(&self, cred: &Credential, op: Op) -> Result<(OpReply, Asked), Error> {
+        self.change_at_server(cred, op, true).await
     }
 
-    async fn send_change(&self, mut asked: Asked, cred: &Credential, op: Op) -> Result<(OpReply, Asked), Error> {
+    async fn change_at_server(&self, cred: &Credential, op: Op, is_unasked: bool) -> Result<(OpReply, Asked), Error> {
+        let volume = op.fid().ok_or(ErrorCode::Invalid)?.volume;
+        let changing = if self.afs.is_some() { self.changed_by(&op) } else { Vec::new() };
+        Box::pin(async {
+            let mut server = self.servers.of(volume).await?;
+            let mut has_moved = false;
+            loop {
+                let asked = self.asking(&server, changing.clone()).await;
+                if let (true, Some(afs)) = (is_unasked, &self.afs) {
+                    let _turn = afs.applying.lock().await;
+                    self.give_up(afs, &changing).await;
+                }
+                match self.send_change(asked, &server, cred, op.clone()).await {
+                    Err(Error::Refused(ErrorCode::Moved)) if !has_moved => {
+                        has_moved = true;
+                        server = self.servers.moved(volume, &server).await?;
+                    }
+                    changed => return changed,
+                }
+            }
+        })
+        .await
+    }
+
+    async fn send_change(
+        &self,
+        mut asked: Asked,
+        server: &Arc<Client>,
+        cred: &Credential,
+        op: Op,
+    ) -> Result<(OpReply, Asked), Error> {
         let names = names_of(&op);
-        let mutated = match self.with_room(|| Box::pin(self.client.mutate(cred, op.clone()))).await {
+        let mutated = match self.with_room(|| server.mutate(cred, op.clone())).await {
             Ok(mutated) => mutated,
             Err(error) => {
                 self.renamed_perhaps(&names, error);

@@ -101,7 +101,7 @@ impl Vfs {
         let by_age = self.policy.usable(&state.attrs, now)?;
         match &self.afs {
             None => Ok(by_age),
-            Some(afs) => afs.promises.lock().usable(state.promise, node.fid.into(), now),
+            Some(afs) => afs.usable(state.promise, node.fid.into(), now),
         }
     }
 
@@ -127,7 +127,7 @@ impl Vfs {
         }
         if let Some(file) = &state.file {
             let mut flow = file.flow.lock();
-            self.follow_server(&mut flow);
+            self.follow_server(state.attrs.attr().fid.volume, &mut flow);
             if let Some(end) = flow.data.end() {
                 attr.size = attr.size.max(end);
                 if let Some(touched) = flow.touched {

@@ -1,20 +1,20 @@
 //! What goes on without being asked: sending old data, letting go of orphans, looking after data when the server was
 //! restarted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use larder_protocol::attr::Credential;
 use larder_protocol::error::ErrorCode;
-use larder_protocol::ids::{Fid, VolumeId};
+use larder_protocol::ids::{Epoch, Fid, VolumeId};
 use larder_protocol::limits::MAX_FORGET;
 use larder_protocol::runtime::BootTime;
 use larder_protocol::service::file::Op;
 
 use super::{Error, Vfs};
-use crate::rpc::Failure;
+use crate::rpc::{Client, Failure};
 
 /// How often there is a look at the age of data, while there is any. Orphans are let go in batches of this length too.
 const TICK: Duration = Duration::from_secs(1);
@@ -38,9 +38,11 @@ enum Next {
 /// Starts the task. It ends with the mount.
 pub(super) fn start(vfs: &Arc<Vfs>) {
     let (weak, runtime, wake) = (Arc::downgrade(vfs), vfs.runtime.clone(), vfs.wake.clone());
-    let client = vfs.client.clone();
+    let servers = vfs.servers.clone();
     let task = async move {
-        let shared = client.shared();
+        let (aborted, new_epoch) = servers.with_shared(|shared| (shared.aborted.clone(), shared.new_epoch.clone()));
+        // What was last seen of each server.
+        let mut epochs: BTreeMap<u32, Epoch> = BTreeMap::new();
         let (mut again, mut pause, succeeded) = (None, AGAIN.0, Arc::new(AtomicBool::new(false)));
         loop {
             let Some(vfs) = weak.upgrade() else { return };
@@ -63,8 +65,8 @@ pub(super) fn start(vfs: &Arc<Vfs>) {
             let next = tokio::select! {
                 // The rare ones first; none of them is ready again at once.
                 biased;
-                () = shared.aborted.cancelled() => return,
-                () = shared.new_epoch.notified() => Next::Restarted,
+                () = aborted.cancelled() => return,
+                () = new_epoch.notified() => Next::Restarted,
                 () = runtime.sleep(left), if again.is_some() => Next::Again,
                 () = wake.notified(), if idle => Next::Look,
                 () = runtime.sleep(TICK), if !idle => Next::Send,
@@ -72,7 +74,15 @@ pub(super) fn start(vfs: &Arc<Vfs>) {
             let Some(vfs) = weak.upgrade() else { return };
             match next {
                 Next::Restarted => {
-                    vfs.unsure.server_restarted(vfs.runtime.boottime());
+                    let is_new = |client: &&Arc<Client>| {
+                        let epoch = client.shared().epoch();
+                        epoch.is_some_and(|epoch| epochs.insert(client.number(), epoch) != Some(epoch))
+                    };
+                    let restarted: BTreeSet<u32> =
+                        servers.all().iter().filter(is_new).map(|client| client.number()).collect();
+                    vfs.unsure.server_restarted(vfs.runtime.boottime(), |dir| {
+                        servers.known(dir.volume).is_some_and(|client| restarted.contains(&client.number()))
+                    });
                     vfs.removals.try_again();
                     vfs.check_sent();
                 }
@@ -167,7 +177,7 @@ impl Vfs {
     }
 
     async fn told_to_forget(&self, fids: Vec<Fid>) -> bool {
-        match self.client.mutate(&Credential::root(), Op::Forget { fids }).await {
+        match self.servers.mutate(&Credential::root(), Op::Forget { fids }).await {
             // With the volume went all that was in it.
             Ok(_) | Err(Failure::Refused(ErrorCode::NoSuchVolume)) => true,
             Err(error) => {

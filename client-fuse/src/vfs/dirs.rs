@@ -186,7 +186,7 @@ impl Vfs {
     /// `BadHandle`; the server's, or that there is no answer.
     pub async fn fsyncdir(&self, handle: u64) -> Result<(), Error> {
         let volume = self.handles.dir(handle)?.node.fid.volume;
-        self.sync_since(volume, self.client.shared().welcome()).await
+        self.sync_since(volume, self.servers.welcome_of(volume)).await
     }
 }
 

@@ -63,7 +63,7 @@ impl Vfs {
                 Cover::None => self.read_from_server(&handle, offset, size).await?,
             };
             let mut flow = handle.file.flow.lock();
-            self.follow_server(&mut flow);
+            self.follow_server(handle.node.fid.volume, &mut flow);
             // Otherwise a new server process has answered, before it was sent again what the old one lost.
             if flow.data.setbacks() == setbacks {
                 return Ok(pad_hole(data, local_end.saturating_sub(offset)));
@@ -144,7 +144,7 @@ impl Vfs {
     async fn read_piece(&self, handle: &FileHandle, offset: u64, len: u32) -> Result<Bytes, Error> {
         let asked = Asked::plain(self.stamp());
         let query = Query::Read { fid: handle.node.fid, offset, len, touch: !self.options.noatime && !self.options.ro };
-        match self.client.query(&handle.cred, query).await? {
+        match self.servers.query(&handle.cred, query).await? {
             QueryReply::Data { data, attr } => {
                 self.learn(&handle.node, attr, &asked);
                 // More than was asked for would be of another place.
@@ -344,7 +344,7 @@ impl Vfs {
     pub async fn fsync(&self, handle: u64, _datasync: bool) -> Result<(), Error> {
         let handle = self.handles.file(handle)?;
         // Before anything is sent: what this says of the server is true of all that is acknowledged from here on.
-        let since = self.client.shared().welcome();
+        let since = self.servers.welcome_of(handle.node.fid.volume);
         let synced = match &handle.copy {
             Some(copy) => self.fsync_local(&handle, copy).await,
             None => self.flush_data(&handle.node, &handle.file, true).await,
@@ -363,7 +363,7 @@ impl Vfs {
     /// Has the server make durable what it has acknowledged in a volume, by the process whose welcome this is or a later one.
     pub(super) async fn sync_since(&self, volume: VolumeId, since: Option<Welcome>) -> Result<(), Error> {
         match since {
-            Some(since) => Ok(self.client.sync(volume, &since).await?),
+            Some(since) => Ok(self.servers.sync(volume, &since).await?),
             // No server has answered yet, so none has acknowledged anything.
             None => Ok(()),
         }

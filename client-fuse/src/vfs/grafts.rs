@@ -139,7 +139,7 @@ impl Vfs {
 
     /// Asks for a change of a volume's record, or what it is.
     async fn administer(&self, cred: &Credential, request: AdminRequest) -> Result<VolumeRecord, String> {
-        match self.client.admin(cred, request).await.map_err(|failure| Error::from(failure).to_string())? {
+        match self.servers.admin(cred, request).await.map_err(|failure| Error::from(failure).to_string())? {
             Ok(AdminReply::Volume(place)) => Ok(place.volume),
             Ok(_) => Err(unexpected().to_string()),
             Err(error) => Err(error.to_string()),

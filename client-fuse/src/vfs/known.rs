@@ -119,7 +119,7 @@ impl Vfs {
         let known = statuses.peek(&object.0).filter(|status| status.attr.fid == fid)?;
         let now = self.runtime.boottime();
         // What is not usable now may be so again after a recheck.
-        afs.promises.lock().usable(Some(known.promise), object, now).ok()?;
+        afs.usable(Some(known.promise), object, now).ok()?;
         statuses.pop(&object.0)
     }
 

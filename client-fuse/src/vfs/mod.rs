@@ -38,8 +38,9 @@ use larder_protocol::attr::Credential;
 use larder_protocol::error::ErrorCode;
 use larder_protocol::limits::MAX_PAYLOAD;
 use larder_protocol::runtime::SharedRuntime;
-use larder_protocol::service::volume::{VolumeReply, VolumeRequest};
+use larder_protocol::service::volume::VolumeReply;
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 pub use error::{AttachError, Error};
 pub use local::admin::CacheStats;
@@ -57,7 +58,7 @@ use crate::mode::CachePolicy;
 use crate::mode::afs::Afs;
 use crate::mode::afs::disk::{self, DiskCache};
 use crate::rpc::channel::Shared;
-use crate::rpc::{Client, ConnectError, Connector, Patience};
+use crate::rpc::{Client, ConnectError, Connector, Patience, Servers};
 use credentials::Credentials;
 use handle::HandleTable;
 use node::NodeTable;
@@ -72,7 +73,9 @@ const SHUTDOWN_FLUSH: Duration = Duration::from_secs(30);
 pub struct Vfs {
     weak: Weak<Vfs>,
     runtime: SharedRuntime,
-    client: Arc<Client>,
+    servers: Arc<Servers>,
+    /// The end of the mount.
+    aborted: CancellationToken,
     options: MountOptions,
     policy: Box<dyn CachePolicy>,
     /// With AFS mode alone.
@@ -144,14 +147,14 @@ impl Vfs {
             }
         })?;
         let sent = Stamp { at: runtime.boottime(), tick: 1 };
-        let request = VolumeRequest::Attach { name: volume.to_owned() };
+        let servers = Servers::new(client.clone());
         let failed =
             |cause: String| AttachError::Failed { server: server.to_owned(), volume: volume.to_owned(), cause };
         let root_cred = Credential::root();
         // The mount's own patience may be endless, but whoever types `mount` is waiting.
         let attached = tokio::select! {
             biased;
-            reply = client.volume(&root_cred, request) => reply.map_err(|failure| match Error::from(failure) {
+            reply = servers.attach(&root_cred, volume) => reply.map_err(|failure| match Error::from(failure) {
                 Error::Refused(ErrorCode::NoSuchVolume | ErrorCode::NotFound) => {
                     AttachError::NoSuchVolume { server: server.to_owned(), volume: volume.to_owned() }
                 }
@@ -159,16 +162,19 @@ impl Vfs {
             })?,
             () = runtime.sleep(options.timeo) => return Err(failed("no answer in time".to_owned())),
         };
-        let VolumeReply::Attached { root, .. } = attached else { return Err(failed(unexpected().to_string())) };
+        let (VolumeReply::Attached { root, .. }, server_of_root) = attached else {
+            return Err(failed(unexpected().to_string()));
+        };
         let now = Stamp { at: runtime.boottime(), tick: 2 };
         let policy = crate::mode::policy(&options);
         let limits = policy.attr_limits(root.kind);
         let keep_open = options.cache.as_ref().map_or(CacheOptions::KEEP_OPEN, |cache| cache.keep_open);
-        let afs = disk.map(|disk| Arc::new(Afs::new(disk, welcome.lease, keep_open, runtime.random())));
+        let afs = disk.map(|disk| Arc::new(Afs::new(disk, keep_open, runtime.random())));
         let vfs = Arc::new_cyclic(|weak| Vfs {
             weak: weak.clone(),
             runtime: runtime.clone(),
-            client: client.clone(),
+            aborted: servers.aborted(),
+            servers,
             max_read: options.rsize.min(welcome.max_read).clamp(1, MAX_PAYLOAD as u32),
             max_write: options.wsize.min(welcome.max_write).clamp(1, MAX_PAYLOAD as u32),
             options,
@@ -189,11 +195,7 @@ impl Vfs {
         background::start(&vfs);
         if let Some(afs) = &afs {
             // Whoever mounts is waiting; without a lease everything works, and nothing is cached.
-            tokio::select! {
-                biased;
-                _ = vfs.renew_lease(afs) => {}
-                () = runtime.sleep(vfs.options.timeo) => {}
-            }
+            vfs.lease_within(afs, &server_of_root, vfs.options.timeo).await;
             promised::start(&vfs, afs);
             vfs.begin_recovery(afs).await;
         }
@@ -257,7 +259,7 @@ impl Vfs {
         if left > 0 {
             tracing::error!("the mount ends with {left} bytes that did not reach the server");
         }
-        self.client.goodbye().await;
+        self.servers.goodbye().await;
         self.abort();
         let Some(afs) = &self.afs else { return };
         if let Err(error) = afs.disk.sync_all_dirty() {
@@ -275,7 +277,7 @@ impl Vfs {
 
     /// Ends every wait at once, with [`Error::Aborted`]. What is unsent is lost.
     pub fn abort(&self) {
-        self.client.shared().aborted.cancel();
+        self.aborted.cancel();
         self.notifier.stop();
     }
 
@@ -289,7 +291,7 @@ impl Vfs {
         tokio::select! {
             biased;
             result = what => Ok(result),
-            () = self.client.shared().aborted.cancelled() => Err(Error::Aborted),
+            () = self.aborted.cancelled() => Err(Error::Aborted),
         }
     }
 

@@ -6,6 +6,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use larder_protocol::attr::{Credential, FileType};
+use larder_protocol::handshake::LeaseTerms;
 use larder_protocol::ids::{Fid, VolumeId};
 use larder_protocol::limits::MAX_RECHECK;
 use larder_protocol::runtime::RuntimeExt;
@@ -17,9 +18,11 @@ use super::node::Node;
 use super::{Error, Vfs, unexpected};
 use crate::core::attr_cache::Miss;
 use crate::core::promises::Renewal;
-use crate::mode::afs::Afs;
-use crate::rpc::{Cause, Failure};
+use crate::mode::afs::{Afs, Lease};
+use crate::rpc::{Cause, Client, Failure};
 
+/// How long the first request to a server waits for the lease.
+const FIRST_LEASE: Duration = Duration::from_secs(1);
 /// The wait before asking again a server that did not answer.
 const RETRY: Duration = Duration::from_millis(50);
 /// How often the index of the disk cache is written, if it has changed.
@@ -27,23 +30,21 @@ const INDEX_FLUSH: Duration = Duration::from_secs(2);
 /// Objects without a node that are rechecked after a lapse, the most recently used first.
 const RECHECK_STATUSES: usize = 16_384;
 
-/// Starts what keeps the lease. It ends with the mount.
+/// Starts what keeps the disk cache. It ends with the mount.
 pub(super) fn start(vfs: &Arc<Vfs>, afs: &Arc<Afs>) {
     let runtime = &vfs.runtime;
-    runtime.spawn(Box::pin(keep_lease(Arc::downgrade(vfs), afs.clone())));
-    runtime.spawn(Box::pin(take_breaks(Arc::downgrade(vfs), afs.clone())));
     runtime.spawn(Box::pin(keep_pinned(Arc::downgrade(vfs), afs.clone())));
     runtime.spawn(Box::pin(flush_index(Arc::downgrade(vfs), afs.clone())));
 }
 
-/// Renews the lease for as long as the mount is there.
-async fn keep_lease(weak: Weak<Vfs>, afs: Arc<Afs>) {
+/// Renews a lease for as long as the mount is there.
+async fn keep_lease(weak: Weak<Vfs>, afs: Arc<Afs>, lease: Arc<Lease>) {
+    let aborted = lease.server.shared().aborted.clone();
     loop {
         let Some(vfs) = weak.upgrade() else { return };
-        let aborted = vfs.client.shared().aborted.clone();
         let wait = tokio::select! {
             biased;
-            wait = vfs.renew_lease(&afs) => wait,
+            wait = vfs.renew_lease(&afs, &lease) => wait,
             () = aborted.cancelled() => return,
         };
         let runtime = vfs.runtime.clone();
@@ -51,49 +52,47 @@ async fn keep_lease(weak: Weak<Vfs>, afs: Arc<Afs>) {
         tokio::select! {
             biased;
             () = aborted.cancelled() => return,
-            () = afs.lease_lost.notified() => {}
+            () = lease.lost.notified() => {}
             () = runtime.sleep(wait) => {}
         }
     }
 }
 
-/// Asks for breaks, applies and acknowledges them.
-async fn take_breaks(weak: Weak<Vfs>, afs: Arc<Afs>) {
+/// Asks a server for breaks, applies and acknowledges them.
+async fn take_breaks(weak: Weak<Vfs>, afs: Arc<Afs>, lease: Arc<Lease>) {
+    let (server, aborted) = (lease.server.clone(), lease.server.shared().aborted.clone());
     loop {
-        let Some(vfs) = weak.upgrade() else { return };
-        let (runtime, aborted) = (vfs.runtime.clone(), vfs.client.shared().aborted.clone());
-        let client = vfs.client.clone();
-        drop(vfs);
-        let place = afs.promises.lock().place();
-        let term = afs.promises.lock().terms().term;
-        let Some((lease, acked)) = place else {
+        let Some(runtime) = weak.upgrade().map(|vfs| vfs.runtime.clone()) else { return };
+        let place = lease.promises.lock().place();
+        let term = lease.promises.lock().terms().term;
+        let Some((id, acked)) = place else {
             tokio::select! {
                 biased;
                 () = aborted.cancelled() => return,
-                () = afs.leased.notified() => {}
+                () = lease.granted.notified() => {}
             }
             continue;
         };
         let answer = tokio::select! {
             biased;
-            answer = client.breaks(term, lease, acked) => answer,
+            answer = server.breaks(term, id, acked) => answer,
             () = aborted.cancelled() => return,
         };
         match answer {
             Ok(Breaks::Outstanding(breaks)) => {
                 let Some(vfs) = weak.upgrade() else { return };
-                vfs.apply_breaks(&afs, &breaks, lease).await;
+                vfs.apply_breaks(&afs, &lease, &breaks, id).await;
             }
             Ok(Breaks::Lapsed) => {
-                if afs.promises.lock().place().is_some_and(|(now, _)| now == lease) {
-                    afs.lease_lost.notify_one();
+                if lease.promises.lock().place().is_some_and(|(now, _)| now == id) {
+                    lease.lost.notify_one();
                 }
                 runtime.sleep(RETRY).await;
             }
             Err(Failure::NotSent(Cause::Aborted) | Failure::MaybeExecuted(Cause::Aborted)) => return,
             Err(_) => {
                 // Perhaps a new server process, to be told that what the old one promised is void.
-                afs.lease_lost.notify_one();
+                lease.lost.notify_one();
                 runtime.sleep(RETRY).await;
             }
         }
@@ -104,7 +103,7 @@ async fn take_breaks(weak: Weak<Vfs>, afs: Arc<Afs>) {
 async fn flush_index(weak: Weak<Vfs>, afs: Arc<Afs>) {
     loop {
         let Some(vfs) = weak.upgrade() else { return };
-        let (runtime, aborted) = (vfs.runtime.clone(), vfs.client.shared().aborted.clone());
+        let (runtime, aborted) = (vfs.runtime.clone(), vfs.servers.aborted());
         drop(vfs);
         tokio::select! {
             biased;
@@ -119,16 +118,42 @@ async fn flush_index(weak: Weak<Vfs>, afs: Arc<Afs>) {
 }
 
 impl Vfs {
-    /// Renews the lease once; how long to wait before the next time.
-    pub(super) async fn renew_lease(&self, afs: &Arc<Afs>) -> Duration {
-        let term = afs.promises.lock().terms().term;
-        for _ in 0..16 {
-            let another = self.client.shared().epoch().is_some_and(|epoch| afs.promises.lock().is_of_another(epoch));
-            if another {
-                self.give_up_everything(afs).await;
+    /// What there is with a server. With one that was asked for nothing before, a lease is begun, and waited for a moment:
+    /// what is learnt without it is not kept.
+    pub(super) async fn lease_with(&self, afs: &Arc<Afs>, server: &Arc<Client>) -> Arc<Lease> {
+        self.lease_within(afs, server, FIRST_LEASE).await
+    }
+
+    /// As [`lease_with`](Vfs::lease_with), which waits for so long.
+    pub(super) async fn lease_within(&self, afs: &Arc<Afs>, server: &Arc<Client>, within: Duration) -> Arc<Lease> {
+        if let Some(lease) = afs.lease(server.number()) {
+            return lease;
+        }
+        let terms = self.servers.home().shared().welcome().map_or_else(LeaseTerms::default, |welcome| welcome.lease);
+        let (lease, is_new) = afs.lease_with(server, terms);
+        if is_new {
+            let begun = Box::pin(self.renew_lease(afs, &lease));
+            tokio::select! {
+                biased;
+                _ = begun => {}
+                () = self.runtime.sleep(within) => {}
             }
-            let (promises, shared) = (&afs.promises, self.client.shared());
-            let answer = self.client.renew(term, |epoch| {
+            self.runtime.spawn(Box::pin(keep_lease(self.weak.clone(), afs.clone(), lease.clone())));
+            self.runtime.spawn(Box::pin(take_breaks(self.weak.clone(), afs.clone(), lease.clone())));
+        }
+        lease
+    }
+
+    /// Renews a lease once; how long to wait before the next time.
+    async fn renew_lease(&self, afs: &Arc<Afs>, lease: &Arc<Lease>) -> Duration {
+        let (server, promises) = (&lease.server, &lease.promises);
+        let term = promises.lock().terms().term;
+        for _ in 0..16 {
+            let another = server.shared().epoch().is_some_and(|epoch| promises.lock().is_of_another(epoch));
+            if another {
+                self.give_up_everything(afs, lease).await;
+            }
+            let answer = server.renew(term, |epoch| {
                 let mut promises = promises.lock();
                 // Rule 8: not before what the older process promised is void.
                 (!promises.is_of_another(epoch)).then(|| promises.renewal(epoch))
@@ -137,39 +162,39 @@ impl Vfs {
                 Ok(answered) => answered,
                 Err(_) => return RETRY,
             };
-            if let Some(welcome) = shared.welcome() {
-                afs.promises.lock().set_terms(welcome.lease);
+            if let Some(welcome) = server.shared().welcome() {
+                promises.lock().set_terms(welcome.lease);
             }
-            let lease = request.lease;
-            let renewal = afs.promises.lock().renewed(sent, &request, renewed);
+            let id = request.lease;
+            let renewal = promises.lock().renewed(sent, &request, renewed);
             match renewal {
                 Renewal::Runs => {
-                    if lease.is_none() {
-                        afs.leased.notify_one();
+                    if id.is_none() {
+                        lease.granted.notify_one();
                         self.recheck_in_background();
                     }
-                    return afs.promises.lock().renew_every();
+                    return promises.lock().renew_every();
                 }
                 Renewal::Apply(breaks) => {
-                    let Some(lease) = lease else { return RETRY };
+                    let Some(id) = id else { return RETRY };
                     if breaks.is_empty() {
                         // Too many are outstanding: the lease is going to end.
                         return RETRY;
                     }
-                    self.apply_breaks(afs, &breaks, lease).await;
+                    self.apply_breaks(afs, lease, &breaks, id).await;
                 }
-                Renewal::Void => self.give_up_everything(afs).await,
+                Renewal::Void => self.give_up_everything(afs, lease).await,
             }
         }
         RETRY
     }
 
     /// Applies breaks: when it returns, neither this client nor its kernel uses what it knew of the objects.
-    async fn apply_breaks(&self, afs: &Afs, breaks: &[Break], lease: LeaseId) {
+    async fn apply_breaks(&self, afs: &Afs, lease: &Lease, breaks: &[Break], id: LeaseId) {
         let _turn = afs.applying.lock().await;
-        let objects = afs.promises.lock().broken(breaks);
+        let objects = lease.promises.lock().broken(breaks);
         self.give_up(afs, &objects).await;
-        afs.promises.lock().applied(breaks, lease);
+        lease.promises.lock().applied(breaks, id);
         if afs.disk.pinned().iter().any(|fid| objects.contains(&ObjectId::from(*fid))) {
             afs.pins_touched.notify_one();
         }
@@ -234,12 +259,16 @@ impl Vfs {
         }
     }
 
-    /// Everything that was promised is void (rules 7 and 8).
-    async fn give_up_everything(&self, afs: &Afs) {
+    /// Everything that a server has promised is void (rules 7 and 8).
+    async fn give_up_everything(&self, afs: &Afs, lease: &Lease) {
         let _turn = afs.applying.lock().await;
-        tracing::info!("the lease has lapsed, or the server was restarted: everything cached is asked about again");
-        afs.promises.lock().void();
-        let promised = |node: &Arc<Node>| node.state.lock().promise.is_some();
+        tracing::info!(
+            "the lease of the server {} has lapsed, or it was restarted: all that is cached of its volumes is asked about again",
+            lease.server.shared().connector().server()
+        );
+        lease.promises.lock().void();
+        let number = lease.server.number();
+        let promised = |node: &Arc<Node>| node.state.lock().promise.is_some_and(|promise| promise.server() == number);
         let nodes: Vec<u64> = self.nodes.all().iter().filter(|node| promised(node)).map(|node| node.number).collect();
         self.tell_kernel(afs, &nodes, !nodes.is_empty()).await;
     }
@@ -260,7 +289,7 @@ impl Vfs {
     async fn recheck(&self) -> Result<(), Error> {
         let Some(afs) = &self.afs else { return Ok(()) };
         let now = self.runtime.boottime();
-        let lapsed = |promise, object| afs.promises.lock().usable(Some(promise), object, now) == Err(Miss::Lapsed);
+        let lapsed = |promise, object| afs.usable(Some(promise), object, now) == Err(Miss::Lapsed);
         let mut items: BTreeMap<VolumeId, Vec<(Fid, u64)>> = BTreeMap::new();
         let mut add = |fid: Fid, change: u64| items.entry(fid.volume).or_default().push((fid, change));
         for node in self.nodes.all() {

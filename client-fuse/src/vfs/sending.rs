@@ -9,6 +9,7 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use larder_protocol::attr::Credential;
 use larder_protocol::error::ErrorCode;
+use larder_protocol::ids::VolumeId;
 use larder_protocol::payload::Payload;
 use larder_protocol::service::file::{WritePart, WriteRequest};
 use parking_lot::Mutex;
@@ -185,7 +186,7 @@ impl Vfs {
                 let part = |(offset, data)| WritePart { offset, data: Payload(data) };
                 let parts = parts.into_iter().map(part).collect();
                 let request = WriteRequest { fid: node.fid, parts, stable };
-                match self.with_room(|| self.client.write(&cred, request.clone())).await {
+                match self.with_room(|| self.servers.write(&cred, request.clone())).await {
                     Ok(written) => {
                         // First the attributes, then the data: in between nobody may see the file shrink.
                         self.learn_own(node, &written.attr, &asked);
@@ -199,7 +200,7 @@ impl Vfs {
                     }
                 }
             }
-            Action::Commit { id } => match self.client.commit(&cred, node.fid).await {
+            Action::Commit { id } => match self.servers.commit(&cred, node.fid).await {
                 Ok(committed) => {
                     self.learn(node, committed.attr, &asked);
                     file.flow.lock().data.committed(id, Some(committed.verifier));
@@ -317,7 +318,7 @@ impl Vfs {
         for (node, file) in self.unsent.all() {
             {
                 let mut flow = file.flow.lock();
-                self.follow_server(&mut flow);
+                self.follow_server(node.fid.volume, &mut flow);
                 flow.data.commit_soon();
             }
             self.kick(&node, &file);
@@ -325,9 +326,9 @@ impl Vfs {
     }
 
     /// Lets a file's data know which server process answers. The background sends what that makes dirty.
-    pub(super) fn follow_server(&self, flow: &mut Flow) {
-        if let Some(epoch) = self.client.shared().epoch() {
-            flow.data.served_by(epoch);
+    pub(super) fn follow_server(&self, volume: VolumeId, flow: &mut Flow) {
+        if let Some(welcome) = self.servers.welcome_of(volume) {
+            flow.data.served_by(welcome.epoch);
         }
     }
 

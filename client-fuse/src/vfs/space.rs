@@ -84,9 +84,9 @@ impl Vfs {
         loop {
             let setbacks = handle.file.flow.lock().data.setbacks();
             self.flush_data(&handle.node, &handle.file, false).await?;
-            let found = self.client.query(&handle.cred, Query::Seek { fid: handle.node.fid, offset, what }).await;
+            let found = self.servers.query(&handle.cred, Query::Seek { fid: handle.node.fid, offset, what }).await;
             let mut flow = handle.file.flow.lock();
-            self.follow_server(&mut flow);
+            self.follow_server(handle.node.fid.volume, &mut flow);
             if flow.data.setbacks() != setbacks {
                 // A new server process has answered, before it was sent again what the old one lost.
                 continue;
@@ -154,7 +154,7 @@ impl Vfs {
         if let Some(space) = self.space.get(node.fid.volume, now).filter(|_| self.afs.is_some()) {
             return Ok(space);
         }
-        match self.client.query(cred, Query::Statfs { fid: node.fid }).await? {
+        match self.servers.query(cred, Query::Statfs { fid: node.fid }).await? {
             QueryReply::Space(space) => {
                 self.space.put(node.fid.volume, space.clone(), now);
                 Ok(space)

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{CacheStats, Vfs};
 use crate::core::attr_cache::Miss;
+use crate::rpc::Client;
 
 /// What a client has done since it was mounted.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -67,24 +68,26 @@ impl Counters {
 impl Vfs {
     /// The counters now.
     pub fn stats(&self) -> ClientStats {
-        let shared = self.client.shared();
+        let (home, all) = (self.servers.home(), self.servers.all());
+        let shared = home.shared();
+        let sum = |of: fn(&Client) -> u64| all.iter().map(|client| of(client)).sum::<u64>();
         let misses = Miss::ALL
             .iter()
             .map(|miss| (miss.name().to_owned(), self.counters.misses[*miss as usize].load(Ordering::Relaxed)))
             .collect();
         ClientStats {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            server: shared.connector.server(),
-            connected: self.client.is_connected(),
+            server: shared.connector().server(),
+            connected: home.is_connected(),
             options: self.options.list(),
             requests: shared.recorder.snapshot(),
             hits: self.counters.hits.load(Ordering::Relaxed),
             misses,
-            bytes_read: self.client.bytes_read(),
-            bytes_written: self.client.bytes_written(),
-            retries: self.client.retries(),
-            reconnects: shared.reconnects.load(Ordering::Relaxed),
-            server_restarts: shared.server_restarts.load(Ordering::Relaxed),
+            bytes_read: sum(Client::bytes_read),
+            bytes_written: sum(Client::bytes_written),
+            retries: sum(Client::retries),
+            reconnects: sum(|client| client.shared().reconnects.load(Ordering::Relaxed)),
+            server_restarts: sum(|client| client.shared().server_restarts.load(Ordering::Relaxed)),
             dirty_bytes: self.unsent.bytes(),
             nodes: self.nodes.len() as u64,
             handles: self.handles.len() as u64,

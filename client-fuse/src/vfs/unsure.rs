@@ -44,11 +44,19 @@ impl UnsureDirs {
         }
     }
 
-    /// The server's process that had the changes is gone, and with it what was not carried out.
-    pub(super) fn server_restarted(&self, now: BootTime) {
+    /// The server's process that had the changes of these directories is gone, and with it what was not carried out.
+    pub(super) fn server_restarted(&self, now: BootTime, is_its: impl Fn(Fid) -> bool) {
         let mut inner = self.inner.lock();
         let Inner { dirs, others } = &mut *inner;
-        for end in dirs.values_mut().chain(others) {
+        let mut is_any_left = false;
+        for (dir, end) in dirs {
+            if is_its(*dir) {
+                end.get_or_insert(now + LATE);
+            }
+            is_any_left |= end.is_none();
+        }
+        // They may be of any server. Once none that is known waits for its own, they do not either.
+        if let Some(end) = others.as_mut().filter(|_| !is_any_left) {
             end.get_or_insert(now + LATE);
         }
     }
@@ -96,14 +104,23 @@ mod tests {
         let unsure = UnsureDirs::default();
         unsure.insert(dir(1));
         assert!(unsure.contains(dir(1), || NOW * 1000) && !unsure.contains(dir(2), || NOW));
-        unsure.server_restarted(NOW);
+        unsure.server_restarted(NOW, |_| true);
         // Another change, in the new process.
         unsure.insert(dir(3));
-        unsure.server_restarted(NOW + LATE / 2);
+        unsure.server_restarted(NOW + LATE / 2, |_| true);
         assert!(unsure.contains(dir(1), || NOW + LATE - Duration::from_millis(1)));
         assert!(!unsure.contains(dir(1), || NOW + LATE));
         assert!(unsure.contains(dir(3), || NOW + LATE));
         assert!(!unsure.contains(dir(3), || NOW + LATE * 2));
+    }
+
+    #[test]
+    fn only_the_server_that_has_a_directory_ends_its_doubt() {
+        let unsure = UnsureDirs::default();
+        unsure.insert(dir(1));
+        unsure.insert(dir(2));
+        unsure.server_restarted(NOW, |restarted| restarted == dir(1));
+        assert!(!unsure.contains(dir(1), || NOW + LATE) && unsure.contains(dir(2), || NOW + LATE));
     }
 
     #[test]
@@ -112,7 +129,7 @@ mod tests {
         let many = MAX as u64 * 2;
         (0..many).for_each(|vnode| unsure.insert(dir(vnode)));
         assert!((0..many).all(|vnode| unsure.contains(dir(vnode), || NOW)));
-        unsure.server_restarted(NOW);
+        unsure.server_restarted(NOW, |_| true);
         assert!((0..many).all(|vnode| unsure.contains(dir(vnode), || NOW)));
         assert!((0..many).all(|vnode| !unsure.contains(dir(vnode), || NOW + LATE)));
         assert!(unsure.inner.lock().dirs.is_empty() && !unsure.any.into_inner());

@@ -36,7 +36,7 @@ impl Vfs {
             return Err(ErrorCode::NoXattr.into());
         }
         let query = Query::Getxattr { fid: node.fid, name: Bytes::copy_from_slice(name) };
-        match self.client.query(cred, query).await? {
+        match self.servers.query(cred, query).await? {
             QueryReply::Xattr(value) => Ok(value.0),
             _ => Err(unexpected()),
         }
@@ -103,7 +103,7 @@ impl Vfs {
         if self.afs.is_some() && !self.attributes(cred, &node).await?.attr.has_xattr {
             return Ok(Vec::new());
         }
-        match self.client.query(cred, Query::Listxattr { fid: node.fid }).await? {
+        match self.servers.query(cred, Query::Listxattr { fid: node.fid }).await? {
             QueryReply::XattrNames(names) => Ok(names),
             _ => Err(unexpected()),
         }

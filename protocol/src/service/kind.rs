@@ -32,7 +32,7 @@ kinds! {
     Rename "rename", Readdir "readdir", Statfs "statfs", Getxattr "getxattr", Setxattr "setxattr",
     Listxattr "listxattr", Removexattr "removexattr", Allocate "allocate", Seek "seek", CopyRange "copy_range",
     Forget "forget", Volume "volume", Goodbye "goodbye", Fetch "fetch", Recheck "recheck", Stage "stage",
-    Store "store", Renew "renew", Breaks "breaks", Sync "sync", Admin "admin",
+    Store "store", Renew "renew", Breaks "breaks", Sync "sync", Admin "admin", Locate "locate", Registry "registry",
     Graft "graft", Ungraft "ungraft",
 }
 

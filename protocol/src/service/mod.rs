@@ -8,6 +8,7 @@ pub mod admin;
 pub mod callback;
 pub mod file;
 pub mod kind;
+pub mod registry;
 pub mod volume;
 
 use crate::attr::Credential;
@@ -18,6 +19,7 @@ use crate::stats::ServerStats;
 use admin::{AdminError, AdminReply, AdminRequest};
 use callback::{Breaks, LeaseId, Promised, Renew, Renewed};
 use file::{Committed, Mutated, Op, Query, QueryReply, StageRequest, WriteRequest, Written};
+use registry::{RegistryError, RegistryReply, RegistryRequest};
 use volume::{VolumeReply, VolumeRequest};
 
 /// The service of a file server. `hello` must come first on each connection.
@@ -58,6 +60,9 @@ pub trait Larder {
 
     /// Where volumes are, and where to begin in one.
     async fn volume(cred: Credential, request: VolumeRequest) -> Result<VolumeReply, ErrorCode>;
+
+    /// The directory of the cell, for its other servers, from hosts whose superuser is trusted.
+    async fn registry(request: RegistryRequest) -> Result<RegistryReply, RegistryError>;
 
     /// Administers the cell. Only the superuser may.
     async fn admin(cred: Credential, request: AdminRequest) -> Result<AdminReply, AdminError>;

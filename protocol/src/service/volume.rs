@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::admin::VolumeKey;
 use crate::attr::Attr;
+use crate::cell::ServerId;
 use crate::ids::VolumeId;
 
 /// Something to ask about volumes.
@@ -20,7 +21,7 @@ pub enum VolumeRequest {
         volume: VolumeKey,
         /// A server that says that it has it not, though another answer said so: what is known may be old (L4 of the
         /// server's `location`).
-        not_at: Option<String>,
+        not_at: Option<ServerId>,
     },
 }
 
@@ -38,7 +39,9 @@ pub enum VolumeReply {
     Located {
         /// The volume.
         volume: VolumeId,
-        /// Where its server is: `HOST:PORT`.
+        /// The server that has it.
+        server: ServerId,
+        /// Where that is: `HOST:PORT`.
         address: String,
     },
 }

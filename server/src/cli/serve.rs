@@ -67,7 +67,8 @@ async fn serve(config: ServeConfig, runtime: SharedRuntime) -> anyhow::Result<()
         store: config.store.clone(),
         durability: config.durability.into(),
         address,
-        settings: Settings { root_squash: config.root_squash, lease: config.lease },
+        location: config.location.clone(),
+        settings: Settings { root_squash: config.root_squash.clone(), lease: config.lease },
     };
     let server = Server::new(server, runtime).await?;
     info!(

@@ -172,6 +172,10 @@ impl Registry for EmbeddedRegistry {
         self.name.clone()
     }
 
+    fn is_own(&self) -> bool {
+        true
+    }
+
     fn get(self: Arc<Self>, key: String) -> BoxFuture<Result<Option<Entry>, RegistryError>> {
         self.run(move |inner, _| inner.get(&key))
     }

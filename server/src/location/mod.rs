@@ -10,9 +10,13 @@
 //!   is then answered from the service itself.
 
 pub mod embedded;
+pub mod etcd;
 pub mod registry;
+pub mod remote;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -82,6 +86,68 @@ pub enum LocationError {
     /// What was asked for does not go with what the volume is now.
     #[error("{0}")]
     NotNow(String),
+}
+
+/// Where a cell's directory is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Location {
+    /// In the server's own store.
+    Own,
+    /// In that of the server at this `HOST:PORT`.
+    Server(String),
+    /// In etcd.
+    Etcd {
+        /// At these, each a `HOST:PORT`.
+        endpoints: Vec<String>,
+        /// What the cell's keys begin with.
+        prefix: String,
+    },
+}
+
+/// What the keys of a cell in etcd begin with, if nothing else is said.
+const ETCD_PREFIX: &str = "larder";
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Location::Own => f.write_str("own"),
+            Location::Server(address) => write!(f, "larder://{address}"),
+            Location::Etcd { endpoints, prefix } if prefix == ETCD_PREFIX => {
+                write!(f, "etcd://{}", endpoints.join(","))
+            }
+            Location::Etcd { endpoints, prefix } => write!(f, "etcd://{}/{prefix}", endpoints.join(",")),
+        }
+    }
+}
+
+impl FromStr for Location {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Location, String> {
+        if text == "own" {
+            return Ok(Location::Own);
+        }
+        let wrong = || {
+            format!(
+                "`{text}` is no place of a directory; write larder://HOST:PORT, etcd://HOST:PORT[,HOST:PORT...][/CELL], or own"
+            )
+        };
+        let address = |text: &str| match text.rsplit_once(':') {
+            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(text.to_owned()),
+            _ => Err(wrong()),
+        };
+        if let Some(server) = text.strip_prefix("larder://") {
+            return Ok(Location::Server(address(server)?));
+        }
+        let etcd = text.strip_prefix("etcd://").ok_or_else(wrong)?;
+        let (endpoints, prefix) = etcd.split_once('/').unwrap_or((etcd, ETCD_PREFIX));
+        let is_plain = prefix.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+        if prefix.is_empty() || !is_plain {
+            return Err(wrong());
+        }
+        let endpoints = endpoints.split(',').map(address).collect::<Result<Vec<_>, _>>()?;
+        Ok(Location::Etcd { endpoints, prefix: prefix.to_owned() })
+    }
 }
 
 /// The cell's directory.

@@ -1,93 +1,26 @@
 //! What the location service is kept in: few small records, changed together or not at all, by any server of the cell.
 //!
-//! The narrow trait behind which it is. Nothing above it may know which engine there is; so far there is the one in a
-//! server's own store ([`embedded`](super::embedded)).
+//! The narrow trait behind which it is. Nothing above it may know which engine there is; there is the one in a
+//! server's own store ([`embedded`](super::embedded)), and the same one seen from another server ([`remote`](super::remote)).
 //!
 //! **R1.** A transaction takes place whole, if each key that it names is at the version that it expects, or not at all.
 //! **R2.** What a transaction changes, and not only prolongs, has its revision as version, and each revision is higher than those before it.
 //! **R3.** What a read shows was there at some moment after it was asked for.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use larder_protocol::runtime::BoxFuture;
-use serde::{Deserialize, Serialize};
-
-/// A record.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Entry {
-    /// Its key.
-    pub key: String,
-    /// What it says.
-    pub value: String,
-    /// The revision of its last change (R2).
-    pub version: u64,
-}
-
-/// What must be true of a key for a transaction to take place.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Expected {
-    /// The key.
-    pub key: String,
-    /// Its version; 0 if there must be no such record.
-    pub version: u64,
-}
-
-/// A change of one key.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Change {
-    /// The key.
-    pub key: String,
-    /// What it is to say; nothing removes it.
-    pub value: Option<String>,
-    /// After how long it goes by itself, unless it was put again.
-    pub ttl: Option<Duration>,
-}
-
-impl Change {
-    /// Puts a record that stays.
-    pub fn put(key: impl Into<String>, value: impl Into<String>) -> Change {
-        Change { key: key.into(), value: Some(value.into()), ttl: None }
-    }
-
-    /// Removes a record.
-    pub fn remove(key: impl Into<String>) -> Change {
-        Change { key: key.into(), value: None, ttl: None }
-    }
-}
-
-/// A transaction.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Transaction {
-    /// What must be true for it.
-    pub expected: Vec<Expected>,
-    /// What it changes.
-    pub changes: Vec<Change>,
-}
-
-/// The records below a prefix.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Listing {
-    /// In the order of their keys.
-    pub entries: Vec<Entry>,
-    /// Names this moment, for [`Registry::changed`].
-    pub revision: u64,
-}
-
-/// The location service does not answer.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-#[error("the location service, {service}, does not answer: {cause}")]
-pub struct RegistryError {
-    /// Which, and where: `etcd at HOST:PORT`.
-    pub service: String,
-    /// Why.
-    pub cause: String,
-}
+pub use larder_protocol::service::registry::{Change, Entry, Expected, Listing, RegistryError, Transaction};
 
 /// Records by key.
 pub trait Registry: Send + Sync + 'static {
     /// What it is, and where, for whoever reads of it.
     fn name(&self) -> String;
+
+    /// Whether this process keeps it, and may be asked for it by others.
+    fn is_own(&self) -> bool {
+        false
+    }
 
     /// A record, if it is there.
     ///

@@ -21,6 +21,26 @@ fn record(id: u32, name: &str) -> VolumeRecord {
 }
 
 #[test]
+fn a_directory_is_in_the_own_store_or_at_a_server() {
+    for text in ["own", "larder://host:7425", "larder://[::1]:7425", "etcd://a:2379,b:2379", "etcd://a:1/cell"] {
+        assert_eq!(text.parse::<Location>().unwrap().to_string(), text);
+    }
+    for bad in [
+        "",
+        "host:7425",
+        "larder://host",
+        "larder://:7425",
+        "larder://host:x",
+        "nfs://host:1",
+        "etcd://",
+        "etcd://a",
+        "etcd://a:1/b/c",
+    ] {
+        assert!(bad.parse::<Location>().is_err(), "{bad}");
+    }
+}
+
+#[test]
 fn a_volume_has_a_name_that_is_no_number() {
     for good in ["root", "home.anna", "a", "2026-backup", "x_1", &"n".repeat(MAX_VOLUME_NAME)] {
         assert!(is_volume_name(good), "{good}");

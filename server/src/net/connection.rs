@@ -150,6 +150,7 @@ mod tests {
     use std::time::{Duration, Instant as StdInstant};
 
     use larder_protocol::attr::Credential;
+    use larder_protocol::cell::ServerId;
     use larder_protocol::handshake::{Hello, LeaseTerms, MAX_VERSION, MIN_VERSION, Welcome};
     use larder_protocol::ids::{ClientId, Epoch, Fid, OpId, VolumeId};
     use larder_protocol::limits::MAX_IN_FLIGHT;
@@ -181,6 +182,7 @@ mod tests {
                 LarderRequest::Hello { hello } => {
                     LarderResponse::Hello(self.shared.sessions.hello(&session, &hello).await.map(|_| Welcome {
                         version: 1,
+                        server: ServerId(1),
                         epoch: Epoch(1),
                         software: String::new(),
                         durable: true,

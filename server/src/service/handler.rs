@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use larder_protocol::attr::Credential;
-use larder_protocol::cell::{VolumeRecord, VolumeState};
+use larder_protocol::cell::{ServerId, VolumeRecord, VolumeState};
 use larder_protocol::error::ErrorCode;
 use larder_protocol::handshake::{Hello, Refusal, Welcome, agree};
 use larder_protocol::ids::{Epoch, Fid, OpId, VolumeId};
@@ -15,6 +15,7 @@ use larder_protocol::service::file::{
     Checked, Committed, Mutated, NewContents, Op, Query, QueryReply, StageRequest, WriteRequest, Written,
 };
 use larder_protocol::service::kind::Kind;
+use larder_protocol::service::registry::{RegistryError, RegistryReply, RegistryRequest};
 use larder_protocol::service::volume::{VolumeReply, VolumeRequest};
 use larder_protocol::service::{LarderRequest, LarderResponse};
 use tracing::{debug, error, warn};
@@ -64,8 +65,14 @@ impl Handler for Server {
             LarderRequest::Sync { volume, since } => {
                 LarderResponse::Sync(self.timed(Kind::Sync, self.sync(session, volume, since, permit)).await)
             }
+            LarderRequest::Volume { cred, request: request @ VolumeRequest::Locate { .. } } => {
+                LarderResponse::Volume(self.timed(Kind::Locate, self.volume(session, cred, request)).await)
+            }
             LarderRequest::Volume { cred, request } => {
                 LarderResponse::Volume(self.timed(Kind::Volume, self.volume(session, cred, request)).await)
+            }
+            LarderRequest::Registry { request } => {
+                LarderResponse::Registry(self.timed(Kind::Registry, self.registry(session, request)).await)
             }
             LarderRequest::Admin { cred, request } => {
                 LarderResponse::Admin(self.timed(Kind::Admin, self.administer(session, cred, request)).await)
@@ -149,6 +156,7 @@ impl Server {
         }
         Ok(Welcome {
             version,
+            server: self.id,
             epoch: self.epoch,
             software: SOFTWARE.to_owned(),
             durable: self.volumes.is_durable(),
@@ -311,8 +319,38 @@ impl Server {
         }
     }
 
+    /// The directory of the cell, for its other servers.
+    async fn registry(&self, session: &Session, request: RegistryRequest) -> Result<RegistryReply, RegistryError> {
+        let no = |cause: &str| RegistryError { service: "this server's".to_owned(), cause: cause.to_owned() };
+        self.admit(session).map_err(|code| no(&code.to_string()))?;
+        if self.settings.root_squash.apply(session.peer(), Credential::root()).uid != 0 {
+            return Err(no(
+                "servers of another host belong to the cell only if it is trusted (`larderd serve --trust`)",
+            ));
+        }
+        let registry = self.cell.as_ref().map(|cell| cell.registry().clone());
+        let Some(registry) = registry.filter(|registry| registry.is_own()) else {
+            return Err(no("it has none of its own; name the server that has"));
+        };
+        match request {
+            RegistryRequest::Get { key } => Ok(RegistryReply::Entry(registry.get(key).await?)),
+            RegistryRequest::List { prefix } => Ok(RegistryReply::Listing(registry.list(prefix).await?)),
+            RegistryRequest::Transact(transaction) => {
+                Ok(RegistryReply::Transacted(registry.transact(transaction).await?))
+            }
+            RegistryRequest::Changed { prefix, revision } => {
+                let changed = tokio::select! {
+                    biased;
+                    () = self.shared.ending.cancelled() => return Err(no("it is ending")),
+                    changed = registry.changed(prefix, revision) => changed?,
+                };
+                Ok(RegistryReply::Revision(changed))
+            }
+        }
+    }
+
     /// Where a volume is. What is known is told, unless it says what the client has found to be wrong (L4).
-    async fn locate(&self, key: VolumeKey, not_at: Option<String>) -> Result<VolumeReply, ErrorCode> {
+    async fn locate(&self, key: VolumeKey, not_at: Option<ServerId>) -> Result<VolumeReply, ErrorCode> {
         let cell = self.cell.as_ref().ok_or(ErrorCode::NotSupported)?;
         let told = |record: VolumeRecord| {
             let server = cell.server(record.server).ok_or(ErrorCode::Unavailable)?;
@@ -323,7 +361,7 @@ impl Server {
             VolumeKey::Name(name) => cell.known_as(name),
         };
         let found = match known.map(told) {
-            Some(Ok((record, address))) if not_at.as_ref() != Some(&address) => (record, address),
+            Some(Ok((record, address))) if not_at != Some(record.server) => (record, address),
             _ => {
                 let now = match key {
                     VolumeKey::Id(id) => cell.volume(id).await,
@@ -342,7 +380,7 @@ impl Server {
         match found.0.state {
             VolumeState::Deleted { .. } => Err(ErrorCode::NoSuchVolume),
             VolumeState::Online | VolumeState::Offline => {
-                Ok(VolumeReply::Located { volume: found.0.id, address: found.1 })
+                Ok(VolumeReply::Located { volume: found.0.id, server: found.0.server, address: found.1 })
             }
         }
     }

@@ -5,6 +5,7 @@ use std::io;
 use larder_protocol::error::ErrorCode;
 use larder_protocol::handshake::Refusal;
 use larder_protocol::service::admin::AdminError;
+use larder_protocol::service::registry::RegistryError;
 use larder_protocol::service::{LarderRequest, LarderResponse};
 use tarpc::ServerError;
 
@@ -35,6 +36,8 @@ pub enum Method {
     Volume,
     /// `admin`
     Admin,
+    /// `registry`
+    Registry,
     /// `goodbye`
     Goodbye,
     /// `stats`
@@ -57,6 +60,7 @@ impl Method {
             LarderRequest::Sync { .. } => Method::Sync,
             LarderRequest::Volume { .. } => Method::Volume,
             LarderRequest::Admin { .. } => Method::Admin,
+            LarderRequest::Registry { .. } => Method::Registry,
             LarderRequest::Goodbye { .. } => Method::Goodbye,
             LarderRequest::Stats { .. } => Method::Stats,
         }
@@ -82,6 +86,10 @@ impl Method {
             Method::Admin => {
                 let text = format!("the server did not carry it out: {code}");
                 LarderResponse::Admin(Err(AdminError { code, text }))
+            }
+            Method::Registry => {
+                let (service, cause) = ("this server's".to_owned(), code.to_string());
+                LarderResponse::Registry(Err(RegistryError { service, cause }))
             }
             Method::Goodbye => LarderResponse::Goodbye(Err(code)),
             Method::Stats => return Err(ServerError::new(io::ErrorKind::Other, code.to_string())),

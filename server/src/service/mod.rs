@@ -28,10 +28,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use self::credential::RootSquash;
+use self::credential::Squash;
 use self::volumes::{Done, Volumes};
 use crate::location::embedded::EmbeddedRegistry;
-use crate::location::{Cell, LocationError};
+use crate::location::etcd::EtcdRegistry;
+use crate::location::registry::Registry;
+use crate::location::remote::RemoteRegistry;
+use crate::location::{Cell, Location, LocationError};
 use crate::net::connection::{self, Shared};
 use crate::net::sessions::{Peer, Sessions};
 use crate::promises::PromiseKeeper;
@@ -59,10 +62,10 @@ const IDLE_INTERVAL: Duration = Duration::from_secs(60);
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How a server behaves.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Settings {
     /// What becomes of the clients' superusers.
-    pub root_squash: RootSquash,
+    pub root_squash: Squash,
     /// How long promises last.
     pub lease: LeaseTerms,
 }
@@ -87,6 +90,8 @@ pub struct ServerConfig {
     pub durability: Durability,
     /// Where clients and other servers reach it: `HOST:PORT`.
     pub address: String,
+    /// Where the cell's directory is, if the store does not say so.
+    pub location: Option<Location>,
     /// The rest.
     pub settings: Settings,
 }
@@ -125,8 +130,14 @@ impl Server {
             BTreeSet::from([epoch])
         });
         let id = store.server();
-        let registry = EmbeddedRegistry::open(store.dir(), runtime.clone())
-            .with_context(|| format!("cannot open the directory of volumes in {}", store.dir().display()))?;
+        let location = store.settle_location(config.location)?;
+        let registry: Arc<dyn Registry> = match location {
+            Location::Own => EmbeddedRegistry::open(store.dir(), runtime.clone())
+                .with_context(|| format!("cannot open the directory of volumes in {}", store.dir().display()))?,
+            Location::Server(address) => RemoteRegistry::new(address, runtime.clone()),
+            Location::Etcd { endpoints, prefix } => EtcdRegistry::new(endpoints, &prefix, runtime.clone()),
+        };
+        let is_own = registry.is_own();
         let cell = Cell::new(registry, runtime.clone());
         let record = ServerRecord { id, address: config.address, software: SOFTWARE.to_owned(), epoch };
         cell.register(&record).await?;
@@ -138,14 +149,20 @@ impl Server {
             Volumes::stored(store, cell.clone(), config.durability, epoch, promises.clone(), runtime.clone())?;
         let place = Place { id, lives: Some(lives), cell: Some(cell.clone()), store: Some(config.store.clone()) };
         let server = Server::build(epoch, place, volumes, promises, config.settings, runtime);
-        server.adopt(&cell).await?;
+        if is_own {
+            server.adopt(&cell).await?;
+        } else {
+            server.begin_cell(&cell).await?;
+            server.tell_of_strays(&cell);
+        }
         for task in [
             Box::pin(cell.clone().follow(server.shared.ending.clone())) as BoxFuture<()>,
-            Box::pin(cell.announce(record, server.shared.ending.clone())),
+            Box::pin(cell.clone().announce(record, server.shared.ending.clone())),
         ] {
             server.shared.runtime.spawn(Box::pin(server.tasks.track_future(task)));
         }
-        if let Err(code) = server.volumes.get(VolumeId::ROOT).await {
+        let has_root = cell.known(VolumeId::ROOT).is_some_and(|root| root.server == id);
+        if has_root && let Err(code) = server.volumes.get(VolumeId::ROOT).await {
             bail!("the volume `root` of the store {} cannot be opened: {code}; see the log", config.store.display());
         }
         Ok(server)
@@ -214,16 +231,7 @@ impl Server {
     /// the root volume, which is made here. The root volume comes last: while it is missing, this is not done.
     async fn adopt(&self, cell: &Cell) -> anyhow::Result<()> {
         if cell.known(VolumeId::ROOT).is_some() {
-            for (id, _) in self.volumes.directories() {
-                if cell.known(id).is_none() {
-                    let dir = self.volumes.directory(id).unwrap_or_default();
-                    warn!(
-                        "{} is of no volume of the cell: its making was cut short, or the cell's directory is an older copy; \
-                         it is left alone, and can be moved away",
-                        dir.display()
-                    );
-                }
-            }
+            self.tell_of_strays(cell);
             return Ok(());
         }
         if self.volumes.count() == 0 {
@@ -248,6 +256,44 @@ impl Server {
             info!("volume {id} ({name}) is entered in the cell's directory");
         }
         Ok(())
+    }
+
+    /// Makes the root volume of a cell that has none, unless another server comes first.
+    async fn begin_cell(&self, cell: &Cell) -> anyhow::Result<()> {
+        if cell.known(VolumeId::ROOT).is_some() {
+            return Ok(());
+        }
+        let (id, name) = (VolumeId::ROOT, ROOT.to_owned());
+        if self.volumes.directory(id).is_none() {
+            let made = self.volumes.add(id, ROOT, Quota::default()).await;
+            made.map_err(|cause| anyhow!("cannot make the volume {ROOT}: {cause}"))?;
+        }
+        match cell.enter(VolumeRecord { id, name, server: self.id, state: VolumeState::Online, mounted: None }).await {
+            Ok(()) => info!("the cell has its root volume at this server"),
+            Err(LocationError::Exists(_)) => {
+                cell.refresh().await?;
+                if cell.known(id).is_some_and(|root| root.server != self.id) {
+                    let removed = self.volumes.remove(id).await;
+                    removed.map_err(|cause| anyhow!("cannot remove what was to be the root volume: {cause}"))?;
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// Names directories of volumes that the cell does not have.
+    fn tell_of_strays(&self, cell: &Cell) {
+        for (id, _) in self.volumes.directories() {
+            if cell.known(id).is_none() {
+                let dir = self.volumes.directory(id).unwrap_or_default();
+                warn!(
+                    "{} is of no volume of the cell: its making was cut short, or the cell's directory is an older copy; \
+                     it is left alone, and can be moved away",
+                    dir.display()
+                );
+            }
+        }
     }
 
     /// A volume was opened, and is not used yet: clients may have begun new lives while it was closed.

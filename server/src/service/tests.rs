@@ -27,7 +27,8 @@ async fn server(dir: &tempfile::TempDir) -> Arc<Server> {
     let runtime: SharedRuntime = Arc::new(SystemRuntime::new(tokio::runtime::Handle::current()));
     let store = dir.path().join("store");
     let address = "127.0.0.1:1".to_owned();
-    let config = ServerConfig { store, durability: Durability::Process, address, settings: Settings::default() };
+    let config =
+        ServerConfig { store, durability: Durability::Process, address, location: None, settings: Settings::default() };
     Server::new(config, runtime).await.unwrap()
 }
 

@@ -8,7 +8,7 @@
 //! - What is cached and has not changed costs the server nothing but the renewal of the lease.
 //! - What was written survives the end of this process: it is stored, or kept as a conflict.
 //!
-//! State: the lease and which replies were overtaken ([`crate::core::promises`]); for each object its attributes and
+//! State: with each server the lease and which replies were overtaken ([`crate::core::promises`]); for each object its attributes and
 //! whether there is a callback on it; for directories their names ([`crate::core::dir_cache`]); for open files the copy
 //! that they stand for; the disk cache ([`disk`]).
 //!
@@ -58,14 +58,16 @@ use larder_protocol::attr::{Attr, FileType};
 use larder_protocol::handshake::LeaseTerms;
 use larder_protocol::ids::Fid;
 use larder_protocol::runtime::BootTime;
+use larder_protocol::service::callback::ObjectId;
 use lru::LruCache;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
 use super::{CachePolicy, OpenPlan, Writes};
 use crate::core::attr_cache::{AttrCache, Limits, Miss};
 use crate::core::dir_cache::DirCache;
 use crate::core::promises::{Promise, Promises};
+use crate::rpc::Client;
 use crate::vfs::{LocalCopy, Node, ReplyGate};
 use disk::DiskCache;
 
@@ -89,10 +91,22 @@ pub struct Status {
 /// A copy with changes that are not stored, and the node that it is of.
 pub type Unstored = (Arc<Node>, Arc<LocalCopy>);
 
+/// What there is between this client and one server.
+pub struct Lease {
+    /// The server.
+    pub server: Arc<Client>,
+    /// The lease, and what counts under it.
+    pub promises: Mutex<Promises>,
+    /// Told when it is to be renewed at once.
+    pub lost: Notify,
+    /// Told when there is one.
+    pub granted: Notify,
+}
+
 /// The state of an `afs` mount beside its nodes.
 pub struct Afs {
-    /// The lease.
-    pub promises: Mutex<Promises>,
+    /// What there is with each server, by its number.
+    leases: RwLock<BTreeMap<u32, Arc<Lease>>>,
     /// Objects that the kernel does not know, by number.
     ///
     /// Held while what is known of an object moves between here and a node, and while it is given up in both: so a break
@@ -106,10 +120,6 @@ pub struct Afs {
     pub names_expire: AtomicBool,
     /// When the last name expires by itself that the kernel was given for some time.
     pub names_until: Mutex<BootTime>,
-    /// Told when the lease is to be renewed at once.
-    pub lease_lost: Notify,
-    /// Told when there is a lease.
-    pub leased: Notify,
     /// Told when pinned files may have changed.
     pub pins_touched: Notify,
     /// Held while breaks are applied, and by whoever else tells the kernel to forget: one at a time may wait for the
@@ -137,20 +147,18 @@ pub struct Afs {
 }
 
 impl Afs {
-    /// Without a lease.
+    /// Without leases.
     ///
     /// `keep_open` copies stay open after their last close. Stages are counted from `first_stage` on, which no earlier life
     /// may have used.
-    pub fn new(disk: DiskCache, terms: LeaseTerms, keep_open: NonZeroUsize, first_stage: u64) -> Afs {
+    pub fn new(disk: DiskCache, keep_open: NonZeroUsize, first_stage: u64) -> Afs {
         Afs {
-            promises: Mutex::new(Promises::new(terms)),
+            leases: RwLock::default(),
             statuses: Mutex::new(LruCache::new(MAX_STATUSES)),
             disk: Arc::new(disk),
             replies: Arc::default(),
             names_expire: AtomicBool::new(true),
             names_until: Mutex::default(),
-            lease_lost: Notify::new(),
-            leased: Notify::new(),
             pins_touched: Notify::new(),
             applying: tokio::sync::Mutex::new(()),
             recent: Mutex::new(LruCache::new(keep_open)),
@@ -163,6 +171,39 @@ impl Afs {
             said_too_large: AtomicBool::new(false),
             no_passthrough: AtomicBool::new(false),
         }
+    }
+
+    /// What there is with the server of this number.
+    pub fn lease(&self, server: u32) -> Option<Arc<Lease>> {
+        self.leases.read().get(&server).cloned()
+    }
+
+    /// What there is with all servers that were asked for anything.
+    pub fn leases(&self) -> Vec<Arc<Lease>> {
+        self.leases.read().values().cloned().collect()
+    }
+
+    /// What there is with a server, and whether there was nothing before.
+    pub fn lease_with(&self, server: &Arc<Client>, terms: LeaseTerms) -> (Arc<Lease>, bool) {
+        let mut leases = self.leases.write();
+        let mut is_new = false;
+        let lease = leases.entry(server.number()).or_insert_with(|| {
+            is_new = true;
+            let promises = Mutex::new(Promises::new(server.number(), terms));
+            Arc::new(Lease { server: server.clone(), promises, lost: Notify::new(), granted: Notify::new() })
+        });
+        (lease.clone(), is_new)
+    }
+
+    /// For how long an object may be used without asking, by the lease of who has promised it.
+    ///
+    /// # Errors
+    /// The rule that says no.
+    pub fn usable(&self, promise: Option<Promise>, object: ObjectId, now: BootTime) -> Result<Duration, Miss> {
+        let promise = promise.ok_or(Miss::NoCallback)?;
+        let leases = self.leases.read();
+        let lease = leases.get(&promise.server()).ok_or(Miss::NoCallback)?;
+        lease.promises.lock().usable(Some(promise), object, now)
     }
 
     /// Copies that were open a short while ago are in nobody's way, nor in use.

@@ -1,6 +1,7 @@
 //! Looking after the disk cache on behalf of people: what is in it, what is to stay in it.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use larder_protocol::error::ErrorCode;
 use larder_protocol::ids::Fid;
@@ -47,7 +48,7 @@ pub struct CacheStats {
     pub statuses: u64,
     /// Whether the kernel can expire all names at once; if not, it asks for each name each time.
     pub names_expire: bool,
-    /// Milliseconds for which the lease still counts.
+    /// Milliseconds for which the lease still counts; of several the one that ends first.
     pub lease_ms: u64,
     /// Renewals of the lease.
     pub renewals: u64,
@@ -60,10 +61,15 @@ pub struct CacheStats {
 impl Vfs {
     pub(in crate::vfs) fn cache_stats(&self, afs: &Afs) -> CacheStats {
         let usage: Usage = afs.disk.usage();
-        let promises = afs.promises.lock();
-        let (renewals, breaks, voids) = promises.counters();
-        let left = promises.remaining(self.runtime.boottime()).unwrap_or_default();
-        drop(promises);
+        let now = self.runtime.boottime();
+        let (mut renewals, mut breaks, mut voids, mut left) = (0, 0, 0, None::<Duration>);
+        for lease in afs.leases() {
+            let promises = lease.promises.lock();
+            let (of_renewals, of_breaks, of_voids) = promises.counters();
+            (renewals, breaks, voids) = (renewals + of_renewals, breaks + of_breaks, voids + of_voids);
+            let remaining = promises.remaining(now).unwrap_or_default();
+            left = Some(left.map_or(remaining, |left| left.min(remaining)));
+        }
         CacheStats {
             files: usage.files,
             bytes: usage.bytes + usage.dirty_bytes + usage.conflict_bytes,
@@ -81,7 +87,7 @@ impl Vfs {
             uncached_opens: afs.uncached_opens.load(Ordering::Relaxed),
             statuses: afs.statuses.lock().len() as u64,
             names_expire: afs.names_expire.load(Ordering::Relaxed),
-            lease_ms: left.as_millis() as u64,
+            lease_ms: left.unwrap_or_default().as_millis() as u64,
             renewals,
             breaks,
             voids,

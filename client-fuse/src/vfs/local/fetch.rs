@@ -154,7 +154,7 @@ impl Vfs {
         let fetch_part = |number: usize| async move {
             let offset = number as u64 * u64::from(part);
             let query = Query::Fetch { fid: node.fid, offset, len: part, version: wanted, copy: use_copy };
-            let reply = self.client.query(cred, query).await?;
+            let reply = self.servers.query(cred, query).await?;
             let QueryReply::Data { data, attr } = reply else { return Err(unexpected()) };
             Ok((number, wanted.is_none_or(|wanted| attr.data_version == wanted).then_some(data.0)))
         };

@@ -25,7 +25,7 @@ const LOOKS: u32 = 16;
 pub(in crate::vfs) async fn keep_pinned(weak: Weak<Vfs>, afs: Arc<Afs>) {
     loop {
         let Some(vfs) = weak.upgrade() else { return };
-        let aborted = vfs.client.shared().aborted.clone();
+        let aborted = vfs.servers.aborted();
         drop(vfs);
         tokio::select! {
             biased;
@@ -99,9 +99,7 @@ impl Vfs {
                 let known =
                     afs.statuses.lock().peek(&object.0).map(|status| (status.promise, status.attr.data_version));
                 let now = self.runtime.boottime();
-                known
-                    .filter(|(promise, _)| afs.promises.lock().usable(Some(*promise), object, now).is_ok())
-                    .map(|(_, version)| version)
+                known.filter(|(promise, _)| afs.usable(Some(*promise), object, now).is_ok()).map(|(_, version)| version)
             }
         };
         version.is_some_and(|version| afs.disk.has(fid, version))

@@ -163,7 +163,7 @@ impl Vfs {
             let op = Op::Store { fid: file.fid(), contents, base };
             let changed = match base {
                 None => self.change(writer, op).await,
-                Some(_) => self.change_unasked(afs, writer, op).await,
+                Some(_) => self.change_unasked(writer, op).await,
             };
             match changed {
                 Ok((OpReply::Attr(change), asked)) => return Ok((change, asked, checksums)),
@@ -230,7 +230,7 @@ impl Vfs {
             }
             let offset = number * CHECK_BLOCK as u64 + piece.part.start as u64;
             let request = StageRequest { fid, stage, first, offset, data: Payload(piece.data.slice(piece.part)) };
-            self.client.stage(writer, request).await?;
+            self.servers.stage(writer, request).await?;
             Failpoint::Staging.pass();
             Ok::<_, Error>(sum)
         };
