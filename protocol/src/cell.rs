@@ -97,6 +97,21 @@ pub struct VolumeRecord {
     /// The directory in whose tree it appears, if it has a mount point.
     #[serde(default)]
     pub mounted: Option<MountedAt>,
+    /// The move to another server that is under way.
+    #[serde(default)]
+    pub moving: Option<Moving>,
+}
+
+/// A volume's move. Until it is over the server in the record has the volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moving {
+    /// The server that is to have it.
+    pub to: ServerId,
+    /// Names this move, so that none is taken for another one: random.
+    pub token: u64,
+    /// Whether nobody serves it just now, while the last changes are copied.
+    #[serde(default)]
+    pub frozen: bool,
 }
 
 /// A mount point.

@@ -31,7 +31,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serves a store to clients, until SIGTERM or SIGINT.
-    Serve(ServeArgs),
+    Serve(Box<ServeArgs>),
     /// Verifies a store that no server uses, and says what is wrong with it.
     Check(CheckArgs),
     /// Prints a script that completes commands and options in a shell.
@@ -80,7 +80,8 @@ pub struct ServeArgs {
     /// stay that, and their servers may belong to this cell.
     #[arg(long, value_name = "HOSTS")]
     pub trust: Vec<Network>,
-    /// Where the cell's directory is: larder://HOST:PORT for the store of another server, whose cell this one joins, or own
+    /// Where the cell's directory is: larder://HOST:PORT for the store of another server, whose cell this one joins;
+    /// etcd://HOST:PORT for etcd, with commas between several, and /CELL behind them if it holds more than one cell; or own
     /// [default: as it was when the store was made, which is own if nothing was said]
     #[arg(long, value_name = "WHERE")]
     pub location: Option<Location>,
@@ -129,7 +130,7 @@ pub struct CheckArgs {
 pub fn run() -> ExitCode {
     larder_protocol::failpoint::set_up();
     let result = match Cli::parse().command {
-        Command::Serve(args) => serve::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Serve(args) => serve::run(*args).map(|()| ExitCode::SUCCESS),
         Command::Check(args) => return run_check(&args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "larderd", &mut io::stdout());

@@ -205,7 +205,7 @@ mod tests {
     fn resolve(args: &[&str]) -> anyhow::Result<ServeConfig> {
         let cli = Cli::try_parse_from(["larderd", "serve"].iter().chain(args))?;
         let Command::Serve(args) = cli.command else { panic!("not serve") };
-        ServeConfig::resolve(args)
+        ServeConfig::resolve(*args)
     }
 
     fn file(text: &str) -> tempfile::NamedTempFile {

@@ -41,6 +41,22 @@ pub enum Failpoint {
     /// A volume's directory is made, and its record is not entered. There is no such volume, and there will be none of its
     /// number.
     VolumeMade,
+    /// A volume is about to be frozen for a move. It is not, and the move is begun anew.
+    Freezing,
+    /// It is frozen, and open still. It is served again by the next process.
+    Frozen,
+    /// All of a volume has been copied once. What is whole is not copied again.
+    Copied,
+    /// The last of a volume has been copied, and is not durable. It is where it was.
+    CopiedLast,
+    /// All of it is durable at its destination, and the record does not say so. It is where it was.
+    Arrived,
+    /// The record says that it is here, and it is not in its place. It is put there by the next process.
+    MoveCommitted,
+    /// It is in its place, and the source does not know. It asks the directory.
+    Installed,
+    /// A volume has moved, and the copy that is left is about to be removed. It is removed later.
+    LettingGo,
     /// A volume's record is entered or changed, and nobody has heard of it. It says that, and whoever asks again is told.
     RecordChanged,
 }
@@ -48,6 +64,13 @@ pub enum Failpoint {
 impl Failpoint {
     /// Those that an administrator's requests come to.
     pub const OF_VOLUMES: [Failpoint; 2] = [Failpoint::VolumeMade, Failpoint::RecordChanged];
+
+    /// Those that the source of a move comes to.
+    pub const OF_SOURCES: [Failpoint; 3] = [Failpoint::Freezing, Failpoint::Frozen, Failpoint::LettingGo];
+
+    /// Those that its destination comes to.
+    pub const OF_DESTINATIONS: [Failpoint; 5] =
+        [Failpoint::Copied, Failpoint::CopiedLast, Failpoint::Arrived, Failpoint::MoveCommitted, Failpoint::Installed];
 
     /// Those that programs' requests come to.
     pub const OF_FILES: [Failpoint; 15] = [
@@ -88,6 +111,14 @@ impl Failpoint {
             Failpoint::Broken => "promises::break::settled",
             Failpoint::VolumeMade => "volumes::create::made",
             Failpoint::RecordChanged => "volumes::record::changed",
+            Failpoint::Freezing => "move::source::freezing",
+            Failpoint::Frozen => "move::source::frozen",
+            Failpoint::LettingGo => "move::source::letting-go",
+            Failpoint::Copied => "move::destination::copied",
+            Failpoint::CopiedLast => "move::destination::copied-last",
+            Failpoint::Arrived => "move::destination::arrived",
+            Failpoint::MoveCommitted => "move::destination::committed",
+            Failpoint::Installed => "move::destination::installed",
         }
     }
 

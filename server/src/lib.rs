@@ -5,6 +5,7 @@ pub mod config;
 pub mod core;
 pub mod failpoint;
 pub mod location;
+pub mod moving;
 pub mod net;
 pub mod promises;
 pub mod service;

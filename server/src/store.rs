@@ -6,6 +6,7 @@
 //! DIR/lives.toml            the processes that have served it since the machine was started
 //! DIR/lock                  locked by the server (or checker) that uses it; holds its process id
 //! DIR/volumes/1-root/       one directory for each volume: its id, its name
+//! DIR/volumes/.arriving-7/  a volume that is being copied here from another server
 //! ```
 //!
 //! A new store has no volumes; the marker comes last. So a crash at any point leaves either nothing that counts or a
@@ -36,6 +37,10 @@ const NEW_MARKER: &str = ".larder-store.toml.new";
 /// Volumes that are being made, and removed.
 const NEW_VOLUME: &str = ".new-";
 const GONE_VOLUME: &str = ".gone-";
+/// Volumes that are being copied here.
+const ARRIVING_VOLUME: &str = ".arriving-";
+/// Says of a volume's directory that it may be removed once the volume is at another server.
+const DEPARTING: &str = "departing";
 const LIVES: &str = "lives.toml";
 const LOCATION: &str = "location";
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -219,6 +224,72 @@ impl Store {
         fs::rename(&volume.dir, &gone).with_context(|| format!("cannot remove {}", volume.dir.display()))?;
         sync_dir(&volumes)?;
         Ok(gone)
+    }
+
+    /// The directory that a volume is being copied into, made if it is not there.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn arriving(&self, id: VolumeId) -> anyhow::Result<PathBuf> {
+        let dir = self.dir.join(VOLUMES).join(format!("{ARRIVING_VOLUME}{id}"));
+        match private_dir(&dir) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                Err(error).with_context(|| format!("cannot make {}", dir.display()))
+            }
+            _ => Ok(dir),
+        }
+    }
+
+    /// The volumes that were being copied here.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn arrivals(&self) -> anyhow::Result<Vec<(VolumeId, PathBuf)>> {
+        let mut arrivals = Vec::new();
+        for entry in fs::read_dir(self.dir.join(VOLUMES))? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let id = name.to_str().and_then(|name| name.strip_prefix(ARRIVING_VOLUME)?.parse().ok());
+            if let Some(id) = id {
+                arrivals.push((VolumeId(id), entry.path()));
+            }
+        }
+        Ok(arrivals)
+    }
+
+    /// A volume is copied whole, and is this server's from now on.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn arrived(&self, id: VolumeId, name: &str) -> anyhow::Result<StoredVolume> {
+        let volumes = self.dir.join(VOLUMES);
+        let dir = volumes.join(dir_name(id, name));
+        fs::rename(self.arriving(id)?, &dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        sync_dir(&volumes)?;
+        Ok(StoredVolume { id, name: name.to_owned(), dir })
+    }
+
+    /// Says of a volume's directory whether it may be removed once the volume is at another server.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn set_departing(volume: &StoredVolume, is_departing: bool) -> anyhow::Result<()> {
+        let path = volume.dir.join(DEPARTING);
+        let done = if is_departing {
+            File::create(&path).and_then(|file| file.sync_all())
+        } else {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                done => done,
+            }
+        };
+        done.with_context(|| format!("cannot write {}", path.display()))?;
+        sync_dir(&volume.dir)
+    }
+
+    /// Whether that was said.
+    pub fn is_departing(volume: &StoredVolume) -> bool {
+        volume.dir.join(DEPARTING).exists()
     }
 
     /// What crashes have left of volumes that were being made or removed.

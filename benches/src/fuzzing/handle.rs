@@ -205,6 +205,7 @@ impl World {
             LarderRequest::Sync { volume, since } => drop(answered(client.sync(context, volume, since).await)),
             LarderRequest::Volume { cred, request } => drop(answered(client.volume(context, cred, request).await)),
             LarderRequest::Registry { request } => drop(answered(client.registry(context, request).await)),
+            LarderRequest::Transfer { request } => drop(answered(client.transfer(context, request).await)),
             LarderRequest::Admin { cred, request } => drop(answered(client.admin(context, cred, request).await)),
             LarderRequest::Stats {} => drop(answered(client.stats(context).await)),
         }

@@ -17,7 +17,7 @@ use larder_protocol::service::{LarderRequest, LarderResponse};
 use larder_protocol::stats::Recorder;
 use parking_lot::Mutex;
 use tarpc::client::{Channel as Pipe, RpcError};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::connector::Connector;
@@ -60,12 +60,12 @@ pub struct Shared {
     pub server_restarts: AtomicU64,
     prompt: bool,
     link: Mutex<LinkState>,
+    /// Whether the loss of the server was logged and its return not yet.
+    lost: watch::Sender<bool>,
 }
 
 #[derive(Debug, Default)]
 struct LinkState {
-    /// Whether the loss of the server was logged and its return not yet.
-    lost: bool,
     welcome: Option<Welcome>,
 }
 
@@ -99,6 +99,7 @@ impl Shared {
             server_restarts: AtomicU64::new(0),
             prompt: false,
             link: Mutex::new(LinkState::default()),
+            lost: watch::Sender::new(false),
         }
     }
 
@@ -119,6 +120,7 @@ impl Shared {
             server_restarts: AtomicU64::new(0),
             prompt: self.prompt,
             link: Mutex::new(LinkState::default()),
+            lost: watch::Sender::new(false),
         }
     }
 
@@ -162,9 +164,20 @@ impl Shared {
         self.link.lock().welcome.as_ref().map(|welcome| welcome.epoch)
     }
 
+    /// Ends when the server does not answer, at once if that is so already.
+    pub(super) async fn gone(&self) {
+        // It cannot be that nobody tells any more.
+        let _ = self.lost.subscribe().wait_for(|lost| *lost).await;
+    }
+
+    /// Whether the server does not answer.
+    pub(super) fn is_gone(&self) -> bool {
+        *self.lost.borrow()
+    }
+
     /// Logs that the server is gone, once.
     fn lost(&self, why: &str) {
-        let news = !std::mem::replace(&mut self.link.lock().lost, true);
+        let news = !self.lost.send_replace(true);
         if news && !self.aborted.is_cancelled() {
             tracing::warn!("the server {} does not answer ({why}); trying again", self.connector().server());
         }
@@ -175,7 +188,7 @@ impl Shared {
             let mut link = self.link.lock();
             let restarted = link.welcome.as_ref().is_some_and(|old| old.epoch != welcome.epoch);
             link.welcome = Some(welcome.clone());
-            (std::mem::take(&mut link.lost), restarted)
+            (self.lost.send_replace(false), restarted)
         };
         self.slots.set_limit(welcome.slots);
         if back {

@@ -8,27 +8,24 @@ use larder_protocol::attr::Credential;
 use larder_protocol::cell::ServerId;
 use larder_protocol::error::ErrorCode;
 use larder_protocol::handshake::Welcome;
-use larder_protocol::ids::{Epoch, Fid, OpId, VolumeId};
+use larder_protocol::ids::{Epoch, Fid, VolumeId};
 use larder_protocol::limits::MAX_DEADLINE;
 use larder_protocol::runtime::BootTime;
 use larder_protocol::service::admin::{AdminError, AdminReply, AdminRequest, VolumeKey};
 use larder_protocol::service::callback::{Breaks, LeaseId, Promised, Renew, Renewed};
-use larder_protocol::service::file::{
-    Committed, Mutated, NewContents, Op, Query, QueryReply, StageRequest, WriteRequest, Written,
-};
+use larder_protocol::service::file::{Committed, Mutated, Op, Query, QueryReply, StageRequest, WriteRequest, Written};
 use larder_protocol::service::kind::Kind;
 use larder_protocol::service::volume::{VolumeReply, VolumeRequest};
 use larder_protocol::service::{LarderRequest, LarderResponse};
 
 use super::channel::{Channel, Connection, Shared};
 use super::routing::{self, PROMISES, Route, Routing};
-use super::slot_queue::SlotGuard;
-use super::{Cause, ConnectError, Failure};
+use super::{Cause, ConnectError, Failure, Mutation};
 
 /// The first wait before asking a server again that said it is not ready.
 const NOT_READY_MIN: Duration = Duration::from_millis(10);
 /// The longest.
-const NOT_READY_MAX: Duration = Duration::from_secs(1);
+const NOT_READY_MAX: Duration = Duration::from_millis(250);
 /// How long to wait for the answer to a goodbye.
 const GOODBYE: Duration = Duration::from_secs(2);
 
@@ -54,10 +51,10 @@ pub struct Client {
 
 /// How often one request went out.
 #[derive(Clone, Copy, Debug, Default)]
-struct Tries {
-    sent: u32,
-    /// How many of these were not answered, so that each may have been executed.
-    open: u32,
+pub(super) struct Tries {
+    pub(super) sent: u32,
+    /// How many of these were not answered, so that each may have been executed; and the last one.
+    pub(super) open: u32,
 }
 
 impl Client {
@@ -270,7 +267,9 @@ impl Client {
     /// # Errors
     /// The server's, or that there is no answer.
     pub async fn sync(&self, volume: VolumeId, since: &Welcome) -> Result<(), Failure> {
-        if since.durable {
+        // Where it was acknowledged, and where it is now.
+        let is_durable = self.shared.welcome().is_some_and(|welcome| welcome.durable);
+        if since.durable && is_durable {
             return Ok(());
         }
         match self.repeat(0, Kind::Sync, LarderRequest::Sync { volume, since: since.epoch }).await? {
@@ -304,7 +303,14 @@ impl Client {
         let started = self.shared.runtime.boottime();
         let request = VolumeRequest::Locate { volume, not_at };
         let request = LarderRequest::Volume { cred: Credential::root(), request };
-        let reply = self.exchange(0, &request, Some(started + within), &mut Tries::default(), None).await;
+        let limit = Some(started + within);
+        let asking = async {
+            let connection = self.channels[0].connection().await.map_err(Failure::NotSent)?;
+            let reply = connection.call(request, within).await;
+            reply.map_err(|_| Failure::NotSent(Cause::TimedOut))
+        };
+        // Nothing comes of an answer that is late, and the connection has others to carry: it is not given up.
+        let reply = self.bounded(limit, asking).await.unwrap_or_else(|cause| Err(Failure::NotSent(cause)));
         self.record(Kind::Locate, started, reply.as_ref().is_ok_and(|reply| error_of(reply).is_none()));
         match reply? {
             LarderResponse::Volume(reply) => reply.map_err(Failure::Refused),
@@ -334,47 +340,27 @@ impl Client {
     /// The server's, or that there is no answer. After `MaybeExecuted` the server may carry the operation out even now, as
     /// one that waits for leases; its slot is of no use until the server has said what became of it.
     pub async fn mutate(self: &Arc<Client>, cred: &Credential, op: Op) -> Result<Mutated, Failure> {
-        let (kind, started) = (op.kind(), self.shared.runtime.boottime());
-        let carried = match &op {
-            Op::Append { data, .. } | Op::Store { contents: NewContents::Whole(data), .. } => data.len() as u64,
-            _ => 0,
-        };
-        let result = self.mutate_until(cred, op, self.give_up_at(started)).await;
-        self.record(kind, started, result.is_ok());
-        if result.is_ok() {
-            self.bytes_written.fetch_add(carried, Ordering::Relaxed);
-        }
-        result
+        Mutation::new(cred, op, None).at(self).await
     }
 
-    async fn mutate_until(
-        self: &Arc<Client>,
-        cred: &Credential,
-        op: Op,
-        limit: Option<BootTime>,
-    ) -> Result<Mutated, Failure> {
-        let volume = op.fid().ok_or(Failure::Refused(ErrorCode::Invalid))?.volume;
-        let slots = self.shared.slots.of(volume);
-        loop {
-            let slot = self.bounded(limit, slots.acquire()).await.map_err(Failure::NotSent)?;
-            let incarnation = slot.place().incarnation;
-            let mut pending = Pending::new(self.clone(), slot, cred, op.clone());
-            match pending.run(limit).await? {
-                Ok(mutated) => return Ok(mutated),
-                Err(ErrorCode::UnknownClient | ErrorCode::Fenced) => {
-                    // The server has forgotten this life of the client, and with it the recorded results.
-                    if self.shared.slots.renew(incarnation) {
-                        tracing::warn!("the server has forgotten this client; starting a new incarnation");
-                        self.channels.iter().for_each(|channel| channel.kill());
-                    }
-                    if pending.tries.open > 0 {
-                        // An earlier sending may have been executed, and nobody can tell any more.
-                        return Err(Failure::Refused(ErrorCode::Io));
-                    }
-                }
-                Err(code) => return Err(Failure::Refused(code)),
-            }
-        }
+    /// So many bytes of file data were taken by the server.
+    pub(super) fn has_written(&self, bytes: u64) {
+        self.bytes_written.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// The way of a mutation.
+    pub(super) fn route(&self, op: &Op) -> Route {
+        self.routing.of_op(op, self.channels[0].in_flight())
+    }
+
+    /// Gives up the connection of a channel, if there is one.
+    pub(super) fn kill(&self, channel: u32) {
+        self.channels[channel as usize].kill();
+    }
+
+    /// Gives up all connections.
+    pub(super) fn kill_all(&self) {
+        self.channels.iter().for_each(|channel| channel.kill());
     }
 
     /// Says goodbye: the server frees what it keeps for this client. Tries once.
@@ -397,7 +383,7 @@ impl Client {
 
     /// Sends a request until it is answered. `of_life` names the incarnation that the request belongs to: once that is
     /// over, `Fenced` and `UnknownClient` are answers and no reason to try again.
-    async fn exchange(
+    pub(super) async fn exchange(
         &self,
         channel: u32,
         request: &LarderRequest,
@@ -463,7 +449,7 @@ impl Client {
         }
     }
 
-    fn give_up_at(&self, started: BootTime) -> Option<BootTime> {
+    pub(super) fn give_up_at(&self, started: BootTime) -> Option<BootTime> {
         match self.patience {
             Patience::Hard => None,
             Patience::Soft(time) => Some(started + time),
@@ -471,7 +457,7 @@ impl Client {
     }
 
     /// Waits for `what` until the limit, or until the mount is taken down.
-    async fn bounded<T>(&self, limit: Option<BootTime>, what: impl Future<Output = T>) -> Result<T, Cause> {
+    pub(super) async fn bounded<T>(&self, limit: Option<BootTime>, what: impl Future<Output = T>) -> Result<T, Cause> {
         let time_over = async {
             match limit {
                 Some(limit) => {
@@ -489,32 +475,18 @@ impl Client {
         }
     }
 
-    fn record(&self, kind: Kind, started: BootTime, ok: bool) {
+    pub(super) fn record(&self, kind: Kind, started: BootTime, ok: bool) {
         let took = self.shared.runtime.boottime().saturating_sub(started);
         self.shared.recorder.record(kind, took, ok);
     }
 }
 
-/// A mutation that does nothing, in place of one that was given up: under the same id, so that the server answers it
-/// with the result of that one if it was executed or is being so, and otherwise uses the id up. Only a forget of what
-/// cannot be there has no effect, and the number of an object is never 0.
-fn without_effect(request: &LarderRequest) -> Option<LarderRequest> {
-    let LarderRequest::Mutate { cred, id, op } = request else { return None };
-    let nothing = Fid { volume: op.fid()?.volume, vnode: 0, generation: 0 };
-    Some(LarderRequest::Mutate { cred: cred.clone(), id: *id, op: Op::Forget { fids: vec![nothing] } })
-}
-
-fn unexpected(kind: Kind) -> Failure {
+pub(super) fn unexpected(kind: Kind) -> Failure {
     tracing::error!("the server answered a {kind} request with something else; it may be of another version");
     Failure::Refused(ErrorCode::Io)
 }
 
-/// Whether a server says this without asking a volume: what is refused so has used up no number there.
-fn is_of_no_volume(code: ErrorCode) -> bool {
-    matches!(code, ErrorCode::NoSuchVolume | ErrorCode::Moved | ErrorCode::Offline | ErrorCode::NoLocation)
-}
-
-fn error_of(reply: &LarderResponse) -> Option<ErrorCode> {
+pub(super) fn error_of(reply: &LarderResponse) -> Option<ErrorCode> {
     match reply {
         LarderResponse::Query(reply) => reply.as_ref().err().copied(),
         LarderResponse::Promised(reply) => reply.as_ref().err().copied(),
@@ -528,77 +500,8 @@ fn error_of(reply: &LarderResponse) -> Option<ErrorCode> {
         LarderResponse::Volume(reply) => reply.as_ref().err().copied(),
         LarderResponse::Goodbye(reply) => reply.as_ref().err().copied(),
         LarderResponse::Admin(reply) => reply.as_ref().err().map(|error| error.code),
+        LarderResponse::Transfer(reply) => reply.as_ref().err().map(|error| error.code),
         LarderResponse::Hello(_) | LarderResponse::Stats(_) | LarderResponse::Registry(_) => None,
-    }
-}
-
-/// A mutation under way. If it is given up after it was sent and before it was answered, its slot cannot be used before
-/// it is certain that it is not executed later: that is seen to in the background.
-struct Pending {
-    client: Arc<Client>,
-    slot: Option<SlotGuard>,
-    /// Shared with what sees to it once it is given up.
-    route: Arc<Route>,
-    request: LarderRequest,
-    life: u64,
-    tries: Tries,
-    answered: bool,
-    /// No volume has seen it, so that its number is not used up.
-    unseen: bool,
-}
-
-impl Pending {
-    fn new(client: Arc<Client>, slot: SlotGuard, cred: &Credential, op: Op) -> Pending {
-        let place = slot.place();
-        let id =
-            OpId { client: client.shared.client, incarnation: place.incarnation, slot: place.slot, seq: place.seq };
-        let route = client.routing.of_op(&op, client.channels[0].in_flight());
-        Pending {
-            client,
-            slot: Some(slot),
-            route: Arc::new(route),
-            request: LarderRequest::Mutate { cred: cred.clone(), id, op },
-            life: place.incarnation,
-            tries: Tries::default(),
-            answered: false,
-            unseen: false,
-        }
-    }
-
-    async fn run(&mut self, limit: Option<BootTime>) -> Result<Result<Mutated, ErrorCode>, Failure> {
-        let client = self.client.clone();
-        let reply = client.exchange(self.route.channel, &self.request, limit, &mut self.tries, Some(self.life)).await?;
-        self.answered = true;
-        match reply {
-            LarderResponse::Mutate(result) => {
-                self.unseen = self.tries.sent == 1 && result.as_ref().is_err_and(|code| is_of_no_volume(*code));
-                Ok(result)
-            }
-            _ => Err(unexpected(Kind::Create)),
-        }
-    }
-}
-
-impl Drop for Pending {
-    fn drop(&mut self) {
-        if self.tries.sent > 0
-            && !self.unseen
-            && let Some(slot) = &mut self.slot
-        {
-            slot.sent();
-        }
-        if self.answered || self.tries.open == 0 || self.client.shared.aborted.is_cancelled() {
-            return;
-        }
-        let slot = self.slot.take();
-        let (client, route, life, mut tries) = (self.client.clone(), self.route.clone(), self.life, self.tries);
-        let Some(request) = without_effect(&self.request) else { return };
-        // The next connection fences this one, and with it what is on its way there.
-        client.channels[route.channel as usize].kill();
-        self.client.shared.runtime.spawn(Box::pin(async move {
-            let _ = client.exchange(route.channel, &request, None, &mut tries, Some(life)).await;
-            drop((slot, route));
-        }));
     }
 }
 

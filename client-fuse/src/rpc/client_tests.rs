@@ -4,13 +4,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use futures::StreamExt;
 use larder_protocol::handshake::{Hello, LeaseTerms, Refusal};
-use larder_protocol::ids::{Epoch, VolumeId};
+use larder_protocol::ids::{Epoch, OpId, VolumeId};
 use larder_protocol::payload::Payload;
 use larder_protocol::runtime::{BoxFuture, SharedRuntime, SimRuntime};
 use larder_protocol::service::Larder;
 use larder_protocol::service::callback::{Breaks, Grants, LeaseId, Promised, Renew, Renewed};
-use larder_protocol::service::file::{OpReply, StageRequest};
+use larder_protocol::service::file::{NewContents, OpReply, StageRequest};
 use larder_protocol::service::registry::{RegistryError, RegistryReply, RegistryRequest};
+use larder_protocol::service::transfer::{TransferReply, TransferRequest};
 use larder_protocol::stats::ServerStats;
 use larder_protocol::transport::{ClientTransport, ServerTransport};
 use parking_lot::Mutex;
@@ -195,6 +196,10 @@ impl Larder for Session {
 
     async fn registry(self, _: Context, _: RegistryRequest) -> Result<RegistryReply, RegistryError> {
         Err(RegistryError { service: String::new(), cause: String::new() })
+    }
+
+    async fn transfer(self, _: Context, _: TransferRequest) -> Result<TransferReply, AdminError> {
+        Err(AdminError { code: ErrorCode::NotSupported, text: String::new() })
     }
 
     async fn admin(self, _: Context, _: Credential, _: AdminRequest) -> Result<AdminReply, AdminError> {

@@ -1,9 +1,10 @@
 //! Requests to servers, over connections that come and go.
 //!
-//! [`servers`] knows which server has which volume; the rest is there once for each of them.
+//! [`servers`] knows which server has which volume, and [`way`] follows one that moves; the rest is there once for each of
+//! them.
 //! [`connector`] opens connections; [`channel`] keeps one of them open, generation after generation; `driver` moves
 //! its bytes; [`slot_queue`] hands out replay slots, of each volume its own ([`volume_slots`]); `routing` chooses the channel of a request; [`client`] sends
-//! requests and repeats them until they are answered.
+//! requests and repeats them until they are answered; a [`mutation`] keeps its id wherever it goes.
 //!
 //! A request that was sent and not answered *may have been executed*. It is sent again only after the `hello` of a
 //! newer generation of the same channel has been answered: then the server reads nothing more of the old generation
@@ -13,17 +14,21 @@ pub mod channel;
 pub mod client;
 pub mod connector;
 mod driver;
+pub mod mutation;
 mod ration;
 mod routing;
 pub mod servers;
 pub mod slot_queue;
 pub mod volume_slots;
+pub mod way;
 
 pub use client::{Client, Patience};
 pub use connector::{BoxTransport, Connector, Link, TcpConnector};
+pub use mutation::Mutation;
 pub use routing::CHANNELS;
 pub(crate) use routing::MUCH;
 pub use servers::Servers;
+pub use way::Way;
 
 use larder_protocol::error::ErrorCode;
 

@@ -8,6 +8,8 @@
 //!   it is asked for once more, and whoever answers is told which answer was wrong.
 //! - **S3** Any server that answers can say where a volume is. One that is away holds up nobody who asks for the volume of
 //!   another.
+//! - **S4** Who waits for a server that is away asks the others now and then whether the volume is at another one by now, or the
+//!   server at another address.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,6 +20,7 @@ use larder_protocol::cell::ServerId;
 use larder_protocol::error::ErrorCode;
 use larder_protocol::handshake::Welcome;
 use larder_protocol::ids::{Fid, VolumeId};
+use larder_protocol::runtime::BootTime;
 use larder_protocol::service::admin::{AdminError, AdminReply, AdminRequest, VolumeKey};
 use larder_protocol::service::file::{Committed, Mutated, Op, Query, QueryReply, StageRequest, WriteRequest, Written};
 use larder_protocol::service::volume::{VolumeReply, VolumeRequest};
@@ -25,12 +28,14 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::channel::Shared;
-use super::{Cause, Client, Failure, Patience};
+use super::{Cause, Client, Failure, Mutation, Patience};
 
 /// How long one server may take to say where a volume is, before another is asked.
 const LOCATE_WITHIN: Duration = Duration::from_secs(2);
 /// The first pause before all are asked again, and the longest; it doubles.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// How long a server must be away before the others are asked whether its volume is at one of them, and how often.
+const AWAY: Duration = Duration::from_secs(2);
 
 /// All servers that a client knows.
 pub struct Servers {
@@ -45,6 +50,8 @@ struct Table {
     clients: Vec<Arc<Client>>,
     /// Which of them has which volume (S2).
     volumes: BTreeMap<VolumeId, u32>,
+    /// When it was last asked where the volume of a server is that does not answer.
+    asked: BTreeMap<VolumeId, BootTime>,
 }
 
 /// What a volume goes by.
@@ -54,7 +61,7 @@ impl Servers {
     /// With the server that is known from the start.
     pub fn new(home: Arc<Client>) -> Arc<Servers> {
         let patience = home.patience();
-        let table = Mutex::new(Table { clients: vec![home], volumes: BTreeMap::new() });
+        let table = Mutex::new(Table { clients: vec![home], volumes: BTreeMap::new(), asked: BTreeMap::new() });
         Arc::new(Servers { patience, table, turns: Mutex::default() })
     }
 
@@ -192,6 +199,13 @@ impl Servers {
 
     /// This server has a volume, and is there.
     fn enter(&self, volume: VolumeId, server: ServerId, address: &str) -> Arc<Client> {
+        let client = self.at_address(server, address);
+        self.table.lock().volumes.insert(volume, client.number());
+        client
+    }
+
+    /// This server is there.
+    fn at_address(&self, server: ServerId, address: &str) -> Arc<Client> {
         let mut table = self.table.lock();
         let is_it = |client: &&Arc<Client>| client.shared().server() == Some(server);
         let client = match table.clients.iter().find(is_it) {
@@ -200,7 +214,7 @@ impl Servers {
                 let number = table.clients.len() as u32;
                 let shared = table.clients[0].shared().of_another(number, server, address);
                 let client = Client::new(shared, self.patience);
-                tracing::info!("volume {volume} is at the server {address}");
+                tracing::info!("the server {address} belongs to the cell");
                 table.clients.push(client.clone());
                 client
             }
@@ -208,7 +222,6 @@ impl Servers {
         if client.number() > 0 {
             client.shared().is_at(address);
         }
-        table.volumes.insert(volume, client.number());
         client
     }
 
@@ -229,18 +242,83 @@ impl Servers {
         if let VolumeReply::Attached { volume, .. } = &reply {
             self.table.lock().volumes.insert(*volume, client.number());
         }
+        self.meet(cred, &client).await;
         Ok((reply, client))
     }
 
-    /// Asks the server that has a volume, and once more if it has it no longer (S2).
-    async fn at<T, F>(&self, volume: VolumeId, ask: impl Fn(Arc<Client>) -> F) -> Result<T, Failure>
+    /// Learns which other servers there are, to be asked should this one go away (S3). One that does not say so belongs to no
+    /// cell, or will be asked for its volumes all the same.
+    async fn meet(&self, cred: &Credential, client: &Arc<Client>) {
+        if let Ok(Ok(AdminReply::Servers(servers))) = client.admin(cred, AdminRequest::Servers).await {
+            let home = client.shared().server();
+            servers
+                .iter()
+                .filter(|server| Some(server.id) != home)
+                .for_each(|server| drop(self.at_address(server.id, &server.address)));
+        }
+    }
+
+    /// Asks the server that has a volume, wherever that goes meanwhile (S2, S4).
+    async fn at<T, F>(self: &Arc<Self>, volume: VolumeId, ask: impl Fn(Arc<Client>) -> F) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, Failure>>,
     {
-        let client = self.of(volume).await?;
-        match ask(client.clone()).await {
-            Err(Failure::Refused(ErrorCode::Moved)) => ask(self.moved(volume, &client).await?).await,
-            answer => answer,
+        let mut way = self.way(volume).await?;
+        loop {
+            // Boxed: a request is large, and would be copied by each that passes it on.
+            if let Some(answer) = way.answer(Box::pin(ask(way.client()))).await? {
+                return Ok(answer);
+            }
+        }
+    }
+
+    /// Waits for an answer of a server that had a volume; or returns the one that has it now, should the first be away (S4).
+    pub(super) async fn or_elsewhere<T>(
+        &self,
+        volume: VolumeId,
+        client: &Arc<Client>,
+        answer: impl Future<Output = T>,
+    ) -> Result<T, Arc<Client>> {
+        if self.table.lock().clients.len() == 1 {
+            // There is nobody else to ask.
+            return Ok(answer.await);
+        }
+        tokio::select! {
+            biased;
+            answer = answer => Ok(answer),
+            // Boxed: hardly anybody needs it, and whoever waits would carry it along.
+            other = Box::pin(self.elsewhere(volume, client)) => Err(other),
+        }
+    }
+
+    /// Ends when a server does not answer, and another one has its volume.
+    async fn elsewhere(&self, volume: VolumeId, client: &Arc<Client>) -> Arc<Client> {
+        loop {
+            client.shared().gone().await;
+            client.shared().runtime.sleep(AWAY).await;
+            if !client.shared().is_gone() {
+                continue;
+            }
+            if let Some(now) = self.known(volume).filter(|now| !Arc::ptr_eq(now, client)) {
+                // Somebody else who waits has asked.
+                return now;
+            }
+            let now = client.shared().runtime.boottime();
+            let last = self.table.lock().asked.insert(volume, now);
+            if last.is_some_and(|last| now.saturating_sub(last) < AWAY) {
+                self.table.lock().asked.extend(last.map(|last| (volume, last)));
+                continue;
+            }
+            for other in self.askable().into_iter().filter(|other| !Arc::ptr_eq(other, client)) {
+                let answer = other.locate(LOCATE_WITHIN, VolumeKey::Id(volume), client.shared().server()).await;
+                let Ok(VolumeReply::Located { volume, server, address }) = answer else { continue };
+                let now = self.enter(volume, server, &address);
+                if !Arc::ptr_eq(&now, client) {
+                    tracing::info!("volume {volume} has moved to the server {address}");
+                    return now;
+                }
+                break;
+            }
         }
     }
 
@@ -248,7 +326,7 @@ impl Servers {
     ///
     /// # Errors
     /// The server's, or that there is no answer.
-    pub async fn query(&self, cred: &Credential, query: Query) -> Result<QueryReply, Failure> {
+    pub async fn query(self: &Arc<Self>, cred: &Credential, query: Query) -> Result<QueryReply, Failure> {
         let volume = volume_of(query.fid())?;
         self.at(volume, |client| {
             let query = query.clone();
@@ -261,7 +339,7 @@ impl Servers {
     ///
     /// # Errors
     /// The server's, or that there is no answer.
-    pub async fn stage(&self, cred: &Credential, request: StageRequest) -> Result<(), Failure> {
+    pub async fn stage(self: &Arc<Self>, cred: &Credential, request: StageRequest) -> Result<(), Failure> {
         self.at(request.fid.volume, |client| {
             let request = request.clone();
             async move { client.stage(cred, request).await }
@@ -273,7 +351,7 @@ impl Servers {
     ///
     /// # Errors
     /// The server's, or that there is no answer.
-    pub async fn write(&self, cred: &Credential, request: WriteRequest) -> Result<Written, Failure> {
+    pub async fn write(self: &Arc<Self>, cred: &Credential, request: WriteRequest) -> Result<Written, Failure> {
         self.at(request.fid.volume, |client| {
             let request = request.clone();
             async move { client.write(cred, request).await }
@@ -285,7 +363,7 @@ impl Servers {
     ///
     /// # Errors
     /// The server's, or that there is no answer.
-    pub async fn commit(&self, cred: &Credential, fid: Fid) -> Result<Committed, Failure> {
+    pub async fn commit(self: &Arc<Self>, cred: &Credential, fid: Fid) -> Result<Committed, Failure> {
         self.at(fid.volume, |client| async move { client.commit(cred, fid).await }).await
     }
 
@@ -293,7 +371,7 @@ impl Servers {
     ///
     /// # Errors
     /// The server's, or that there is no answer.
-    pub async fn sync(&self, volume: VolumeId, since: &Welcome) -> Result<(), Failure> {
+    pub async fn sync(self: &Arc<Self>, volume: VolumeId, since: &Welcome) -> Result<(), Failure> {
         self.at(volume, |client| async move { client.sync(volume, since).await }).await
     }
 
@@ -301,13 +379,20 @@ impl Servers {
     ///
     /// # Errors
     /// The server's, or that there is no answer.
-    pub async fn mutate(&self, cred: &Credential, op: Op) -> Result<Mutated, Failure> {
-        let volume = volume_of(op.fid())?;
-        self.at(volume, |client| {
-            let op = op.clone();
-            async move { client.mutate(cred, op).await }
-        })
-        .await
+    pub async fn mutate(self: &Arc<Self>, cred: &Credential, op: Op) -> Result<Mutated, Failure> {
+        let mut way = self.way(volume_of(op.fid())?).await?;
+        let mut mutation = self.mutation(cred, op);
+        loop {
+            let client = way.client();
+            if let Some(mutated) = way.answer(Box::pin(mutation.at(&client))).await? {
+                return Ok(mutated);
+            }
+        }
+    }
+
+    /// Something to be changed, exactly once, wherever its volume goes meanwhile.
+    pub fn mutation(self: &Arc<Self>, cred: &Credential, op: Op) -> Mutation {
+        Mutation::new(cred, op, Some(self.clone()))
     }
 
     /// As [`Client::admin`], of any server.

@@ -16,7 +16,7 @@ use crate::core::attr_cache::Stamp;
 use crate::core::dir_cache::Known;
 use crate::core::promises::Promise;
 use crate::mode::afs::{Afs, Lease};
-use crate::rpc::{Client, Failure};
+use crate::rpc::Client;
 
 /// A request that was answered: when it was sent, and what its answer promises.
 pub(super) struct Asked {
@@ -82,22 +82,15 @@ impl Vfs {
         }
         let volume = query.fid().ok_or(ErrorCode::Invalid)?.volume;
         Box::pin(async {
-            let mut server = self.servers.of(volume).await?;
-            let mut has_moved = false;
+            let mut way = self.servers.way(volume).await?;
             loop {
+                let server = way.client();
                 let mut asked = self.asking(&server, Vec::new()).await;
-                match server.promised(cred, query.clone()).await {
-                    Ok(answer) => {
-                        if let Some(promised) = &mut asked.promised {
-                            promised.grants = answer.grants;
-                        }
-                        return Ok((answer.reply, asked));
+                if let Some(answer) = way.answer(server.promised(cred, query.clone())).await? {
+                    if let Some(promised) = &mut asked.promised {
+                        promised.grants = answer.grants;
                     }
-                    Err(Failure::Refused(ErrorCode::Moved)) if !has_moved => {
-                        has_moved = true;
-                        server = self.servers.moved(volume, &server).await?;
-                    }
-                    Err(failure) => return Err(failure.into()),
+                    return Ok((answer.reply, asked));
                 }
             }
         })
@@ -120,46 +113,38 @@ impl Vfs {
         let volume = op.fid().ok_or(ErrorCode::Invalid)?.volume;
         let changing = if self.afs.is_some() { self.changed_by(&op) } else { Vec::new() };
         Box::pin(async {
-            let mut server = self.servers.of(volume).await?;
-            let mut has_moved = false;
+            let mut way = self.servers.way(volume).await?;
+            let mut mutation = self.servers.mutation(cred, op.clone());
+            let mut has_freed = false;
             loop {
-                let asked = self.asking(&server, changing.clone()).await;
+                let server = way.client();
+                let mut asked = self.asking(&server, changing.clone()).await;
                 if let (true, Some(afs)) = (is_unasked, &self.afs) {
                     let _turn = afs.applying.lock().await;
                     self.give_up(afs, &changing).await;
                 }
-                match self.send_change(asked, &server, cred, op.clone()).await {
-                    Err(Error::Refused(ErrorCode::Moved)) if !has_moved => {
-                        has_moved = true;
-                        server = self.servers.moved(volume, &server).await?;
+                let error = match way.answer(Box::pin(mutation.at(&server))).await.map_err(Error::from) {
+                    Ok(Some(mutated)) => {
+                        if let Some(promised) = &mut asked.promised {
+                            promised.grants = mutated.grants;
+                        }
+                        return Ok((mutated.reply, asked));
                     }
-                    changed => return changed,
+                    // At another server, under the same id.
+                    Ok(None) => continue,
+                    Err(error) => error,
+                };
+                if error.is_full() && !has_freed && self.free_removed().await {
+                    has_freed = true;
+                    mutation = self.servers.mutation(cred, op.clone());
+                    continue;
                 }
-            }
-        })
-        .await
-    }
-
-    async fn send_change(
-        &self,
-        mut asked: Asked,
-        server: &Arc<Client>,
-        cred: &Credential,
-        op: Op,
-    ) -> Result<(OpReply, Asked), Error> {
-        let names = names_of(&op);
-        let mutated = match self.with_room(|| server.mutate(cred, op.clone())).await {
-            Ok(mutated) => mutated,
-            Err(error) => {
-                self.renamed_perhaps(&names, error);
+                self.renamed_perhaps(&names_of(&op), error);
                 self.changed_perhaps(asked, error);
                 return Err(error);
             }
-        };
-        if let Some(promised) = &mut asked.promised {
-            promised.grants = mutated.grants;
-        }
-        Ok((mutated.reply, asked))
+        })
+        .await
     }
 
     /// A change of names has failed, or nobody knows whether it has. The kernel takes them to be as they were: it would go

@@ -165,7 +165,7 @@ impl Vfs {
 
     /// Has the server forget at once what it need not keep any more: it may take the room that is missing. Whether there was
     /// any such thing.
-    async fn free_removed(&self) -> bool {
+    pub(super) async fn free_removed(&self) -> bool {
         let letting_go = &self.removals.letting_go;
         let (turn, by_another) = match letting_go.try_lock() {
             Ok(turn) => (turn, false),

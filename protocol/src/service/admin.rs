@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::cell::{MountedAt, Quota, ServerId, ServerRecord, VolumeRecord};
 use crate::error::ErrorCode;
 use crate::ids::VolumeId;
+use crate::service::transfer::MoveStatus;
 
 /// How a person names a volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,6 +91,23 @@ pub enum AdminRequest {
         /// Whether they may.
         online: bool,
     },
+    /// Has this server fetch a volume from the one that has it, or goes on with that; it goes on when who asked is gone.
+    Move {
+        /// The volume.
+        volume: VolumeId,
+        /// Bytes in a second that it may take, but for the last ones.
+        limit: Option<u64>,
+    },
+    /// How far the move of a volume to this server is.
+    MoveStatus {
+        /// The volume.
+        volume: VolumeId,
+    },
+    /// Gives up the move of a volume of this server. Where it was to go forgets what it has of it.
+    AbortMove {
+        /// The volume.
+        volume: VolumeId,
+    },
 }
 
 /// The answer, of the variant that belongs to the request.
@@ -115,6 +133,8 @@ pub enum AdminReply {
         /// What it holds.
         usage: VolumeUsage,
     },
+    /// To [`AdminRequest::Move`] and [`AdminRequest::MoveStatus`].
+    Moving(MoveStatus),
 }
 
 /// A volume, and where it is to be reached.

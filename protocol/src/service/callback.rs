@@ -10,12 +10,19 @@
 use serde::{Deserialize, Serialize};
 
 use super::file::QueryReply;
-use crate::ids::{Epoch, Fid};
+use crate::ids::{Epoch, Fid, VNODE_BITS, VolumeId};
 
 /// An object by the number that programs see ([`Fid::inode_number`]): volume and vnode. Two objects that had a vnode
 /// number at different times share one, which costs at most a break too many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ObjectId(pub u64);
+
+impl ObjectId {
+    /// The volume that it is in.
+    pub fn volume(self) -> VolumeId {
+        VolumeId((self.0 >> VNODE_BITS) as u32 + 1)
+    }
+}
 
 impl From<Fid> for ObjectId {
     fn from(fid: Fid) -> ObjectId {

@@ -33,7 +33,7 @@ kinds! {
     Listxattr "listxattr", Removexattr "removexattr", Allocate "allocate", Seek "seek", CopyRange "copy_range",
     Forget "forget", Volume "volume", Goodbye "goodbye", Fetch "fetch", Recheck "recheck", Stage "stage",
     Store "store", Renew "renew", Breaks "breaks", Sync "sync", Admin "admin", Locate "locate", Registry "registry",
-    Graft "graft", Ungraft "ungraft",
+    Graft "graft", Ungraft "ungraft", Transfer "transfer",
 }
 
 impl fmt::Display for Kind {

@@ -9,6 +9,7 @@ pub mod callback;
 pub mod file;
 pub mod kind;
 pub mod registry;
+pub mod transfer;
 pub mod volume;
 
 use crate::attr::Credential;
@@ -20,6 +21,7 @@ use admin::{AdminError, AdminReply, AdminRequest};
 use callback::{Breaks, LeaseId, Promised, Renew, Renewed};
 use file::{Committed, Mutated, Op, Query, QueryReply, StageRequest, WriteRequest, Written};
 use registry::{RegistryError, RegistryReply, RegistryRequest};
+use transfer::{TransferReply, TransferRequest};
 use volume::{VolumeReply, VolumeRequest};
 
 /// The service of a file server. `hello` must come first on each connection.
@@ -61,9 +63,6 @@ pub trait Larder {
     /// Where volumes are, and where to begin in one.
     async fn volume(cred: Credential, request: VolumeRequest) -> Result<VolumeReply, ErrorCode>;
 
-    /// The directory of the cell, for its other servers, from hosts whose superuser is trusted.
-    async fn registry(request: RegistryRequest) -> Result<RegistryReply, RegistryError>;
-
     /// Administers the cell. Only the superuser may.
     async fn admin(cred: Credential, request: AdminRequest) -> Result<AdminReply, AdminError>;
 
@@ -72,4 +71,10 @@ pub trait Larder {
 
     /// Counters since the server's start. Answered before `hello` too.
     async fn stats() -> ServerStats;
+
+    /// The directory of the cell, for its other servers, from hosts whose superuser is trusted.
+    async fn registry(request: RegistryRequest) -> Result<RegistryReply, RegistryError>;
+
+    /// A volume that moves, for the server that is to have it, from hosts whose superuser is trusted.
+    async fn transfer(request: TransferRequest) -> Result<TransferReply, AdminError>;
 }

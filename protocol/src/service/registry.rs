@@ -64,7 +64,7 @@ pub struct Transaction {
 pub struct Listing {
     /// In the order of their keys.
     pub entries: Vec<Entry>,
-    /// Names this moment, for [`Registry::changed`].
+    /// Names this moment, for [`RegistryRequest::Changed`].
     pub revision: u64,
 }
 

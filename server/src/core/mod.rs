@@ -2,5 +2,6 @@
 
 pub mod callbacks;
 pub mod fence;
+pub mod moving;
 pub mod promises;
 pub mod replay;

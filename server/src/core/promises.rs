@@ -43,6 +43,8 @@ pub struct Promises {
     callbacks: Callbacks,
     /// Objects that are breaking, and how many mutations say so.
     breaking: HashMap<u64, u32>,
+    /// Volumes on which nobody gets callbacks, and how many say so.
+    quiet: BTreeMap<VolumeId, u32>,
     log: EventLog,
     grace: BTreeSet<ClientId>,
     grace_ends: BootTime,
@@ -111,6 +113,7 @@ impl Promises {
             places: BTreeMap::new(),
             callbacks: Callbacks::default(),
             breaking: HashMap::new(),
+            quiet: BTreeMap::new(),
             log: EventLog::default(),
             grace: holders.into_iter().collect(),
             grace_ends: now + terms.kept(),
@@ -317,7 +320,8 @@ impl Promises {
         let Some(holder) = self.running(id, now) else { return Grants::default() };
         let mut withheld = Vec::new();
         for object in objects {
-            if self.breaking.contains_key(&object.0) || self.log.overtaken(since, object.0) {
+            let is_quiet = !self.quiet.is_empty() && self.quiet.contains_key(&object.volume());
+            if is_quiet || self.breaking.contains_key(&object.0) || self.log.overtaken(since, object.0) {
                 withheld.push(object);
             } else if self.callbacks.grant(object.0, holder) {
                 self.stats.granted += 1;
@@ -381,11 +385,28 @@ impl Promises {
         breaking
     }
 
-    /// The objects of a volume on which there are callbacks.
+    /// From now on nobody gets callbacks on what is in a volume, until each who has said so says [`loud`](Promises::loud).
+    pub fn quiet(&mut self, volume: VolumeId) {
+        *self.quiet.entry(volume).or_default() += 1;
+    }
+
+    /// One who has said [`quiet`](Promises::quiet) does not say so any more.
+    pub fn loud(&mut self, volume: VolumeId) {
+        if let Some(count) = self.quiet.get_mut(&volume) {
+            *count -= 1;
+            if *count == 0 {
+                self.quiet.remove(&volume);
+            }
+        }
+    }
+
+    /// The objects of a volume on which there are callbacks, or were, whose breaks are not acknowledged.
     pub fn objects_of(&self, volume: VolumeId) -> Vec<ObjectId> {
         let at = |vnode| ObjectId::from(Fid { volume, vnode, generation: 0 }).0;
-        let objects = self.callbacks.within(&(at(0)..at(MAX_VNODE) + 1));
-        objects.into_iter().map(ObjectId).collect()
+        let objects = self.callbacks.within(&(at(0)..at(MAX_VNODE) + 1)).into_iter().map(ObjectId);
+        let unacked = self.unacked.iter().flat_map(|place| &self.clients[*place as usize].outstanding);
+        let unacked = unacked.map(|one| one.object).filter(|object| object.volume() == volume);
+        objects.chain(unacked).collect()
     }
 
     /// It is going to change these as well.

@@ -27,10 +27,12 @@ use larder_protocol::runtime::SharedRuntime;
 use parking_lot::RwLock;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use self::registry::{Change, Entry, Expected, Registry, RegistryError, Transaction};
+use crate::core::moving::NotNow;
 use crate::failpoint::Failpoint;
 
 /// How often a server says that it is there, of which it may miss two.
@@ -86,6 +88,9 @@ pub enum LocationError {
     /// What was asked for does not go with what the volume is now.
     #[error("{0}")]
     NotNow(String),
+    /// A step of a move does not go with what the volume is now.
+    #[error("{0}")]
+    Moving(NotNow),
 }
 
 /// Where a cell's directory is.
@@ -155,6 +160,8 @@ pub struct Cell {
     registry: Arc<dyn Registry>,
     runtime: SharedRuntime,
     known: RwLock<Known>,
+    /// Told when the service answers again, which may have forgotten who is there.
+    back: Notify,
 }
 
 /// What was known last. Of each volume what is newest, in whichever order answers come.
@@ -244,7 +251,7 @@ pub fn is_volume_name(name: &str) -> bool {
 impl Cell {
     /// A directory that is kept there.
     pub fn new(registry: Arc<dyn Registry>, runtime: SharedRuntime) -> Arc<Cell> {
-        Arc::new(Cell { registry, runtime, known: RwLock::default() })
+        Arc::new(Cell { registry, runtime, known: RwLock::default(), back: Notify::new() })
     }
 
     /// What it is kept in.
@@ -300,6 +307,7 @@ impl Cell {
                 let revision = self.refresh().await?;
                 if std::mem::take(&mut is_lost) {
                     info!("the location service, {}, answers again", self.registry.name());
+                    self.back.notify_one();
                 }
                 self.registry.clone().changed(String::new(), revision).await?;
                 // Changes come in numbers, and all records are asked for.
@@ -327,10 +335,13 @@ impl Cell {
     pub async fn announce(self: Arc<Self>, server: ServerRecord, ending: CancellationToken) {
         loop {
             // Whether the service answers is logged by who follows it.
-            let _ = self.register(&server).await;
+            if let Err(reason @ LocationError::NotNow(_)) = self.register(&server).await {
+                error!("{reason}; stop one of the two at once");
+            }
             tokio::select! {
                 biased;
                 () = ending.cancelled() => break,
+                () = self.back.notified() => {}
                 () = self.runtime.sleep(ANNOUNCE) => {}
             }
         }

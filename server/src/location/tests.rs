@@ -17,7 +17,7 @@ fn cells(count: usize) -> (tempfile::TempDir, Vec<Arc<Cell>>) {
 
 fn record(id: u32, name: &str) -> VolumeRecord {
     let state = VolumeState::Online;
-    VolumeRecord { id: VolumeId(id), name: name.to_owned(), server: HERE, state, mounted: None }
+    VolumeRecord { id: VolumeId(id), name: name.to_owned(), server: HERE, state, mounted: None, moving: None }
 }
 
 #[test]

@@ -2,5 +2,6 @@
 
 pub mod connection;
 pub mod gate;
+pub mod link;
 pub mod listener;
 pub mod sessions;

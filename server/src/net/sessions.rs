@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use larder_protocol::failpoint::Planted;
@@ -61,6 +61,8 @@ pub struct Session {
     peer: Peer,
     identity: Mutex<Option<Identity>>,
     greetings: AtomicUsize,
+    /// How many volumes had come from other servers when its `hello` came in.
+    arrived: AtomicU64,
     fenced: CancellationToken,
     work: TaskTracker,
     gate: Arc<Gate>,
@@ -91,6 +93,18 @@ impl Session {
     /// Ends when a newer connection takes over.
     pub async fn fenced(&self) {
         self.fenced.cancelled().await;
+    }
+
+    /// How many volumes had come from other servers when its `hello` came in.
+    pub fn arrived(&self) -> u64 {
+        self.arrived.load(Ordering::Acquire)
+    }
+
+    /// So many had come. What is said again is as it was: older requests may be on their way.
+    pub fn greeted_after(&self, arrived: u64) {
+        if self.identity().is_none() {
+            self.arrived.store(arrived, Ordering::Release);
+        }
     }
 
     /// Whether the connection may be closed for want of a `hello`.
@@ -173,6 +187,7 @@ impl Sessions {
             peer,
             identity: Mutex::new(None),
             greetings: AtomicUsize::new(0),
+            arrived: AtomicU64::new(0),
             fenced: CancellationToken::new(),
             work: TaskTracker::new(),
             gate: Arc::new(Gate::default()),

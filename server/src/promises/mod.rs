@@ -240,7 +240,14 @@ impl PromiseKeeper {
         Held { keeper: self.clone(), breaking: Some(breaking), prompt, none: BTreeSet::new() }
     }
 
-    /// Breaks all callbacks on what is in a volume, and waits until they are acknowledged or their leases have ended.
+    /// From now on nobody gets callbacks on what is in a volume.
+    pub fn quiet(self: &Arc<Self>, volume: VolumeId) -> Quiet {
+        self.with(|core, _| core.quiet(volume));
+        Quiet { keeper: self.clone(), volume }
+    }
+
+    /// Breaks all callbacks on what is in a volume, and waits until they are acknowledged or their leases have ended. So are
+    /// those that others have broken and not waited for.
     pub async fn break_volume(self: &Arc<Self>, volume: VolumeId) {
         let objects = self.core.lock().objects_of(volume);
         let mut held = self.begin_break(objects, None);
@@ -265,6 +272,18 @@ impl PromiseKeeper {
     /// Counters.
     pub fn stats(&self) -> PromiseStats {
         self.core.lock().stats(self.runtime.boottime())
+    }
+}
+
+/// As long as this is there nobody gets callbacks on what is in a volume.
+pub struct Quiet {
+    keeper: Arc<PromiseKeeper>,
+    volume: VolumeId,
+}
+
+impl Drop for Quiet {
+    fn drop(&mut self) {
+        self.keeper.with(|core, _| core.loud(self.volume));
     }
 }
 

@@ -14,6 +14,7 @@ use larder_protocol::service::admin::{
 use tracing::{info, warn};
 
 use super::Server;
+use crate::core::moving::NotNow;
 use crate::failpoint::Failpoint;
 use crate::location::{Cell, LocationError, is_volume_name};
 use crate::net::sessions::Session;
@@ -31,7 +32,7 @@ impl From<LocationError> for AdminError {
             LocationError::Exists(_) => ErrorCode::Exists,
             LocationError::BadName(_) => ErrorCode::Invalid,
             LocationError::Exhausted => ErrorCode::NoSpace,
-            LocationError::Contended | LocationError::NotNow(_) => ErrorCode::Busy,
+            LocationError::Contended | LocationError::NotNow(_) | LocationError::Moving(_) => ErrorCode::Busy,
         };
         error(code, from.to_string())
     }
@@ -55,6 +56,7 @@ impl Server {
                 | AdminRequest::Servers
                 | AdminRequest::Status
                 | AdminRequest::Show { .. }
+                | AdminRequest::MoveStatus { .. }
         );
         if changes && cred.uid != 0 {
             return Err(error(
@@ -81,6 +83,14 @@ impl Server {
                 let record = self.own(cell, volume).await?;
                 let usage = self.usage(&record).await?;
                 Ok(AdminReply::Shown { place: self.place(&record), usage })
+            }
+            AdminRequest::MoveStatus { volume } => Ok(AdminReply::Moving(self.arrival_status(volume)?)),
+            AdminRequest::Move { volume, limit } => {
+                let this = self.this.upgrade().ok_or_else(|| error(ErrorCode::Unavailable, "the server is ending"))?;
+                let begun =
+                    self.runtime().detached(self.tracked(async move { this.fetch_volume(volume, limit).await }));
+                let defect = || error(ErrorCode::Internal, "the server met a defect; its log says more");
+                Ok(AdminReply::Moving(begun.await.unwrap_or_else(|| Err(defect()))?))
             }
             changing => {
                 let this = self.this.upgrade().ok_or_else(|| error(ErrorCode::Unavailable, "the server is ending"))?;
@@ -146,6 +156,7 @@ impl Server {
                             record.name, at.volume
                         )));
                     }
+                    stays(record)?;
                     if !matches!(record.state, VolumeState::Deleted { .. }) {
                         record.state = VolumeState::Deleted { since };
                     }
@@ -230,6 +241,7 @@ impl Server {
                 }
                 let changed = cell.update(volume, |record| {
                     may_be_used(record)?;
+                    stays(record)?;
                     record.state = if online { VolumeState::Online } else { VolumeState::Offline };
                     Ok(())
                 });
@@ -240,10 +252,21 @@ impl Server {
                 }
                 Ok(record)
             }
+            AdminRequest::AbortMove { volume } => {
+                let record = self.own(cell, volume).await?;
+                if record.moving.is_none() {
+                    return Err(error(ErrorCode::Invalid, format!("the volume {} is not moving", record.name)));
+                }
+                self.give_up_departure(cell, volume).await?;
+                info!("volume {volume} ({}) does not move", record.name);
+                Ok(cell.volume(volume).await?)
+            }
             AdminRequest::Find { .. }
             | AdminRequest::List { .. }
             | AdminRequest::Servers
             | AdminRequest::Status
+            | AdminRequest::Move { .. }
+            | AdminRequest::MoveStatus { .. }
             | AdminRequest::Show { .. } => Err(error(ErrorCode::Internal, "it changes nothing")),
         }
     }
@@ -259,8 +282,14 @@ impl Server {
         let failed = |cause: String| error(ErrorCode::Io, format!("cannot make the volume {name}: {cause}"));
         self.volumes.add(id, &name, quota).await.map_err(failed)?;
         Failpoint::VolumeMade.pass();
-        let record =
-            VolumeRecord { id, name: name.clone(), server: self.id, state: VolumeState::Online, mounted: None };
+        let record = VolumeRecord {
+            id,
+            name: name.clone(),
+            server: self.id,
+            state: VolumeState::Online,
+            mounted: None,
+            moving: None,
+        };
         if let Err(reason) = cell.enter(record.clone()).await {
             // If the service has it all the same, the volume is missing there, and whoever asked is told that it failed:
             // only what certainly was not entered is removed.
@@ -349,10 +378,6 @@ impl Server {
             location: cell.registry().name(),
         }
     }
-
-    fn cell(&self) -> Result<&Cell, AdminError> {
-        self.cell.as_deref().ok_or_else(|| error(ErrorCode::NotSupported, "this server belongs to no cell"))
-    }
 }
 
 /// Sees to it that a volume does not appear inside itself.
@@ -383,6 +408,15 @@ fn may_be_used(record: &VolumeRecord) -> Result<(), LocationError> {
             Err(LocationError::NotNow(format!("the volume {} is deleted: restore it first", record.name)))
         }
         VolumeState::Online | VolumeState::Offline => Ok(()),
+    }
+}
+
+/// # Errors
+/// The volume is moving to another server.
+fn stays(record: &VolumeRecord) -> Result<(), LocationError> {
+    match record.moving {
+        Some(moving) => Err(LocationError::Moving(NotNow::MovesTo(moving.to))),
+        None => Ok(()),
     }
 }
 

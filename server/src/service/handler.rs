@@ -9,13 +9,14 @@ use larder_protocol::handshake::{Hello, Refusal, Welcome, agree};
 use larder_protocol::ids::{Epoch, Fid, OpId, VolumeId};
 use larder_protocol::limits::{MAX_PAYLOAD, MAX_SLOTS, MAX_VOLUME_NAME};
 use larder_protocol::runtime::{BoxFuture, RuntimeExt};
-use larder_protocol::service::admin::VolumeKey;
+use larder_protocol::service::admin::{AdminError, VolumeKey};
 use larder_protocol::service::callback::{Breaks, Grants, LeaseId, ObjectId, Promised, Renew, Renewed};
 use larder_protocol::service::file::{
     Checked, Committed, Mutated, NewContents, Op, Query, QueryReply, StageRequest, WriteRequest, Written,
 };
 use larder_protocol::service::kind::Kind;
 use larder_protocol::service::registry::{RegistryError, RegistryReply, RegistryRequest};
+use larder_protocol::service::transfer::{TransferReply, TransferRequest};
 use larder_protocol::service::volume::{VolumeReply, VolumeRequest};
 use larder_protocol::service::{LarderRequest, LarderResponse};
 use tracing::{debug, error, warn};
@@ -74,6 +75,9 @@ impl Handler for Server {
             LarderRequest::Registry { request } => {
                 LarderResponse::Registry(self.timed(Kind::Registry, self.registry(session, request)).await)
             }
+            LarderRequest::Transfer { request } => {
+                LarderResponse::Transfer(self.timed(Kind::Transfer, self.transfer(session, request)).await)
+            }
             LarderRequest::Admin { cred, request } => {
                 LarderResponse::Admin(self.timed(Kind::Admin, self.administer(session, cred, request)).await)
             }
@@ -125,6 +129,13 @@ impl Server {
         })
     }
 
+    /// A volume, for a request that came on a connection.
+    async fn volume_for(&self, session: &Session, id: VolumeId) -> Result<Arc<Volume>, ErrorCode> {
+        let volume = self.volumes.get(id).await?;
+        // M6 of `moving`. Looked at last: whoever gets a volume finds that it has come.
+        if self.volumes.has_arrived_since(id, session.arrived()) { Err(ErrorCode::Fenced) } else { Ok(volume) }
+    }
+
     async fn hello(&self, session: &Session, hello: Hello, permit: Permit) -> Result<Welcome, Refusal> {
         if self.shared.ending.is_cancelled() {
             return Err(Refusal::Unavailable);
@@ -133,6 +144,7 @@ impl Server {
             return Err(Refusal::Malformed(format!("a software name of more than {MAX_SOFTWARE} bytes")));
         }
         let version = agree(hello.min_version, hello.max_version)?;
+        session.greeted_after(self.volumes.arrived());
         let greeted = self.shared.sessions.hello(session, &hello).await?;
         let Identity { client, incarnation, channel, generation } = greeted.identity;
         debug!(peer = %session.peer(), %client, incarnation, channel, generation, software = hello.software, "hello");
@@ -180,7 +192,7 @@ impl Server {
         cred: Credential,
         query: Query,
     ) -> Result<(QueryReply, Arc<Volume>), ErrorCode> {
-        let volume = self.volumes.get(check::query(&query)?).await?;
+        let volume = self.volume_for(session, check::query(&query)?).await?;
         let cred = self.settings.root_squash.apply(session.peer(), cred);
         let reply = volume.query(&cred, query).await?;
         if let QueryReply::Data { data, .. } = &reply {
@@ -227,7 +239,7 @@ impl Server {
         permit: Permit,
     ) -> Result<(), ErrorCode> {
         let client = self.admit(session)?.client;
-        let volume = self.volumes.get(check::stage(&request)?).await?;
+        let volume = self.volume_for(session, check::stage(&request)?).await?;
         let cred = self.settings.root_squash.apply(session.peer(), cred);
         let len = request.data.len();
         self.whole(permit, Box::pin(async move { volume.stage(&cred, client, request).await })).await?;
@@ -244,7 +256,7 @@ impl Server {
         permit: Permit,
     ) -> Result<Mutated, ErrorCode> {
         check::id(self.admit(session)?, id)?;
-        let volume = self.volumes.get(check::op(&op)?).await?;
+        let volume = self.volume_for(session, check::op(&op)?).await?;
         let cred = self.settings.root_squash.apply(session.peer(), cred);
         let carried = match &op {
             Op::Append { data, .. } | Op::Store { contents: NewContents::Whole(data), .. } => data.len(),
@@ -263,7 +275,7 @@ impl Server {
         permit: Permit,
     ) -> Result<Written, ErrorCode> {
         self.admit(session)?;
-        let volume = self.volumes.get(check::write(&request)?).await?;
+        let volume = self.volume_for(session, check::write(&request)?).await?;
         let cred = self.settings.root_squash.apply(session.peer(), cred);
         let len = request.bytes();
         let written = self.whole(permit, Box::pin(async move { volume.write(&cred, request).await })).await?;
@@ -279,18 +291,20 @@ impl Server {
         permit: Permit,
     ) -> Result<Committed, ErrorCode> {
         self.admit(session)?;
-        let volume = self.volumes.get(fid.volume).await?;
+        let volume = self.volume_for(session, fid.volume).await?;
         let cred = self.settings.root_squash.apply(session.peer(), cred);
         self.whole(permit, Box::pin(async move { volume.commit(&cred, fid).await })).await
     }
 
     async fn sync(&self, session: &Session, volume: VolumeId, since: Epoch, permit: Permit) -> Result<(), ErrorCode> {
         self.admit(session)?;
-        if self.lives.as_ref().is_some_and(|lives| !lives.contains(&since)) {
+        let volume = self.volume_for(session, volume).await?;
+        // What other servers have acknowledged was made durable when it came.
+        if self.lives.as_ref().is_some_and(|lives| !lives.contains(&since)) && !volume.vouched().contains(&since) {
+            let volume = volume.id();
             warn!(%volume, "a client syncs what it wrote before this machine was started anew; some of it may be lost");
             return Err(ErrorCode::Io);
         }
-        let volume = self.volumes.get(volume).await?;
         self.whole(permit, Box::pin(async move { volume.sync().await })).await
     }
 
@@ -319,11 +333,29 @@ impl Server {
         }
     }
 
+    /// Whether another server of the cell may be at the other end.
+    fn trusts(&self, session: &Session) -> bool {
+        self.settings.root_squash.apply(session.peer(), Credential::root()).uid == 0
+    }
+
+    /// A volume that moves, for the server that is to have it.
+    async fn transfer(&self, session: &Session, request: TransferRequest) -> Result<TransferReply, AdminError> {
+        let no = |code, text: &str| AdminError { code, text: text.to_owned() };
+        self.admit(session).map_err(|code| no(code, "the connection has not said hello"))?;
+        if !self.trusts(session) {
+            let text = "a volume moves to a server of another host only if that is trusted (`larderd serve --trust`)";
+            return Err(no(ErrorCode::NotPermitted, text));
+        }
+        let this = self.this.upgrade().ok_or_else(|| no(ErrorCode::Unavailable, "the server is ending"))?;
+        // Boxed, as whatever is large and rare: each request would carry it along.
+        Box::pin(this.send(request)).await
+    }
+
     /// The directory of the cell, for its other servers.
     async fn registry(&self, session: &Session, request: RegistryRequest) -> Result<RegistryReply, RegistryError> {
         let no = |cause: &str| RegistryError { service: "this server's".to_owned(), cause: cause.to_owned() };
         self.admit(session).map_err(|code| no(&code.to_string()))?;
-        if self.settings.root_squash.apply(session.peer(), Credential::root()).uid != 0 {
+        if !self.trusts(session) {
             return Err(no(
                 "servers of another host belong to the cell only if it is trusted (`larderd serve --trust`)",
             ));

@@ -38,6 +38,8 @@ pub enum Method {
     Admin,
     /// `registry`
     Registry,
+    /// `transfer`
+    Transfer,
     /// `goodbye`
     Goodbye,
     /// `stats`
@@ -61,6 +63,7 @@ impl Method {
             LarderRequest::Volume { .. } => Method::Volume,
             LarderRequest::Admin { .. } => Method::Admin,
             LarderRequest::Registry { .. } => Method::Registry,
+            LarderRequest::Transfer { .. } => Method::Transfer,
             LarderRequest::Goodbye { .. } => Method::Goodbye,
             LarderRequest::Stats { .. } => Method::Stats,
         }
@@ -83,10 +86,8 @@ impl Method {
             Method::Commit => LarderResponse::Commit(Err(code)),
             Method::Sync => LarderResponse::Sync(Err(code)),
             Method::Volume => LarderResponse::Volume(Err(code)),
-            Method::Admin => {
-                let text = format!("the server did not carry it out: {code}");
-                LarderResponse::Admin(Err(AdminError { code, text }))
-            }
+            Method::Admin => LarderResponse::Admin(Err(undone(code))),
+            Method::Transfer => LarderResponse::Transfer(Err(undone(code))),
             Method::Registry => {
                 let (service, cause) = ("this server's".to_owned(), code.to_string());
                 LarderResponse::Registry(Err(RegistryError { service, cause }))
@@ -95,4 +96,8 @@ impl Method {
             Method::Stats => return Err(ServerError::new(io::ErrorKind::Other, code.to_string())),
         })
     }
+}
+
+fn undone(code: ErrorCode) -> AdminError {
+    AdminError { code, text: format!("the server did not carry it out: {code}") }
 }

@@ -19,8 +19,9 @@ use larder_protocol::cell::{Quota, ServerId, ServerRecord, VolumeRecord, VolumeS
 use larder_protocol::error::ErrorCode;
 use larder_protocol::handshake::LeaseTerms;
 use larder_protocol::ids::{Epoch, VolumeId};
-use larder_protocol::limits::{DELETED_KEPT, ORPHANS_YIELD_AFTER};
+use larder_protocol::limits::{CLIENT_FORGOTTEN_AFTER, DELETED_KEPT, ORPHANS_YIELD_AFTER};
 use larder_protocol::runtime::{BootTime, BoxFuture, SharedRuntime};
+use larder_protocol::service::admin::AdminError;
 use larder_protocol::service::{LarderRequest, LarderResponse};
 use larder_protocol::stats::ServerStats;
 use tarpc::{ClientMessage, Response};
@@ -35,6 +36,8 @@ use crate::location::etcd::EtcdRegistry;
 use crate::location::registry::Registry;
 use crate::location::remote::RemoteRegistry;
 use crate::location::{Cell, Location, LocationError};
+use crate::moving::incoming::Arrivals;
+use crate::moving::outgoing::Departures;
 use crate::net::connection::{self, Shared};
 use crate::net::sessions::{Peer, Sessions};
 use crate::promises::PromiseKeeper;
@@ -108,6 +111,8 @@ pub struct Server {
     cell: Option<Arc<Cell>>,
     store_dir: Option<PathBuf>,
     administering: tokio::sync::Mutex<()>,
+    departures: Departures,
+    arrivals: Arrivals,
     volumes: Arc<Volumes>,
     promises: Arc<PromiseKeeper>,
     settings: Settings,
@@ -155,13 +160,16 @@ impl Server {
             server.begin_cell(&cell).await?;
             server.tell_of_strays(&cell);
         }
+        server.settle_arrivals().await.context("cannot put volumes in their places that have moved here")?;
         for task in [
             Box::pin(cell.clone().follow(server.shared.ending.clone())) as BoxFuture<()>,
             Box::pin(cell.clone().announce(record, server.shared.ending.clone())),
+            Box::pin(server.clone().look_after_departures()),
         ] {
             server.shared.runtime.spawn(Box::pin(server.tasks.track_future(task)));
         }
-        let has_root = cell.known(VolumeId::ROOT).is_some_and(|root| root.server == id);
+        let is_served = |root: &VolumeRecord| root.server == id && root.moving.is_none_or(|moving| !moving.frozen);
+        let has_root = cell.known(VolumeId::ROOT).as_ref().is_some_and(is_served);
         if has_root && let Err(code) = server.volumes.get(VolumeId::ROOT).await {
             bail!("the volume `root` of the store {} cannot be opened: {code}; see the log", config.store.display());
         }
@@ -207,6 +215,8 @@ impl Server {
             cell: place.cell,
             store_dir: place.store,
             administering: tokio::sync::Mutex::default(),
+            departures: Departures::default(),
+            arrivals: Arrivals::default(),
             volumes: Arc::new(volumes),
             promises,
             settings,
@@ -243,8 +253,14 @@ impl Server {
                 continue;
             }
             cell.reserve(id).await?;
-            let record =
-                |name: String| VolumeRecord { id, name, server: self.id, state: VolumeState::Online, mounted: None };
+            let record = |name: String| VolumeRecord {
+                id,
+                name,
+                server: self.id,
+                state: VolumeState::Online,
+                mounted: None,
+                moving: None,
+            };
             let entered = match cell.enter(record(name.clone())).await {
                 // Another has that name, or none may have it: names change, and directories keep those that they got.
                 Err(LocationError::Exists(_) | LocationError::BadName(_)) => {
@@ -268,7 +284,10 @@ impl Server {
             let made = self.volumes.add(id, ROOT, Quota::default()).await;
             made.map_err(|cause| anyhow!("cannot make the volume {ROOT}: {cause}"))?;
         }
-        match cell.enter(VolumeRecord { id, name, server: self.id, state: VolumeState::Online, mounted: None }).await {
+        match cell
+            .enter(VolumeRecord { id, name, server: self.id, state: VolumeState::Online, mounted: None, moving: None })
+            .await
+        {
             Ok(()) => info!("the cell has its root volume at this server"),
             Err(LocationError::Exists(_)) => {
                 cell.refresh().await?;
@@ -311,6 +330,49 @@ impl Server {
         if up >= EXPIRY_INTERVAL {
             self.expire_clients_of(volume).await;
         }
+    }
+
+    /// Who it is.
+    pub(crate) fn id(&self) -> ServerId {
+        self.id
+    }
+
+    /// The cell's directory.
+    pub(crate) fn cell(&self) -> Result<&Cell, AdminError> {
+        self.cell.as_deref().ok_or_else(|| AdminError {
+            code: ErrorCode::NotSupported,
+            text: "this server belongs to no cell".to_owned(),
+        })
+    }
+
+    /// Held by whoever changes which volumes there are, and which of them are served.
+    pub(crate) fn administering(&self) -> &tokio::sync::Mutex<()> {
+        &self.administering
+    }
+
+    /// Its volumes.
+    pub(crate) fn volumes(&self) -> &Arc<Volumes> {
+        &self.volumes
+    }
+
+    /// What it has promised.
+    pub(crate) fn promises(&self) -> &Arc<PromiseKeeper> {
+        &self.promises
+    }
+
+    /// Volumes that other servers fetch.
+    pub(crate) fn departures(&self) -> &Departures {
+        &self.departures
+    }
+
+    /// Volumes that it fetches.
+    pub(crate) fn arrivals(&self) -> &Arrivals {
+        &self.arrivals
+    }
+
+    /// The processes that have served the store since the machine was started.
+    pub(crate) fn lives(&self) -> Vec<Epoch> {
+        self.lives.iter().flatten().copied().collect()
     }
 
     /// This process's life.
@@ -456,6 +518,10 @@ impl Server {
             let shared = self.shared.clone();
             let is_heard = move |client| shared.sessions.is_heard_within(client, ORPHANS_YIELD_AFTER);
             for volume in self.volumes.opened() {
+                // Clients that were not here since it came have had no reason to.
+                if self.volumes.has_arrived_within(volume.id(), ORPHANS_YIELD_AFTER) {
+                    continue;
+                }
                 if !volume.orphans_yield(is_heard.clone()).await {
                     pause = FAILED_INTERVAL;
                 }
@@ -477,6 +543,9 @@ impl Server {
     }
 
     async fn expire_clients_of(&self, volume: &Arc<Volume>) {
+        if self.volumes.has_arrived_within(volume.id(), CLIENT_FORGOTTEN_AFTER) {
+            return;
+        }
         let (heard_of, connected) = (self.shared.sessions.heard_of(), self.shared.sessions.connected());
         if let Err(code) = volume.expire_clients(&connected, &heard_of).await {
             warn!(volume = volume.name(), "cannot forget clients that are long gone: {code}; trying again later");

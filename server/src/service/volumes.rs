@@ -7,7 +7,8 @@
 //! - **V3** No more than `MAX_OPEN` are open, but for those that requests are at: who is opened above that has those closed
 //!   that nobody has used for longest.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
@@ -23,6 +24,7 @@ use super::Server;
 use crate::location::Cell;
 use crate::promises::PromiseKeeper;
 use crate::store::{self, Store, StoredVolume};
+use crate::volume::arriving::Arriving;
 use crate::volume::{self, Durability, Volume, VolumeConfig};
 
 /// How long a volume stays open that nobody uses.
@@ -44,6 +46,20 @@ pub struct Volumes {
     keeper: OnceLock<Weak<Server>>,
     /// What volumes had done that are closed now.
     closed: Mutex<Done>,
+    /// Volumes that have come from other servers since this one was started, in which order (M6 of [`moving`](crate::moving)).
+    arrivals: RwLock<BTreeMap<VolumeId, Arrived>>,
+    /// How many.
+    arrived: AtomicU64,
+    /// Volumes whose records may say that they are here before they are in their places.
+    expected: RwLock<BTreeSet<VolumeId>>,
+}
+
+/// When a volume has come from another server.
+#[derive(Clone, Copy)]
+struct Arrived {
+    /// In which order.
+    number: u64,
+    at: BootTime,
 }
 
 /// What volumes have done since the server was started.
@@ -101,6 +117,9 @@ impl Volumes {
             promises,
             keeper: OnceLock::new(),
             closed: Mutex::default(),
+            arrivals: RwLock::default(),
+            arrived: AtomicU64::new(0),
+            expected: RwLock::default(),
         }
     }
 
@@ -136,6 +155,9 @@ impl Volumes {
             promises,
             keeper: OnceLock::new(),
             closed: Mutex::default(),
+            arrivals: RwLock::default(),
+            arrived: AtomicU64::new(0),
+            expected: RwLock::default(),
         })
     }
 
@@ -154,7 +176,7 @@ impl Volumes {
             open.used.store(millis(self.runtime.boottime()), Ordering::Relaxed);
             return Ok(open.volume.clone());
         }
-        let stored = self.source()?.find(id)?;
+        let stored = self.find(id)?;
         // Not cut when its request is: a volume that was opened must not be lost before it is entered.
         let this = self.clone();
         let opened = self.runtime.detached(async move { this.open(stored).await }).await;
@@ -202,7 +224,7 @@ impl Volumes {
     }
 
     /// Where a volume of this server is on its disk.
-    pub fn directory(&self, id: VolumeId) -> Option<std::path::PathBuf> {
+    pub fn directory(&self, id: VolumeId) -> Option<PathBuf> {
         Some(self.source.as_ref()?.stored.read().get(&id)?.dir.clone())
     }
 
@@ -217,14 +239,13 @@ impl Volumes {
     /// # Errors
     /// The system's, as text.
     pub async fn add(self: &Arc<Self>, id: VolumeId, name: &str, quota: Quota) -> Result<(), String> {
-        let (this, name) = (self.clone(), name.to_owned());
-        let made = self.runtime.blocking(move || {
-            let source = this.source().map_err(|code| code.to_string())?;
-            let stored = source.store.add_volume(id, &name, quota).map_err(|error| format!("{error:#}"))?;
+        let name = name.to_owned();
+        self.in_store(move |source| {
+            let stored = source.store.add_volume(id, &name, quota)?;
             source.stored.write().insert(id, stored);
             Ok(())
-        });
-        made.await.unwrap_or_else(|| Err("a thread panicked that was to do it".to_owned()))
+        })
+        .await
     }
 
     /// Removes a volume that is not served, with all that it holds.
@@ -233,19 +254,62 @@ impl Volumes {
     /// The system's, as text.
     pub async fn remove(self: &Arc<Self>, id: VolumeId) -> Result<(), String> {
         self.withdraw(id).await.map_err(|code| code.to_string())?;
-        let this = self.clone();
-        let removed = self.runtime.blocking(move || {
-            let source = this.source().map_err(|code| code.to_string())?;
+        self.in_store(move |source| {
             let Some(stored) = source.stored.read().get(&id).cloned() else { return Ok(()) };
             // Whatever becomes of the rest, it is no volume any more once it has another name.
-            let gone = source.store.begin_removal(&stored).map_err(|error| format!("{error:#}"))?;
+            let gone = source.store.begin_removal(&stored)?;
             source.stored.write().remove(&id);
             if let Err(error) = store::remove_all(&gone) {
                 warn!("{error:#}; that is tried again when the server starts the next time");
             }
             Ok(())
-        });
-        removed.await.unwrap_or_else(|| Err("a thread panicked that was to do it".to_owned()))
+        })
+        .await
+    }
+
+    /// Removes what is left here of a volume that has gone to another server, if its directory says so (M7 of
+    /// [`moving`](crate::moving)). What was in it goes in the background.
+    ///
+    /// # Errors
+    /// The system's, as text.
+    pub async fn remove_departed(self: &Arc<Self>, id: VolumeId) -> Result<(), String> {
+        if !self.is_departing(id).await {
+            return Ok(());
+        }
+        self.withdraw(id).await.map_err(|code| code.to_string())?;
+        let runtime = self.runtime.clone();
+        self.in_store(move |source| {
+            let mut stored = source.stored.write();
+            // Looked at here: it may have come back meanwhile, into another directory.
+            let Some(departed) = stored.get(&id).filter(|stored| Store::is_departing(stored)) else { return Ok(()) };
+            let gone = source.store.begin_removal(departed)?;
+            stored.remove(&id);
+            runtime.spawn_blocking(Box::new(move || {
+                if let Err(error) = store::remove_all(&gone) {
+                    warn!("{error:#}; that is tried again when the server starts the next time");
+                }
+            }));
+            Ok(())
+        })
+        .await
+    }
+
+    /// As [`withdraw`](Volumes::withdraw), if the requests that are at the volume end within a time; else it stays open.
+    ///
+    /// # Errors
+    /// `Busy` if they do not; or it could not be closed cleanly.
+    pub async fn withdraw_within(&self, id: VolumeId, time: Duration) -> Result<(), ErrorCode> {
+        let _turn = self.source()?.turn(id).await;
+        let Some(Open { volume, used }) = self.open.write().remove(&id) else { return Ok(()) };
+        let until = self.runtime.boottime() + time;
+        while Arc::strong_count(&volume) > 1 {
+            if self.runtime.boottime() >= until {
+                self.open.write().insert(id, Open { volume, used });
+                return Err(ErrorCode::Busy);
+            }
+            self.runtime.sleep(LOOK_EVERY).await;
+        }
+        self.close_withdrawn(&volume).await
     }
 
     /// Closes a volume that is not to be served any more, once all requests that are at it have ended (V1).
@@ -260,10 +324,135 @@ impl Volumes {
         while Arc::strong_count(&volume) > 1 {
             self.runtime.sleep(LOOK_EVERY).await;
         }
+        self.close_withdrawn(&volume).await
+    }
+
+    async fn close_withdrawn(&self, volume: &Arc<Volume>) -> Result<(), ErrorCode> {
         let closed = volume.close().await;
-        self.closed.lock().add(&volume);
-        info!(%id, name = volume.name(), "volume closed");
+        self.closed.lock().add(volume);
+        info!(id = %volume.id(), name = volume.name(), "volume closed");
         closed
+    }
+
+    /// How many volumes have come from other servers.
+    pub fn arrived(&self) -> u64 {
+        self.arrived.load(Ordering::Acquire)
+    }
+
+    /// Whether a volume has come from another server after so many others (M6 of [`moving`](crate::moving)).
+    pub fn has_arrived_since(&self, id: VolumeId, arrived: u64) -> bool {
+        // Most servers have none.
+        self.arrived() > arrived && self.arrivals.read().get(&id).is_some_and(|one| one.number > arrived)
+    }
+
+    /// Whether a volume has come from another server no longer ago than that: clients need not have been here since.
+    pub fn has_arrived_within(&self, id: VolumeId, time: Duration) -> bool {
+        let since = self.runtime.boottime().saturating_sub(time);
+        self.arrivals.read().get(&id).is_some_and(|one| one.at >= since)
+    }
+
+    /// From now on the record of a volume may say that it is here: requests for it wait until it is
+    /// [`install`](Volumes::install)ed.
+    pub fn expect(&self, id: VolumeId) {
+        self.expected.write().insert(id);
+    }
+
+    /// It does not come.
+    pub fn unexpect(&self, id: VolumeId) {
+        self.expected.write().remove(&id);
+    }
+
+    /// The directory that a volume is to be copied into.
+    ///
+    /// # Errors
+    /// The system's, as text.
+    pub async fn arriving(self: &Arc<Self>, id: VolumeId) -> Result<PathBuf, String> {
+        self.in_store(move |source| source.store.arriving(id)).await
+    }
+
+    /// A volume is copied whole, and its record says that it is here: serves it.
+    ///
+    /// # Errors
+    /// The system's, as text.
+    pub async fn install(self: &Arc<Self>, id: VolumeId, name: &str) -> Result<(), String> {
+        // A copy from an earlier time, which the volume has left, and which a crash has kept from being removed.
+        self.remove_departed(id).await?;
+        if let Some(dir) = self.directory(id) {
+            return Err(format!("{} is in the place of volume {id}, which has come here; move it away", dir.display()));
+        }
+        let (this, name) = (self.clone(), name.to_owned());
+        let installed = self.in_store(move |source| {
+            let stored = source.store.arrived(id, &name)?;
+            if let Err(error) = Arriving::settle(&stored.dir) {
+                warn!("cannot remove what is left of copying {}: {error}", stored.dir.display());
+            }
+            let number = this.arrived.fetch_add(1, Ordering::AcqRel) + 1;
+            this.arrivals.write().insert(id, Arrived { number, at: this.runtime.boottime() });
+            source.stored.write().insert(id, stored);
+            Ok(())
+        });
+        installed.await?;
+        self.unexpect(id);
+        Ok(())
+    }
+
+    /// What an earlier process has copied of volumes of other servers.
+    ///
+    /// # Errors
+    /// The system's, as text.
+    pub async fn arrivals(self: &Arc<Self>) -> Result<Vec<VolumeId>, String> {
+        let ids = |source: &Source| Ok(source.store.arrivals()?.into_iter().map(|(id, _)| id).collect());
+        self.in_store(ids).await
+    }
+
+    /// Removes what was copied of a volume.
+    ///
+    /// # Errors
+    /// The system's, as text.
+    pub async fn drop_arriving(self: &Arc<Self>, id: VolumeId) -> Result<(), String> {
+        self.in_store(move |source| store::remove_all(&source.store.arriving(id)?)).await
+    }
+
+    /// Notes that a volume's directory may be removed once the volume is at another server.
+    ///
+    /// # Errors
+    /// The system's, as text.
+    pub async fn mark_departing(self: &Arc<Self>, id: VolumeId) -> Result<(), String> {
+        self.set_departing(id, true).await
+    }
+
+    /// Notes that a volume stays.
+    ///
+    /// # Errors
+    /// The system's, as text.
+    pub async fn unmark_departing(self: &Arc<Self>, id: VolumeId) -> Result<(), String> {
+        self.set_departing(id, false).await
+    }
+
+    async fn set_departing(self: &Arc<Self>, id: VolumeId, is_departing: bool) -> Result<(), String> {
+        self.in_store(move |source| match source.stored.read().get(&id) {
+            Some(stored) => Store::set_departing(stored, is_departing),
+            None => Ok(()),
+        })
+        .await
+    }
+
+    /// Whether a volume's directory may be removed because the volume is at another server.
+    pub async fn is_departing(self: &Arc<Self>, id: VolumeId) -> bool {
+        let is_departing = |stored: &StoredVolume| Store::is_departing(stored);
+        self.in_store(move |source| Ok(source.stored.read().get(&id).is_some_and(is_departing))).await == Ok(true)
+    }
+
+    async fn in_store<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Source) -> anyhow::Result<T> + Send + 'static,
+    ) -> Result<T, String> {
+        let this = self.clone();
+        let done = self.runtime.blocking(move || {
+            let source = this.source().map_err(|code| code.to_string())?;
+            work(source).map_err(|error| format!("{error:#}"))
+        });
+        done.await.unwrap_or_else(|| Err("a thread panicked that was to do it".to_owned()))
     }
 
     /// Closes what nobody has used for a while (V2).
@@ -345,6 +534,16 @@ impl Volumes {
         result
     }
 
+    /// The volume's directory, if it is to be served (V1).
+    fn find(&self, id: VolumeId) -> Result<StoredVolume, ErrorCode> {
+        // Looked at first: what is expected is in its place before it is not expected any more.
+        let is_expected = self.expected.read().contains(&id);
+        match self.source()?.find(id) {
+            Ok(_) | Err(ErrorCode::Io) if is_expected => Err(ErrorCode::Unavailable),
+            found => found,
+        }
+    }
+
     fn source(&self) -> Result<&Source, ErrorCode> {
         self.source.as_ref().ok_or(ErrorCode::NoSuchVolume)
     }
@@ -363,7 +562,7 @@ impl Volumes {
             self.close_unused(u64::MAX, CLOSED_AT_ONCE).await;
         }
         // Its record may have changed while somebody else was closing it.
-        let StoredVolume { id, name, dir } = source.find(stored.id)?;
+        let StoredVolume { id, name, dir } = self.find(stored.id)?;
         let (durability, epoch, runtime) = (source.durability, source.epoch, self.runtime.clone());
         let config = VolumeConfig { id, dir, durability, epoch, runtime };
         let opened = self.runtime.blocking(move || volume::open(config)).await;
@@ -415,6 +614,10 @@ impl Source {
             VolumeState::Offline => return Err(ErrorCode::Offline),
             VolumeState::Deleted { .. } => return Err(ErrorCode::NoSuchVolume),
         }
+        if record.moving.is_some_and(|moving| moving.frozen) {
+            // M3 of `core::moving`: until it is here again, or at another server.
+            return Err(ErrorCode::Unavailable);
+        }
         self.stored.read().get(&id).cloned().ok_or_else(|| {
             let store = self.store.dir().display();
             error!(%id, name = record.name, "the volume's directory is missing in {store}/volumes");
@@ -427,13 +630,75 @@ impl Source {
 mod tests {
     use std::fs;
 
-    use larder_protocol::cell::VolumeRecord;
+    use larder_protocol::cell::{ServerId, VolumeRecord};
     use larder_protocol::handshake::LeaseTerms;
     use larder_protocol::runtime::SystemRuntime;
 
     use super::*;
     use crate::location::embedded::EmbeddedRegistry;
     use crate::promises::holders::HolderMemory;
+
+    /// A store, and the cell that it makes up by itself.
+    fn cell_of(store: &Store) -> (Arc<Cell>, SharedRuntime) {
+        let runtime: SharedRuntime = Arc::new(SystemRuntime::new(tokio::runtime::Handle::current()));
+        let cell = Cell::new(EmbeddedRegistry::open(store.dir(), runtime.clone()).unwrap(), runtime.clone());
+        (cell, runtime)
+    }
+
+    fn record(id: VolumeId, name: &str, server: ServerId) -> VolumeRecord {
+        VolumeRecord { id, name: name.to_owned(), server, state: VolumeState::Online, mounted: None, moving: None }
+    }
+
+    fn volumes_of(store: Store, cell: Arc<Cell>, runtime: SharedRuntime) -> Arc<Volumes> {
+        let (epoch, terms) = (Epoch(1), LeaseTerms::default());
+        let promises = PromiseKeeper::new(epoch, terms, Arc::new(HolderMemory::default()), runtime.clone()).unwrap();
+        Arc::new(Volumes::stored(store, cell, Durability::Power, epoch, promises, runtime).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_volume_that_comes_is_waited_for_until_it_is_in_its_place() {
+        let parent = tempfile::tempdir().unwrap();
+        let store = Store::open(&parent.path().join("store")).unwrap();
+        let (cell, runtime) = cell_of(&store);
+        let id = VolumeId(7);
+        cell.enter(record(id, "data", store.server())).await.unwrap();
+        let whole = store.add_volume(id, "data", Quota::default()).unwrap();
+        fs::rename(&whole.dir, store.arriving(id).unwrap()).unwrap();
+        let volumes = volumes_of(store, cell, runtime);
+        assert_eq!(volumes.get(id).await.err(), Some(ErrorCode::Io), "nobody knows of it");
+        volumes.expect(id);
+        assert_eq!(volumes.get(id).await.err(), Some(ErrorCode::Unavailable));
+        let before = volumes.arrived();
+        volumes.install(id, "data").await.unwrap();
+        assert_eq!(volumes.get(id).await.unwrap().id(), id);
+        // M6 of `moving`.
+        assert!(volumes.has_arrived_since(id, before) && !volumes.has_arrived_since(id, volumes.arrived()));
+        volumes.close().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn only_what_was_frozen_to_be_sent_is_removed() {
+        let parent = tempfile::tempdir().unwrap();
+        let store = Store::open(&parent.path().join("store")).unwrap();
+        let (cell, runtime) = cell_of(&store);
+        let id = VolumeId(7);
+        cell.enter(record(id, "data", ServerId(99))).await.unwrap();
+        let dir = store.add_volume(id, "data", Quota::default()).unwrap().dir;
+        let volumes = volumes_of(store, cell, runtime);
+        assert_eq!(volumes.get(id).await.err(), Some(ErrorCode::Moved));
+        volumes.remove_departed(id).await.unwrap();
+        assert!(dir.exists(), "nobody has said that it may go (M7)");
+        let in_the_way = volumes.install(id, "data").await.unwrap_err();
+        assert!(in_the_way.contains(dir.to_str().unwrap()) && dir.join("meta.sqlite").exists(), "{in_the_way}");
+        volumes.mark_departing(id).await.unwrap();
+        volumes.unmark_departing(id).await.unwrap();
+        volumes.remove_departed(id).await.unwrap();
+        assert!(dir.exists());
+        volumes.mark_departing(id).await.unwrap();
+        volumes.remove_departed(id).await.unwrap();
+        assert!(!dir.exists() && volumes.directory(id).is_none());
+        volumes.close().await.unwrap();
+    }
 
     #[tokio::test]
     async fn a_copy_of_a_volume_under_another_id_is_not_opened() {
@@ -445,16 +710,11 @@ mod tests {
         fs::copy(root.dir.join("meta.sqlite"), copy.join("meta.sqlite")).unwrap();
         let before = fs::read(copy.join("meta.sqlite")).unwrap();
 
-        let runtime: SharedRuntime = Arc::new(SystemRuntime::new(tokio::runtime::Handle::current()));
-        let cell = Cell::new(EmbeddedRegistry::open(store.dir(), runtime.clone()).unwrap(), runtime.clone());
+        let (cell, runtime) = cell_of(&store);
         for (id, name) in [(VolumeId::ROOT, "root"), (VolumeId(2), "copy")] {
-            let (server, state) = (store.server(), VolumeState::Online);
-            let record = VolumeRecord { id, name: name.to_owned(), server, state, mounted: None };
-            cell.enter(record).await.unwrap();
+            cell.enter(record(id, name, store.server())).await.unwrap();
         }
-        let (epoch, terms) = (Epoch(1), LeaseTerms::default());
-        let promises = PromiseKeeper::new(epoch, terms, Arc::new(HolderMemory::default()), runtime.clone()).unwrap();
-        let volumes = Arc::new(Volumes::stored(store, cell, Durability::Power, epoch, promises, runtime).unwrap());
+        let volumes = volumes_of(store, cell, runtime);
         // Clients would take the two for one volume, and its handles for those of the other.
         assert_eq!(volumes.named("copy").await.err(), Some(ErrorCode::Io));
         assert_eq!(volumes.named("root").await.unwrap().id(), VolumeId::ROOT);

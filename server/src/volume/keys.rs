@@ -9,7 +9,8 @@ use larder_protocol::name::Name;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Table {
-    /// Two rows: [`HEADER`], identity and counters of the volume, and [`QUOTA`], if it was set.
+    /// Up to three rows: [`HEADER`], identity and counters of the volume; [`QUOTA`], if it was set; [`VOUCHED`], if the volume
+    /// was at other servers before.
     Header = 0,
     /// vnode → [`VnodeRecord`](super::record::VnodeRecord).
     Vnodes = 1,
@@ -85,6 +86,9 @@ impl Table {
 pub const HEADER: &[u8] = b"volume";
 /// The key of what the volume may hold, in the same table.
 pub const QUOTA: &[u8] = b"quota";
+/// The key of the lives of other servers whose acknowledged changes are durable here ([`Epoch`](larder_protocol::ids::Epoch)s),
+/// in the same table.
+pub const VOUCHED: &[u8] = b"vouched";
 
 /// Key of a vnode's row in [`Table::Vnodes`], [`Table::Inline`], [`Table::Dirty`]; and the prefix of the keys that
 /// begin with a vnode.

@@ -32,6 +32,7 @@ use super::record::{Body, FORMAT, HeaderRecord, VnodeRecord};
 use super::recovery;
 use super::syncing::Beats;
 use super::view::{Draft, Records, Verified};
+use super::watch::{Watch, WatchedContent, WatchedMetadata};
 use super::writer::{Recorded, Writer};
 use super::{Slots, Volume, clients, quota, upkeep};
 
@@ -93,8 +94,8 @@ pub enum OpenError {
     },
 }
 
-const META: &str = "meta.sqlite";
-const CONTENT: &str = "content";
+pub(super) const META: &str = "meta.sqlite";
+pub(super) const CONTENT: &str = "content";
 
 fn store_error(path: &Path) -> impl FnOnce(StoreError) -> OpenError {
     let path = path.to_owned();
@@ -216,13 +217,18 @@ pub fn open_on(
 ) -> StoreResult<Arc<Volume>> {
     let recovered = recovery::recover(&*meta, &content, &runtime)?;
     let header = recovered.header;
-    let (root, quota) = {
+    let (root, quota, vouched) = {
         let snapshot = meta.snapshot()?;
         let view = Verified(&*snapshot);
         let root = view.vnode(ROOT_VNODE)?;
         let root = root.ok_or_else(|| StoreError::Corrupt("the volume has no root directory".to_owned()))?;
-        (root, quota::load(&view)?)
+        let vouched: Option<Vec<Epoch>> = view.record(Table::Header, keys::VOUCHED)?;
+        (root, quota::load(&view)?, vouched.unwrap_or_default())
     };
+    // From here on: nobody copies a volume that is not open yet.
+    let watch = Arc::new(Watch::default());
+    let meta: Arc<dyn Metadata> = Arc::new(WatchedMetadata { engine: meta, watch: Arc::clone(&watch) });
+    let content: Arc<dyn Content> = Arc::new(WatchedContent { engine: content, watch: Arc::clone(&watch) });
     let mut slots = Slots::default();
     clients::load(&*meta, &mut slots.replay)?;
     let durable = durability == Durability::Power;
@@ -280,6 +286,8 @@ pub fn open_on(
         replayed: AtomicU64::new(0),
         promises: OnceLock::new(),
         beats: Beats::default(),
+        watch,
+        vouched,
     });
     upkeep::start(&volume);
     Ok(volume)

@@ -6,6 +6,7 @@
 
 pub mod access;
 pub mod apply;
+pub mod arriving;
 pub mod check;
 mod clients;
 pub mod codec;
@@ -16,6 +17,7 @@ pub mod error;
 pub mod keys;
 mod lifecycle;
 pub mod meta;
+pub mod original;
 mod query;
 mod quota;
 pub mod record;
@@ -23,6 +25,7 @@ mod recovery;
 mod syncing;
 mod upkeep;
 pub mod view;
+pub mod watch;
 mod writer;
 
 pub use lifecycle::{Durability, OpenError, VolumeConfig, create, open, open_on, prepare};
@@ -35,7 +38,7 @@ use std::sync::{Arc, OnceLock};
 use larder_protocol::attr::{Attr, Credential, FileType, VolumeSpace};
 use larder_protocol::cell::Quota;
 use larder_protocol::error::ErrorCode;
-use larder_protocol::ids::{Fid, MAX_VNODE, OpId, VolumeId};
+use larder_protocol::ids::{Epoch, Fid, MAX_VNODE, OpId, VolumeId};
 use larder_protocol::limits::MAX_COPY;
 use larder_protocol::name::Name;
 use larder_protocol::runtime::SharedRuntime;
@@ -55,6 +58,7 @@ use data::fetch::Fetch;
 use data::reclaim::By;
 use syncing::Beats;
 use view::{Records, Verified};
+use watch::Watch;
 use writer::{Operation, Scope};
 
 /// A volume that is open.
@@ -67,7 +71,14 @@ pub struct Volume {
     replayed: AtomicU64,
     promises: OnceLock<Arc<PromiseKeeper>>,
     beats: Beats,
+    /// Tells who copies it what changes.
+    watch: Arc<Watch>,
+    /// Lives of other servers whose acknowledged changes are durable here: it has come from them.
+    vouched: Vec<Epoch>,
 }
+
+/// Lives of other servers that a volume vouches for.
+const MAX_VOUCHED: usize = 1000;
 
 /// The objects whose attributes a reply shows.
 fn shown(reply: &OpReply) -> Vec<ObjectId> {
@@ -114,6 +125,11 @@ impl Volume {
     /// Whether what is acknowledged is durable.
     pub fn is_durable(&self) -> bool {
         self.data.durable
+    }
+
+    /// Lives of other servers from which it has come. All that they have acknowledged of it is durable.
+    pub fn vouched(&self) -> &[Epoch] {
+        &self.vouched
     }
 
     /// Mutations answered from a slot instead of being run again.

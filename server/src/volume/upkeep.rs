@@ -123,6 +123,15 @@ impl Volume {
         false
     }
 
+    /// Settles what can be settled now, so that a close that comes soon has little to do. What fails is in the log.
+    pub async fn settle_all(&self) {
+        self.data.settle_idle(Duration::MAX).await;
+        if let Err(code) = self.sync().await {
+            tracing::warn!("volume {}: cannot sync what was acknowledged: {code}", self.name);
+        }
+        self.on_meta("tidy the metadata", |meta| meta.tidy()).await;
+    }
+
     /// Ends the waits for room, for a clean end: who waits asks the server's next life.
     pub fn hurry(&self) {
         self.data.hurry.cancel();

@@ -1,6 +1,7 @@
 //! `larder volume`, `server` and `mountpoint`: looking after a cell.
 
 pub(super) mod mountpoint;
+mod moving;
 pub(super) mod server;
 mod show;
 pub(super) mod volume;

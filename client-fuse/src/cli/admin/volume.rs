@@ -10,6 +10,7 @@ use larder_protocol::service::admin::{AdminReply, AdminRequest, Place, VolumeUsa
 use serde_json::{Value, json};
 
 use super::super::options::bytes as size;
+use super::moving::{self, MoveArgs};
 use super::show::{bytes, print, table};
 use super::{CellArgs, all_volumes, ask_any, ask_owner, strange};
 
@@ -22,6 +23,7 @@ use super::{CellArgs, all_volumes, ask_any, ask_owner, strange};
   larder volume set-quota home 100G --max-files 1000000
   larder volume delete home                      it can be restored for seven days
   larder volume restore home
+  larder volume move home west:7425              programs go on meanwhile
 
 A volume is named by its name or its number. It appears in the tree once it has a mount point: see `larder mountpoint`.")]
 pub(in crate::cli) struct VolumeArgs {
@@ -88,6 +90,8 @@ enum Verb {
         /// Its name or number
         volume: String,
     },
+    /// Move a volume to another server while programs use it; that goes on if this command is interrupted
+    Move(MoveArgs),
 }
 
 #[derive(Debug, Args)]
@@ -163,6 +167,7 @@ pub(in crate::cli) fn run(args: &VolumeArgs) -> anyhow::Result<()> {
             let request = |place: &Place| AdminRequest::SetOnline { volume: place.volume.id, online: true };
             changed(json, "is online", ask_owner(cell, volume, request)?)
         }
+        Verb::Move(args) => moving::run(cell, args),
     }
 }
 
@@ -184,6 +189,7 @@ fn changed(json: bool, told: &str, reply: AdminReply) -> anyhow::Result<()> {
 
 fn state(record: &VolumeRecord) -> &'static str {
     match record.state {
+        VolumeState::Online if record.moving.is_some() => "moving",
         VolumeState::Online => "online",
         VolumeState::Offline => "offline",
         VolumeState::Deleted { .. } => "deleted",
@@ -194,7 +200,7 @@ fn server(place: &Place) -> String {
     place.address.clone().unwrap_or_else(|| format!("{} (not there)", place.volume.server))
 }
 
-fn value(place: &Place) -> Value {
+pub(super) fn value(place: &Place) -> Value {
     let record = &place.volume;
     json!({
         "id": record.id.0,
@@ -203,6 +209,7 @@ fn value(place: &Place) -> Value {
         "deleted": match record.state { VolumeState::Deleted { since } => Some(since.secs), _ => None },
         "server": record.server.to_string(),
         "address": place.address,
+        "moving": record.moving.map(|moving| json!({ "to": moving.to.to_string(), "frozen": moving.frozen })),
         "mounted": record.mounted.map(|at| json!({ "volume": at.volume.0, "vnode": at.vnode })),
     })
 }

@@ -636,3 +636,47 @@ fn the_oldest_breaks_and_ended_leases_take_no_memory_for_ever() {
     assert!(stats.callback_bytes < 10_000, "{stats:?}");
     assert!(promises.breaking.is_empty() && promises.clients.len() == 1);
 }
+
+/// The volume that X, Y and Z are in.
+const VOLUME: VolumeId = VolumeId(1);
+
+#[test]
+fn on_a_quiet_volume_nobody_gets_callbacks() {
+    let mut promises = promises();
+    lease(&mut promises, A, at(0));
+    hold(&mut promises, A, &[X], at(0));
+    promises.quiet(VOLUME);
+    promises.quiet(VOLUME);
+    let elsewhere = Fid { volume: VolumeId(2), vnode: 10, generation: 0 }.into();
+    for _ in 0..2 {
+        assert_eq!(read(&mut promises, A, &[Y, elsewhere], at(1)).withheld, [Y]);
+        let breaking = promises.begin_break([Z], Some(A), at(1));
+        assert_eq!(promises.applied(breaking, [Z], at(1)).withheld, [Z]);
+        promises.loud(VOLUME);
+        if !promises.quiet.is_empty() {
+            continue;
+        }
+        assert!(read(&mut promises, A, &[Y], at(2)).withheld.is_empty());
+        return;
+    }
+    panic!("it is quiet although nobody says so");
+}
+
+#[test]
+fn what_was_broken_and_not_acknowledged_counts_among_a_volumes_callbacks() {
+    let mut promises = promises();
+    let lease = lease(&mut promises, A, at(0));
+    hold(&mut promises, A, &[X, Y], at(0));
+    // One that nobody has waited for.
+    let breaking = promises.begin_break([X], Some(B), at(1));
+    promises.applied(breaking, [], at(1));
+    let mut objects = promises.objects_of(VOLUME);
+    objects.sort_unstable();
+    assert_eq!(objects, [X, Y]);
+    let mut all = promises.begin_break(objects, None, at(2));
+    assert!(matches!(promises.settled(&mut all, at(2)), Settled::NotBefore(_)));
+    promises.breaks(A, lease, 2, at(3));
+    assert_eq!(promises.settled(&mut all, at(3)), Settled::Yes);
+    promises.applied(all, [], at(3));
+    assert!(promises.objects_of(VOLUME).is_empty());
+}

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::ops::Bound;
 
 use larder_protocol::cell::Quota;
-use larder_protocol::ids::ClientId;
+use larder_protocol::ids::{ClientId, Epoch};
 use larder_protocol::limits::MAX_XATTR_NAME;
 use larder_protocol::name::Name;
 use serde::de::DeserializeOwned;
@@ -134,6 +134,7 @@ fn judge(table: Table, key: &[u8], value: &[u8], nodes: &mut Nodes, removals: &m
     match table {
         Table::Vnodes => Verdict::Sound,
         Table::Header if key == keys::QUOTA => verdict(codec::decode::<Quota>(value), |_| Verdict::Sound),
+        Table::Header if key == keys::VOUCHED => verdict(codec::decode::<Vec<Epoch>>(value), |_| Verdict::Sound),
         Table::Header if key != keys::HEADER => malformed(),
         Table::Header => verdict(codec::decode::<HeaderRecord>(value), |_| Verdict::Sound),
         // Whether these belong to something is the tree's business.
