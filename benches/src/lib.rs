@@ -1,7 +1,8 @@
 //! Tests and measurements of Larder on real mounts.
 //!
-//! [`server`] and [`mount`] run the two binaries and take them down again, [`cell`] runs both with several volumes, [`raw`] speaks the protocol without a
-//! mount, [`proxy`] is a network with faults, [`disk`] and [`medium`] are disks, the second one with power cuts, [`size`]
+//! [`server`] and [`mount`] run the two binaries and take them down again, [`cell`] runs both with several
+//! volumes, and [`many_servers`] with several servers, [`raw`] speaks the protocol without a mount, [`chores`] are what programs do, [`proxy`] is a network with faults, [`network`] is one
+//! of machines, [`mod@etcd`] a directory for cells, [`disk`] and [`medium`] are disks, the second one with power cuts, [`size`]
 //! says how much to do, [`wal`] tears a database's log, [`race`] lets two threads race, [`seeds`] runs worlds in virtual
 //! time. The tests under `tests/` state one promise each;
 //! `docs/semantics.md` cites them by name. [`crash`] breaks things at random and checks all promises at once; [`mod@bench`]
@@ -9,12 +10,16 @@
 
 pub mod bench;
 pub mod cell;
+pub mod chores;
 pub mod crash;
 pub mod digest;
 pub mod disk;
+pub mod etcd;
 pub mod fuzzing;
+pub mod many_servers;
 pub mod medium;
 pub mod mount;
+pub mod network;
 pub mod page;
 pub mod pass_through;
 #[cfg(feature = "failpoints")]

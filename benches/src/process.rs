@@ -45,12 +45,16 @@ pub fn binary(name: &str) -> Result<PathBuf> {
 /// # Errors
 /// If the binary is not there.
 pub fn command(name: &str, namespace: Option<&str>) -> Result<Command> {
-    let program = binary(name)?;
-    let Some(namespace) = namespace else { return Ok(Command::new(program)) };
+    Ok(within(&binary(name)?, namespace))
+}
+
+/// A command that runs a program, in this network namespace of ip-netns(8) if one is named.
+pub fn within(program: &Path, namespace: Option<&str>) -> Command {
+    let Some(namespace) = namespace else { return Command::new(program) };
     // Not `ip netns exec`, whose mounts nobody else sees.
     let mut command = Command::new("nsenter");
     command.arg(format!("--net=/run/netns/{namespace}")).arg("--").arg(program);
-    Ok(command)
+    command
 }
 
 /// Lets this process, and those that it starts, have as many files open as the system allows it, which must be so many.

@@ -10,11 +10,12 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use larder_benches::mount::{Counts, Mode, Mount, Setup};
+use larder_benches::network::{Network, ip};
 use larder_benches::process::{run, scratch};
 use larder_benches::server::Server;
 
@@ -31,10 +32,7 @@ const FILES: usize = 50;
 /// Files of the tree that are changed meanwhile.
 const CHANGED: usize = 3;
 
-/// The server's address in its network.
-const ADDRESS: &str = "10.77.0.1";
-
-/// A machine.
+/// A machine, and its number in the network; the first one has the switch.
 #[derive(Clone, Copy, Debug)]
 enum Machine {
     Server,
@@ -53,79 +51,23 @@ enum Cut {
     Mute,
 }
 
-/// Three machines and a switch between them, which is in the server's.
-struct Network {
-    name: String,
-}
-
-fn ip(namespace: Option<&str>, words: &str) {
-    let mut command = Command::new("ip");
-    command.args(namespace.iter().flat_map(|name| ["-n", name])).args(words.split_whitespace());
+/// A queue without room drops what would leave by this interface.
+fn drop_at(network: &Network, machine: Machine, interface: &str, drops: bool) {
+    let verb = if drops { ["add", "pfifo", "limit", "0"].as_slice() } else { &["del"] };
+    let mut command = Command::new("tc");
+    command.args(["-n", &network.of(machine as usize), "qdisc", verb[0], "dev", interface, "root"]).args(&verb[1..]);
     run(&mut command).unwrap();
 }
 
-impl Network {
-    fn new() -> Network {
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        // From here on its drop removes what was made. `scripts/test` knows the name, in case this process is killed.
-        let network = Network { name: format!("larder-{}-{number}", std::process::id()) };
-        for machine in [Machine::Server, Machine::A, Machine::B] {
-            ip(None, &format!("netns add {}", network.of(machine)));
-            ip(Some(&network.of(machine)), "link set lo up");
+fn set(network: &Network, cut: Cut, is_cut: bool) {
+    let port = network.port(Machine::A as usize);
+    match cut {
+        Cut::Cable => {
+            let state = if is_cut { "down" } else { "up" };
+            ip(Some(&network.of(Machine::Server as usize)), &format!("link set {port} {state}")).unwrap();
         }
-        let server = network.of(Machine::Server);
-        ip(Some(&server), "link add switch type bridge");
-        ip(Some(&server), &format!("addr add {ADDRESS}/24 dev switch"));
-        ip(Some(&server), "link set switch up");
-        for (machine, port, last) in [(Machine::A, "port-a", 2), (Machine::B, "port-b", 3)] {
-            let client = network.of(machine);
-            ip(Some(&server), &format!("link add {port} type veth peer name cable netns {client}"));
-            ip(Some(&server), &format!("link set {port} master switch up"));
-            ip(Some(&client), &format!("addr add 10.77.0.{last}/24 dev cable"));
-            ip(Some(&client), "link set cable up");
-        }
-        network
-    }
-
-    /// The namespace of a machine.
-    fn of(&self, machine: Machine) -> String {
-        let machine = match machine {
-            Machine::Server => "server",
-            Machine::A => "a",
-            Machine::B => "b",
-        };
-        format!("{}-{machine}", self.name)
-    }
-
-    /// A queue without room drops what would leave by this interface.
-    fn drop_at(&self, machine: Machine, interface: &str, drops: bool) {
-        let verb = if drops { ["add", "pfifo", "limit", "0"].as_slice() } else { &["del"] };
-        let mut command = Command::new("tc");
-        command.args(["-n", &self.of(machine), "qdisc", verb[0], "dev", interface, "root"]).args(&verb[1..]);
-        run(&mut command).unwrap();
-    }
-
-    fn set(&self, cut: Cut, is_cut: bool) {
-        match cut {
-            Cut::Cable => {
-                let state = if is_cut { "down" } else { "up" };
-                ip(Some(&self.of(Machine::Server)), &format!("link set port-a {state}"));
-            }
-            Cut::Deaf => self.drop_at(Machine::Server, "port-a", is_cut),
-            Cut::Mute => self.drop_at(Machine::A, "cable", is_cut),
-        }
-    }
-}
-
-impl Drop for Network {
-    fn drop(&mut self) {
-        // The links go with the namespaces, and those once no process is left in them.
-        for machine in [Machine::Server, Machine::A, Machine::B] {
-            if let Err(error) = run(Command::new("ip").args(["netns", "del", &self.of(machine)])) {
-                eprintln!("{error:#}");
-            }
-        }
+        Cut::Deaf => drop_at(network, Machine::Server, &port, is_cut),
+        Cut::Mute => drop_at(network, Machine::A, "cable", is_cut),
     }
 }
 
@@ -218,7 +160,7 @@ impl Drop for Watchers {
 
 /// A machine's mount.
 fn mount(dir: &Path, network: &Network, machine: Machine, name: &str, server: &Server) -> Mount {
-    let namespace = network.of(machine);
+    let namespace = network.of(machine as usize);
     let setup = Setup { options: "hard", namespace: Some(&namespace), ..Setup::default() };
     Mount::set_up(dir, name, server.address(), Mode::Afs, &setup).unwrap()
 }
@@ -250,11 +192,12 @@ fn plant(root: &Path, dirs: usize) {
 /// A has read all files of `dirs` directories when it is cut off.
 fn a_client_is_cut_off(cut: Cut, dirs: usize) {
     let dir = scratch().unwrap();
-    let network = Network::new();
+    let network = Network::new(3).unwrap();
     let term = TERM.as_secs().to_string();
     let arguments = ["--insecure", "--root-squash", "off", "--lease-term", &term];
-    let at_server = network.of(Machine::Server);
-    let mut server = Server::start_in(dir.path(), &format!("{ADDRESS}:0"), &arguments, Some(&at_server)).unwrap();
+    let at_server = network.of(Machine::Server as usize);
+    let address = format!("{}:0", network.address(Machine::Server as usize));
+    let mut server = Server::start_in(dir.path(), &address, &arguments, Some(&at_server)).unwrap();
     let b = mount(dir.path(), &network, Machine::B, "b", &server);
     plant(b.path(), dirs);
     let a = mount(dir.path(), &network, Machine::A, "a", &server);
@@ -265,7 +208,7 @@ fn a_client_is_cut_off(cut: Cut, dirs: usize) {
     watchers.wait_for("seen at first", |look| look.seen == Ok(0));
     let (before, lapsed) = (a.counts().unwrap(), server.stats().unwrap().promises.lapsed);
 
-    network.set(cut, true);
+    set(&network, cut, true);
     let cut_at = Instant::now();
     // What A holds a promise of it uses for as long as its lease runs.
     let first = files(a.path(), dirs).remove(0);
@@ -299,7 +242,7 @@ fn a_client_is_cut_off(cut: Cut, dirs: usize) {
     let shown: Vec<Look> =
         watchers.so_far().into_iter().filter(|look| look.ended > stored && look.began < mended).collect();
     assert!(shown.is_empty(), "A showed something though it could not know: {shown:?}");
-    network.set(cut, false);
+    set(&network, cut, false);
     watchers.wait_for("seen as it is now", |look| look.seen == Ok(1));
     println!(
         "{cut:?}: after {:?} everything is seen as it is, {:?} after the cut is mended",

@@ -7,74 +7,16 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use larder_benches::many_servers::{Directory, ManyServers};
 use larder_benches::mount::{Mode, Mount, Setup};
-use larder_benches::process::{binary, have_own_files, run, scratch};
+use larder_benches::process::{binary, have_own_files, run};
 use larder_benches::server::Server;
 use larder_benches::size::Size;
-use tempfile::TempDir;
 
 /// How long something may take that waits for nobody.
 const SOON: Duration = Duration::from_secs(20);
-
-/// Servers of one cell, whose directory the first has.
-struct World {
-    servers: Vec<Server>,
-    dir: TempDir,
-}
-
-impl World {
-    fn new(count: usize) -> World {
-        let dir = scratch().unwrap();
-        let mut world = World { servers: Vec::new(), dir };
-        for number in 0..count {
-            let place = world.dir.path().join(format!("server-{number}"));
-            fs::create_dir(&place).unwrap();
-            let location = world.servers.first().map(|first| format!("larder://{}", first.address()));
-            let arguments: Vec<&str> = location.iter().flat_map(|location| ["--location", location]).collect();
-            world.servers.push(Server::start_with(&place, &arguments).unwrap());
-        }
-        world
-    }
-
-    fn larder(&self, server: usize, arguments: &[&str]) -> String {
-        let mut command = Command::new(binary("larder").unwrap());
-        command.args(arguments).env("LARDER_SERVER", self.servers[server].address());
-        String::from_utf8(run(&mut command).unwrap().stdout).unwrap()
-    }
-
-    /// Makes so many volumes at each server, and lets them appear in the root directory of the mount.
-    fn spread(&self, mount: &Mount, each: usize) -> Vec<(usize, String)> {
-        let mut names = Vec::new();
-        for number in 0..each {
-            for server in 0..self.servers.len() {
-                let name = format!("at-{server}-{number}");
-                self.larder(server, &["volume", "create", &name]);
-                self.larder(0, &["mountpoint", "add", mount.at(&name).to_str().unwrap(), &name]);
-                names.push((server, name));
-            }
-        }
-        names
-    }
-
-    fn mount(&self, name: &str, server: usize, mode: Mode, options: &str) -> Mount {
-        Mount::new(self.dir.path(), name, &self.servers[server], mode, options).unwrap()
-    }
-
-    /// Requests of a kind that all servers have answered.
-    fn answered(&self, kind: &str) -> u64 {
-        let of = |server: &Server| server.stats().unwrap().requests.get(kind).map_or(0, |of_kind| of_kind.count);
-        self.servers.iter().map(of).sum()
-    }
-
-    fn end(mut self) {
-        // The one with the directory last.
-        for server in self.servers.iter_mut().rev() {
-            server.check().unwrap();
-        }
-    }
-}
 
 /// A tree of so many files, and what it is compared with.
 fn tree(at: &Path, files: usize) {
@@ -87,10 +29,9 @@ fn tree(at: &Path, files: usize) {
     }
 }
 
-#[test]
-fn who_mounts_from_one_server_sees_the_volumes_of_all() {
+fn one_address_leads_to_all(directory: Directory) {
     let files = Size::get().pick(40, 100, 500);
-    let world = World::new(3);
+    let world = ManyServers::apart(3, directory);
     let model = world.dir.path().join("model");
     tree(&model, files);
     let admin = world.mount("admin", 0, Mode::Direct, "");
@@ -128,9 +69,19 @@ fn who_mounts_from_one_server_sees_the_volumes_of_all() {
 }
 
 #[test]
+fn who_mounts_from_one_server_sees_the_volumes_of_all() {
+    one_address_leads_to_all(Directory::Embedded);
+}
+
+#[test]
+fn who_mounts_from_one_server_of_a_cell_in_etcd_sees_the_volumes_of_all() {
+    one_address_leads_to_all(Directory::Etcd);
+}
+
+#[test]
 fn a_server_that_is_away_is_missed_in_its_own_volumes_alone() {
     for mode in Mode::ALL {
-        let mut world = World::new(3);
+        let mut world = ManyServers::new(3, Directory::Embedded);
         let mount = world.mount("mnt", 0, mode, "hard");
         let volumes = world.spread(&mount, 1);
         let at = |server: usize| -> PathBuf { mount.at(&volumes[server].1) };
@@ -166,11 +117,13 @@ fn a_server_that_is_away_is_missed_in_its_own_volumes_alone() {
 
 #[test]
 fn with_the_first_server_away_the_others_go_on_and_new_mounts_find_them() {
-    let mut world = World::new(3);
+    let mut world = ManyServers::new(3, Directory::Embedded);
     let mount = world.mount("mnt", 0, Mode::Nfs, "hard");
     let volumes = world.spread(&mount, 1);
     let (name, path) = (&volumes[2].1, mount.at(&volumes[2].1));
     fs::write(path.join("file"), "here").unwrap();
+    // Who is asked for it has asked for it.
+    world.larder(1, &["volume", "list"]);
     world.servers[0].kill().unwrap();
     fs::write(path.join("other"), "here, too").unwrap();
     // What the others know of the cell's directory suffices to find a volume.
@@ -188,4 +141,56 @@ fn with_the_first_server_away_the_others_go_on_and_new_mounts_find_them() {
     world.larder(1, &["volume", "create", "more"]);
     mount.close(false).unwrap();
     world.end();
+}
+
+#[test]
+fn without_etcd_clients_go_on_in_the_volumes_that_they_know() {
+    let mut world = ManyServers::new(2, Directory::Etcd);
+    let mount = world.mount("mnt", 0, Mode::Afs, "hard");
+    let volumes = world.spread(&mount, 2);
+    for (_, name) in &volumes {
+        fs::write(mount.at(name).join("before"), name).unwrap();
+    }
+    let etcd = world.etcd.as_mut().unwrap();
+    etcd.stop().unwrap();
+    let address = etcd.address();
+    // Longer than servers count as there that have not said so.
+    let over = Instant::now() + Duration::from_secs(Size::get().pick(20, 20, 60) as u64);
+    for round in 0.. {
+        for (_, name) in &volumes {
+            let file = mount.at(name).join(format!("file-{}", round % 10));
+            fs::write(&file, round.to_string()).unwrap();
+            assert_eq!(fs::read_to_string(&file).unwrap(), round.to_string());
+        }
+        if Instant::now() > over {
+            break;
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    for arguments in [&["volume", "create", "more"][..], &["volume", "list"], &["volume", "rename", "at-0-0", "other"]]
+    {
+        let told = world.refused(1, arguments);
+        assert!(told.contains("etcd") && told.contains(&address), "{arguments:?}: {told}");
+    }
+    world.etcd.as_mut().unwrap().restart().unwrap();
+    let began = Instant::now();
+    while !world.command(1, &["volume", "create", "more"]).output().unwrap().status.success() {
+        assert!(began.elapsed() < SOON);
+    }
+    assert_eq!(world.larder(0, &["volume", "list"]).lines().count(), 3 + volumes.len());
+    mount.close(false).unwrap();
+    world.end();
+}
+
+#[test]
+fn a_second_server_with_the_same_identity_is_refused() {
+    for directory in [Directory::Embedded, Directory::Etcd] {
+        let world = ManyServers::new(2, directory);
+        let copy = world.dir.path().join("copy");
+        fs::create_dir(&copy).unwrap();
+        run(Command::new("cp").arg("-r").arg(world.servers[1].store()).arg(&copy)).unwrap();
+        let refused = Server::start_with(&copy, &[]).unwrap_err();
+        assert!(format!("{refused:#}").contains("identity"), "{refused:#}");
+        world.end();
+    }
 }

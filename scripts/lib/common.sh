@@ -53,10 +53,12 @@ packages() {
     rm -f "$log"
 }
 
+# What it takes to build everything.
 need_cargo() {
     command -v cargo >/dev/null || die "cargo is missing. Install Rust from https://rustup.rs
     curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh
 and try again."
+    packages cc=gcc protoc=protobuf-compiler
 }
 
 # need_tools PROGRAM...: installs programs that are crates of the same name, where they are missing.

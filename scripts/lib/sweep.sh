@@ -6,10 +6,10 @@
 each_process() {
     local file name
     # By their names alone: looking at a mount that hangs would hang this, too.
-    for file in "$LARDER_TEST_TMP"/*.pid "$LARDER_TEST_TMP"/*/*.pid; do
+    for file in "$LARDER_TEST_TMP"/{*,*/*,*/*/*}.pid; do
         [ -f "$file" ] || continue
-        for name in larder larder-failpoints larderd larderd-failpoints; do
-            "$1" "$(cat "$file")" "$LARDER_BIN_DIR/$name" || true
+        for name in "$LARDER_BIN_DIR"/{larder,larderd}{,-failpoints} /usr/bin/etcd; do
+            "$1" "$(cat "$file")" "$name" || true
         done
     done
 }
@@ -28,7 +28,7 @@ sweep() {
         warn "sweeping up the mount $point ($type)" || true
         umount "$point" 2>/dev/null || umount -l "$point" || true
     done < <(tac /proc/self/mounts)
-    # Networks of afs_partition, which begin with the number of the process that made them.
+    # Networks of tests, which begin with the number of the process that made them.
     for file in /run/netns/larder-[0-9]*; do
         pid=${file#/run/netns/larder-} pid=${pid%%-*}
         if [ ! -e "$file" ] || [ -d "/proc/$pid" ]; then continue; fi

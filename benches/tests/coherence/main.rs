@@ -28,6 +28,7 @@ mod history;
 #[allow(dead_code, reason = "the other test needs more of it")]
 mod machine;
 mod mounted;
+mod moving;
 mod names;
 #[cfg(feature = "failpoints")]
 mod planted;
