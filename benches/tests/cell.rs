@@ -116,6 +116,33 @@ fn a_server_that_is_away_is_missed_in_its_own_volumes_alone() {
 }
 
 #[test]
+fn a_volume_that_nobody_has_used_is_waited_for_though_its_server_has_been_away_for_long() {
+    let mut world = ManyServers::new(2, Directory::Embedded);
+    let mount = world.mount("mnt", 0, Mode::Nfs, "hard");
+    world.add(1, &mount, "unused");
+    // One that has not come to it yet.
+    let other = world.mount("other", 0, Mode::Nfs, "hard");
+    world.servers[1].kill().unwrap();
+    // The directory does not count it as there any more.
+    while world.larder(0, &["server", "list"]).lines().count() > 2 {
+        thread::sleep(Duration::from_millis(100));
+    }
+    let path = other.at("unused").join("file");
+    let waiting = thread::spawn(move || {
+        // SAFETY: all that it opens it opens from here on.
+        unsafe { have_own_files() }.unwrap();
+        fs::write(path, "patience")
+    });
+    thread::sleep(Duration::from_secs(3));
+    assert!(!waiting.is_finished(), "nobody was there to do it");
+    world.servers[1].restart().unwrap();
+    waiting.join().unwrap().unwrap();
+    other.close(false).unwrap();
+    mount.close(false).unwrap();
+    world.end();
+}
+
+#[test]
 fn with_the_first_server_away_the_others_go_on_and_new_mounts_find_them() {
     let mut world = ManyServers::new(3, Directory::Embedded);
     let mount = world.mount("mnt", 0, Mode::Nfs, "hard");

@@ -306,8 +306,18 @@ impl Client {
         let limit = Some(started + within);
         let asking = async {
             let connection = self.channels[0].connection().await.map_err(Failure::NotSent)?;
-            let reply = connection.call(request, within).await;
-            reply.map_err(|_| Failure::NotSent(Cause::TimedOut))
+            let Ok(reply) = connection.call(request, within).await else {
+                return Err(Failure::NotSent(Cause::TimedOut));
+            };
+            match error_of(&reply) {
+                // It cannot tell now.
+                Some(ErrorCode::Unavailable) => Err(Failure::NotSent(Cause::TimedOut)),
+                Some(ErrorCode::Fenced | ErrorCode::UnknownClient) => {
+                    connection.kill();
+                    Err(Failure::NotSent(Cause::TimedOut))
+                }
+                _ => Ok(reply),
+            }
         };
         // Nothing comes of an answer that is late, and the connection has others to carry: it is not given up.
         let reply = self.bounded(limit, asking).await.unwrap_or_else(|cause| Err(Failure::NotSent(cause)));
