@@ -304,10 +304,12 @@ impl Servers {
                 return now;
             }
             let now = client.shared().runtime.boottime();
-            let last = self.table.lock().asked.insert(volume, now);
-            if last.is_some_and(|last| now.saturating_sub(last) < AWAY) {
-                self.table.lock().asked.extend(last.map(|last| (volume, last)));
-                continue;
+            {
+                let asked = &mut self.table.lock().asked;
+                if asked.get(&volume).is_some_and(|last| now.saturating_sub(*last) < AWAY) {
+                    continue;
+                }
+                asked.insert(volume, now);
             }
             for other in self.askable().into_iter().filter(|other| !Arc::ptr_eq(other, client)) {
                 let answer = other.locate(LOCATE_WITHIN, VolumeKey::Id(volume), client.shared().server()).await;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
-use larder_protocol::cell::{ServerRecord, VolumeRecord};
+use larder_protocol::cell::{ServerId, ServerRecord, VolumeRecord};
 use larder_protocol::error::ErrorCode;
 use larder_protocol::ids::{Epoch, VolumeId};
 use larder_protocol::runtime::RuntimeExt;
@@ -684,11 +684,11 @@ fn id_of(name: ContentName) -> ContentId {
 }
 
 fn change(row: RowNow) -> Result<RowChange, Failed> {
-    let table = Table::ALL.iter().find(|table| **table as u8 == row.table).ok_or_else(strange)?;
-    Ok((*table, row.key.into(), row.value.map(|value| value.0.into())))
+    let table = Table::numbered(row.table).ok_or_else(strange)?;
+    Ok((table, row.key.into(), row.value.map(|value| value.0.into())))
 }
 
-fn ended(volume: VolumeId, to: larder_protocol::cell::ServerId, result: Result<(), AdminError>) -> MoveStatus {
+fn ended(volume: VolumeId, to: ServerId, result: Result<(), AdminError>) -> MoveStatus {
     let (copied, total) = (0, 0);
     MoveStatus {
         volume,

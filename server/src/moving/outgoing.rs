@@ -331,8 +331,7 @@ impl Server {
 }
 
 fn table_of(number: u8) -> Result<Table, AdminError> {
-    let table = Table::ALL.iter().find(|table| **table as u8 == number).copied();
-    table.ok_or_else(|| error(ErrorCode::Invalid, format!("there is no table {number}")))
+    Table::numbered(number).ok_or_else(|| error(ErrorCode::Invalid, format!("there is no table {number}")))
 }
 
 fn row((table, key, value): (Table, Vec<u8>, Option<Vec<u8>>)) -> RowNow {

@@ -110,17 +110,7 @@ impl Volumes {
     pub fn given(volumes: Vec<Arc<Volume>>, promises: Arc<PromiseKeeper>, runtime: SharedRuntime) -> Volumes {
         volumes.iter().for_each(|volume| volume.promise_by(promises.clone()));
         let open = volumes.into_iter().map(|volume| (volume.id(), Open { volume, used: AtomicU64::new(0) })).collect();
-        Volumes {
-            open: RwLock::new(open),
-            source: None,
-            runtime,
-            promises,
-            keeper: OnceLock::new(),
-            closed: Mutex::default(),
-            arrivals: RwLock::default(),
-            arrived: AtomicU64::new(0),
-            expected: RwLock::default(),
-        }
+        Volumes::new(open, None, promises, runtime)
     }
 
     /// Those of a store.
@@ -148,8 +138,17 @@ impl Volumes {
         let stored = store.volumes()?.into_iter().map(|stored| (stored.id, stored)).collect();
         let (stored, turns, ended) = (RwLock::new(stored), Mutex::default(), tokio::sync::RwLock::new(false));
         let source = Some(Source { store, cell, stored, durability, epoch, turns, ended });
-        Ok(Volumes {
-            open: RwLock::default(),
+        Ok(Volumes::new(BTreeMap::new(), source, promises, runtime))
+    }
+
+    fn new(
+        open: BTreeMap<VolumeId, Open>,
+        source: Option<Source>,
+        promises: Arc<PromiseKeeper>,
+        runtime: SharedRuntime,
+    ) -> Volumes {
+        Volumes {
+            open: RwLock::new(open),
             source,
             runtime,
             promises,
@@ -158,7 +157,7 @@ impl Volumes {
             arrivals: RwLock::default(),
             arrived: AtomicU64::new(0),
             expected: RwLock::default(),
-        })
+        }
     }
 
     /// Who looks after volumes that are opened and closed.

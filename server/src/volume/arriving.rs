@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use larder_protocol::ids::{Epoch, VolumeId};
@@ -43,7 +43,6 @@ struct Have {
 
 /// The engines.
 pub struct Arriving {
-    dir: PathBuf,
     meta: SqliteMetadata,
     content: Arc<FileContent>,
     sequence: u64,
@@ -98,7 +97,6 @@ impl Arriving {
         // Behind what may be half a line.
         journal.write_all(b"\n")?;
         Ok(Arriving {
-            dir: dir.to_owned(),
             meta,
             content,
             sequence: 0,
@@ -252,11 +250,6 @@ impl Arriving {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
-    }
-
-    /// Its directory.
-    pub fn dir(&self) -> &Path {
-        &self.dir
     }
 }
 

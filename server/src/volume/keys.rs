@@ -53,6 +53,11 @@ impl Table {
         Table::Clients,
     ];
 
+    /// The table of this number, as the store's format numbers them.
+    pub fn numbered(number: u8) -> Option<Table> {
+        Table::ALL.iter().find(|table| **table as u8 == number).copied()
+    }
+
     /// The table's name, in SQLite and in messages.
     pub fn name(self) -> &'static str {
         match self {
